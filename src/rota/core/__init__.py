@@ -1,0 +1,1 @@
+"""The decisions of Rota, without I/O: no clock, socket, file, chance or log is seen here."""

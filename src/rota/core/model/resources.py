@@ -1,0 +1,98 @@
+"""What tasks need and nodes have. Integers only, so that ten times 0.1 is 1.
+
+`cpu`, `gpu` and named resources are in thousandths, `memory` and `disk` in bytes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """An amount of each resource; `named` is sorted by name and has no zeros."""
+
+    cpu: int = 0
+    memory: int = 0
+    gpu: int = 0
+    disk: int = 0
+    named: tuple[tuple[str, int], ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False, default=0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.cpu, self.memory, self.gpu, self.disk, self.named)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        cpu: int = 0,
+        memory: int = 0,
+        gpu: int = 0,
+        disk: int = 0,
+        named: dict[str, int] | None = None,
+    ) -> "Resources":
+        """Like the constructor, with the named resources in any order."""
+        pairs = tuple(sorted((name, amount) for name, amount in (named or {}).items() if amount))
+        return cls(cpu, memory, gpu, disk, pairs)
+
+    def plus(self, other: "Resources", times: int = 1) -> "Resources":
+        """This and `times` the other; `times` may be negative."""
+        named = self.named
+        if other.named:
+            amounts = dict(named)
+            for name, amount in other.named:
+                amounts[name] = amounts.get(name, 0) + amount * times
+            named = tuple(sorted((name, amount) for name, amount in amounts.items() if amount))
+        return Resources(
+            self.cpu + other.cpu * times,
+            self.memory + other.memory * times,
+            self.gpu + other.gpu * times,
+            self.disk + other.disk * times,
+            named,
+        )
+
+    def items(self) -> Iterator[tuple[str, int]]:
+        """Every resource that is not zero, by name."""
+        for name, amount in (
+            ("cpu", self.cpu),
+            ("memory", self.memory),
+            ("gpu", self.gpu),
+            ("disk", self.disk),
+        ):
+            if amount:
+                yield name, amount
+        yield from self.named
+
+    def get(self, name: str) -> int:
+        """The amount of one resource, 0 where there is none."""
+        if name in ("cpu", "memory", "gpu", "disk"):
+            return int(getattr(self, name))
+        return dict(self.named).get(name, 0)
+
+    def times_in(self, free: "Resources", times_max: int) -> int:
+        """How many of this fit into `free`, at most `times_max`."""
+        count = times_max
+        for name, amount in self.items():
+            count = min(count, free.get(name) // amount)
+        return max(count, 0)
+
+    def missing_in(self, free: "Resources") -> list[str]:
+        """The names of the resources of which `free` has too little."""
+        return [name for name, amount in self.items() if free.get(name) < amount]
+
+    @property
+    def negative(self) -> bool:
+        """Whether any amount is below zero: more was charged than there is."""
+        return (
+            self.cpu < 0
+            or self.memory < 0
+            or self.gpu < 0
+            or self.disk < 0
+            or any(amount < 0 for _, amount in self.named)
+        )
+
+
+NOTHING = Resources()

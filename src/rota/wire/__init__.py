@@ -1,0 +1,1 @@
+"""The only door to protobuf: conversion, validation, RPC helpers, and the generated code in `gen`."""

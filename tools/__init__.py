@@ -1,0 +1,1 @@
+"""Scripts for those who work on Rota. Nothing here is installed with it."""
