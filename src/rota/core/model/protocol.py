@@ -92,7 +92,7 @@ class Holding:
 
 @dataclass(slots=True)
 class HoldingEnd:
-    pass
+    pages: int = 0
 
 
 @dataclass(slots=True)
@@ -188,6 +188,7 @@ class Welcome:
 class Refused:
     message: str
     retry_ms: int = 0
+    hello_sent_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

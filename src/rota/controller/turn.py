@@ -1,0 +1,52 @@
+"""The turn: step, commit, then speak. The controller and the simulator both run it.
+
+(etcd's raft library calls the outcome of a step Ready, and what follows here Advance.)
+"""
+
+from collections.abc import Callable, Iterable
+
+from rota.core.cluster.inputs import Input, Outcome
+from rota.core.cluster.records import META_COMMIT, Commit
+from rota.core.cluster.step import Machine
+from rota.store.port import Ambiguous, Changes, Fenced, Store
+
+
+class Turn:
+    """One leader's turns over one store. `fence` is the revision of `meta/commit` that it goes on from."""
+
+    def __init__(self, machine: Machine, store: Store, fence: int) -> None:
+        self.machine = machine
+        self._store = store
+        self._fence = fence
+
+    async def run(
+        self, arrived: Iterable[Input], now_ms: int, wall_ms: int, speak: Callable[[Outcome], None]
+    ) -> Outcome:
+        """Takes what arrived, commits what follows, and only then has `speak` give orders and replies.
+
+        Raises StoreError where the commit failed for good: the machine is ahead of the store then
+        and must be thrown away and loaded again; nothing has been said of the step.
+        """
+        outcome = self.machine.step(arrived, now_ms, wall_ms)
+        if outcome.changes:
+            await self._commit(outcome)
+        speak(outcome)
+        return outcome
+
+    async def _commit(self, outcome: Outcome) -> None:
+        changes = Changes(outcome.changes, outcome.blocks)
+        wanted = outcome.changes[META_COMMIT]
+        assert isinstance(wanted, Commit)
+        while True:
+            try:
+                self._fence = await self._store.commit(changes, self._fence)
+                return
+            except Ambiguous:
+                loaded = await self._store.load(META_COMMIT)
+                if loaded.fence == self._fence:
+                    # It has not happened. The same transaction again: at most one of the two can win.
+                    continue
+                if loaded.records != [(META_COMMIT, wanted)]:
+                    raise Fenced("another leader has committed meanwhile") from None
+                self._fence = loaded.fence
+                return

@@ -1,0 +1,182 @@
+"""What must be true of a cluster after every step: what is derived equals a recount of the records.
+
+For tests and the simulator. A failure is an `InvariantBroken` that names the invariant.
+"""
+
+from collections.abc import Iterable
+
+from pyroaring import BitMap
+
+from rota.core.cluster.state import Allocation, Cluster, Job, Node
+from rota.core.model import indexset
+from rota.core.model.resources import NOTHING, Resources
+from rota.core.model.states import TaskState
+
+
+class InvariantBroken(AssertionError):
+    """`name` is the invariant's; the message says what was found."""
+
+    def __init__(self, name: str, found: str) -> None:
+        super().__init__(f"{name}: {found}")
+        self.name = name
+
+
+def require(holds: object, name: str, found: object) -> None:
+    """Raises InvariantBroken unless it holds."""
+    if not holds:
+        raise InvariantBroken(name, str(found))
+
+
+def check_job(job: Job) -> None:
+    """Who holds which index, and the counters."""
+    owned, finals = BitMap(), BitMap()
+    counts = {"succeeded": 0, "failed": 0, "cancelled": 0, "started": 0}
+    for number, segment in job.segments.items():
+        for part in (segment.succeeded, segment.failed, segment.cancelled):
+            require(part.isdisjoint(finals), "one-end", f"job {job.id}: {part & finals} ended twice")
+            finals |= part
+        inside = segment.succeeded | segment.failed | segment.cancelled
+        low, high = number * indexset.SEGMENT_SIZE, (number + 1) * indexset.SEGMENT_SIZE
+        require(
+            not inside or low <= inside.min() <= inside.max() < high,
+            "segments",
+            f"job {job.id}: segment {number}",
+        )
+        counts["succeeded"] += len(segment.succeeded)
+        counts["failed"] += len(segment.failed)
+        counts["cancelled"] += len(segment.cancelled)
+    for allocation in job.allocations.values():
+        _check_allocation(job, allocation, owned)
+        owned |= allocation.owned
+        status = allocation.status
+        counts["succeeded"] += len(allocation.owned & status.succeeded)
+        counts["failed"] += len(allocation.owned & status.failed)
+        counts["cancelled"] += len(allocation.owned & status.cancelled)
+        counts["started"] += len(allocation.remaining & status.started)
+    require(owned.isdisjoint(finals), "one-holder", f"job {job.id}: {owned & finals} ended and held")
+    require(owned == job.owned, "counters", f"job {job.id}: owned {job.owned}, recounted {owned}")
+    require(finals == job.finals, "counters", f"job {job.id}: ended {job.finals}, recounted {finals}")
+    pending = job.all - finals - owned
+    require(pending == job.pending, "counters", f"job {job.id}: pending {job.pending}, recounted {pending}")
+    require(finals | owned <= job.all, "indices", f"job {job.id}: {(finals | owned) - job.all} are not its")
+    derived = {
+        "succeeded": job.count_succeeded,
+        "failed": job.count_failed,
+        "cancelled": job.count_cancelled,
+        "started": job.count_started,
+    }
+    require(derived == counts, "counters", f"job {job.id}: {derived}, recounted {counts}")
+    if job.ended:
+        require(job.count_ended == len(job.all), "ended-is-all", f"job {job.id} ended with {counts}")
+
+
+def _check_allocation(job: Job, allocation: Allocation, owned: BitMap) -> None:
+    name = f"job {job.id}, allocation {allocation.id}"
+    both = owned & allocation.owned
+    require(not both, "one-holder", f"{name}: {both} held twice")
+    status, desired = allocation.status, allocation.desired
+    for part in (
+        status.started,
+        status.succeeded,
+        status.failed,
+        status.cancelled,
+        desired.kept,
+        desired.stop,
+    ):
+        require(part <= desired.indices, "indices", f"{name}: {part - desired.indices} are not in it")
+    ended = len(status.succeeded) + len(status.failed) + len(status.cancelled)
+    require(ended == len(allocation.ended), "one-end", f"{name}: an index ended twice")
+    require(allocation.remaining == allocation.owned - allocation.ended, "counters", f"{name}: remaining")
+    require(allocation.remaining or allocation.unclaimed, "closed", f"{name} has nothing left and is open")
+    require(desired.lost == (allocation.id in job.lost), "counters", f"{name}: lost")
+
+
+def check_node(node: Node) -> None:
+    """Nothing is charged beyond what there is, and the charges are those of the leases."""
+    charged: dict[tuple[int, int], Resources] = {}
+    for lease in node.leases.values():
+        desired = lease.desired
+        unit = (desired.pool, desired.unit)
+        before = charged.get(unit, NOTHING)
+        charged[unit] = before.plus(desired.shape, len(desired.slots))
+        numbers = [slot.slot for slot in desired.slots]
+        require(len(set(numbers)) == len(numbers), "slots", f"lease {lease.id}: slots {numbers}")
+        require(desired.target <= len(numbers), "slots", f"lease {lease.id}: target {desired.target}")
+        open_ = {one.id for one in node.allocations.values() if one.desired.lease == lease.id}
+        require(
+            open_ == set(lease.allocations), "counters", f"lease {lease.id}: {open_} {set(lease.allocations)}"
+        )
+    charged = {unit: amount for unit, amount in charged.items() if amount != NOTHING}
+    require(
+        charged == node.charged, "counters", f"node {node.config.name}: charged {node.charged}, is {charged}"
+    )
+    for pool, number in node.charged:
+        free = node.free(pool, number)
+        require(not free.negative, "oversubscribed", f"node {node.config.name}: {free} is free")
+
+
+def check_cluster(cluster: Cluster, jobs: Iterable[Job] | None = None) -> None:
+    """All nodes, and these jobs (nothing means all)."""
+    for node in cluster.nodes.values():
+        check_node(node)
+    for job in cluster.jobs.values() if jobs is None else jobs:
+        check_job(job)
+
+
+def same(cluster: Cluster, other: Cluster) -> None:
+    """Two clusters of the same records say the same in everything derived."""
+    require(cluster.records == other.records, "load", "records differ")
+    require(list(cluster.jobs) == sorted(cluster.jobs), "load", "the order of jobs")
+    require(cluster.jobs.keys() == other.jobs.keys(), "load", "jobs differ")
+    for number, job in cluster.jobs.items():
+        twin = other.jobs[number]
+        for field in ("all", "pending", "owned", "finals", "attempted", "delayed", "held"):
+            require(
+                getattr(job, field) == getattr(twin, field),
+                "load",
+                f"job {number}: {field} {getattr(job, field)} here, {getattr(twin, field)} loaded",
+            )
+        for field in ("count_succeeded", "count_failed", "count_cancelled", "count_started"):
+            require(getattr(job, field) == getattr(twin, field), "load", f"job {number}: {field}")
+        require(job.lost.keys() == twin.lost.keys(), "load", f"job {number}: lost allocations")
+    require(cluster.active.keys() == other.active.keys(), "load", "active jobs")
+    require(cluster.dependents == other.dependents, "load", "dependents")
+    require(cluster.node_names == other.node_names, "load", "names of nodes")
+    require(cluster.queue_charged == other.queue_charged, "load", "charges of queues")
+    for node_id, node in cluster.nodes.items():
+        twin_node = other.nodes[node_id]
+        require(node.charged == twin_node.charged, "load", f"node {node_id}: charged")
+        require(node.leases.keys() == twin_node.leases.keys(), "load", f"node {node_id}: leases")
+        for lease_id, lease in node.leases.items():
+            require(
+                lease.allocations.keys() == twin_node.leases[lease_id].allocations.keys(),
+                "load",
+                f"lease {lease_id}: allocations",
+            )
+
+
+def task_states(job: Job) -> dict[int, tuple[TaskState, int]]:
+    """Every task's state, and the allocation that holds it (0: none). For small jobs.
+
+    The holder of a task that a lost node's allocation would take back is that one, below zero.
+    """
+    holders = {index: -one.id for one in job.lost.values() for index in one.unclaimed}
+    holders |= {index: one.id for one in job.allocations.values() for index in one.owned}
+    return {index: (state, holders.get(index, 0)) for index, state in _states(job).items()}
+
+
+def _states(job: Job) -> dict[int, TaskState]:
+    states = dict.fromkeys(job.all, TaskState.PENDING)
+    for segment in job.segments.values():
+        states.update(dict.fromkeys(segment.succeeded, TaskState.SUCCEEDED))
+        states.update(dict.fromkeys(segment.failed, TaskState.FAILED))
+        states.update(dict.fromkeys(segment.cancelled, TaskState.CANCELLED))
+    for allocation in job.allocations.values():
+        status, owned = allocation.status, allocation.owned
+        if not allocation.desired.lost:
+            states.update(dict.fromkeys(owned, TaskState.ALLOCATED))
+            states.update(dict.fromkeys(owned & status.started, TaskState.RUNNING))
+        states.update(dict.fromkeys(owned & status.succeeded, TaskState.SUCCEEDED))
+        states.update(dict.fromkeys(owned & status.failed, TaskState.FAILED))
+        states.update(dict.fromkeys(owned & status.cancelled, TaskState.CANCELLED))
+    return states

@@ -1,0 +1,395 @@
+"""What users ask of jobs: submit, cancel, hold, release, retry; and how long ended ones are kept."""
+
+from dataclasses import replace
+
+from pyroaring import BitMap
+
+from rota.core.cluster import nodes
+from rota.core.cluster.inputs import CancelJob, Done, HoldJob, ReleaseJob, RetryJob, Submit, Submitted, Why
+from rota.core.cluster.records import (
+    META_CLUSTER,
+    After,
+    Idempotency,
+    JobConfig,
+    JobStatus,
+    JobVersion,
+    allocation_key,
+    allocation_status_key,
+    exceptions_key,
+    idempotency_key,
+    job_key,
+    job_status_key,
+    segment_key,
+    tally_key,
+    version_key,
+)
+from rota.core.cluster.settling import forget_waiting, stop_rest
+from rota.core.cluster.state import Job
+from rota.core.cluster.tasks import (
+    TaskWriter,
+    close_if_done,
+    fold,
+    leave,
+    put_desired,
+    put_job_status,
+    record_ends,
+    stop,
+)
+from rota.core.cluster.work import Work
+from rota.core.model import indexset
+from rota.core.model.protocol import Forget, Recall
+from rota.core.model.resources import Resources
+from rota.core.model.spec import JobSpec
+from rota.core.model.states import Cause, EventKind, JobState, StopReason, TaskState
+
+IDEMPOTENCY_MS = 2 * 86_400_000
+RECALL_ALL = 2**32 - 1
+
+
+def begin(work: Work) -> None:
+    """A leader begins: retention goes on."""
+    for job in work.cluster.jobs.values():
+        if job.ended:
+            work.soft.timers.arm("retention", str(job.id), job.status.ended_ms + job.spec.retention)
+    forget_keys(work, "")
+
+
+# ---------------------------------------------------------------- submit
+
+
+def submit(work: Work, item: Submit) -> None:
+    """Accepts all the jobs, or none with every reason."""
+    key = idempotency_key(item.principal, item.key) if item.key else ""
+    if key:
+        known = work.cluster.idempotency.get(key.removeprefix("idem/"))
+        if known is not None:
+            if known.digest != item.digest:
+                work.refuse(
+                    item.ticket,
+                    Why.CONFLICT,
+                    f"idempotency_key: '{item.key}' was used for another submission (job {known.jobs[0]}); "
+                    "take another key",
+                )
+            else:
+                work.reply(item.ticket, Submitted(known.jobs, repeated=True))
+            return
+    first = work.cluster.meta.next_job
+    numbers = {spec.name: first + place for place, spec in enumerate(item.specs) if spec.name}
+    problems: list[str] = []
+    configs = []
+    for place, spec in enumerate(item.specs):
+        path = f"jobs[{place}]"
+        after = _after(work, spec, path, numbers, problems)
+        problems += _impossible(work, spec, path)
+        configs.append(
+            JobConfig(
+                item.principal, spec.kind, 1, submitted_at_ms=work.wall_ms, account=item.account, after=after
+            )
+        )
+    if problems:
+        work.refuse(item.ticket, Why.INVALID, *problems)
+        return
+    work.put(META_CLUSTER, replace(work.cluster.meta, next_job=first + len(item.specs)))
+    for place, (spec, config) in enumerate(zip(item.specs, configs, strict=True)):
+        number = first + place
+        work.put(job_key(number), config)
+        work.put(version_key(number, 1), JobVersion(spec))
+        work.put(job_status_key(number), JobStatus())
+        job = work.cluster.jobs[number]
+        work.event(EventKind.JOB_SUBMITTED, job=number, by=item.principal, message=f"{len(job.all)} tasks")
+        work.touch(job)
+    jobs = tuple(range(first, first + len(item.specs)))
+    if key:
+        work.put(key, Idempotency(jobs, item.digest, work.wall_ms + IDEMPOTENCY_MS))
+        work.soft.timers.arm_earlier("keys", "", work.now_ms + IDEMPOTENCY_MS)
+    work.reply(item.ticket, Submitted(jobs))
+
+
+def _after(
+    work: Work, spec: JobSpec, path: str, numbers: dict[str, int], problems: list[str]
+) -> tuple[After, ...]:
+    result = []
+    for place, dependency in enumerate(spec.after):
+        number = int(dependency.job) if dependency.job.isdecimal() else numbers.get(dependency.job)
+        if number is None or (number not in work.cluster.jobs and number not in numbers.values()):
+            problems.append(
+                f"{path}.after[{place}].job: there is no job '{dependency.job}'; "
+                "give the number of a job that is kept, or the name of one in the same submission"
+            )
+        else:
+            result.append(After(number, dependency.when))
+    return tuple(result)
+
+
+def _impossible(work: Work, spec: JobSpec, path: str) -> list[str]:
+    """Why no queue would take the job or no known node could ever carry it."""
+    problems = []
+    queue = work.cluster.queue(spec.queue)
+    if queue is None:
+        known = ", ".join(sorted({"default", *work.cluster.queues}))
+        problems.append(f"{path}.queue: there is no queue '{spec.queue}'; known are {known}")
+    else:
+        low, high = queue.priority_min, queue.priority_max
+        if (low is not None and spec.priority < low) or (high is not None and spec.priority > high):
+            problems.append(
+                f"{path}.priority: {spec.priority} is outside of what queue '{spec.queue}' allows "
+                f"({'any' if low is None else low} to {'any' if high is None else high})"
+            )
+        if queue.quota is not None:
+            for name, amount in spec.resources.items():
+                limit = queue.quota.get(name)
+                if limit and amount > limit:
+                    asked, most = amount_text(name, amount), amount_text(name, limit)
+                    problems.append(
+                        f"{path}.resources.{name}: asks {asked}; queue '{spec.queue}' has {most} in all"
+                    )
+    known_nodes = [node for node in work.cluster.nodes.values() if not node.config.removed]
+    if spec.node:
+        known_nodes = [node for node in known_nodes if node.config.name == spec.node]
+        if not known_nodes:
+            problems.append(f"{path}.node: there is no node '{spec.node}'; see: rota node ls")
+            return problems
+    pools = [(node.config.name, pool.resources) for node in known_nodes for pool in node.pools]
+    if pools and all(spec.resources.missing_in(have) for _, have in pools):
+        problems += _too_large(spec.resources, path, pools)
+    return problems
+
+
+def _too_large(wanted: Resources, path: str, pools: list[tuple[str, Resources]]) -> list[str]:
+    """Names, for each resource that no node has enough of, the node with the most."""
+    problems = []
+    for name, amount in wanted.items():
+        node, have = max(pools, key=lambda pool: pool[1].get(name))
+        if have.get(name) < amount:
+            field = name if name in ("cpu", "memory", "gpu", "disk") else f"named.{name}"
+            largest = f"the largest node has {amount_text(name, have.get(name))} ({node})"
+            problems.append(f"{path}.resources.{field}: asks {amount_text(name, amount)}; {largest}")
+    if not problems:
+        wants = ", ".join(f"{name} {amount_text(name, amount)}" for name, amount in wanted.items())
+        problems.append(f"{path}.resources: no single node has all of {wants}")
+    return problems
+
+
+def amount_text(name: str, amount: int) -> str:
+    """An amount as people read it: bytes in GiB and the like, others with at most three decimals."""
+    if name not in ("memory", "disk"):
+        return f"{amount / 1000:g}" if amount % 1000 else str(amount // 1000)
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if amount >= size:
+            return f"{amount // size} {unit}" if amount % size == 0 else f"{amount / size:.1f} {unit}"
+    return f"{amount} B"
+
+
+# ---------------------------------------------------------------- changes
+
+
+def _find(work: Work, ticket: int, number: int) -> Job | None:
+    job = work.cluster.jobs.get(number)
+    if job is None:
+        work.refuse(ticket, Why.NOT_FOUND, f"there is no job {number}; see: rota ls")
+    return job
+
+
+def _wanted(work: Work, ticket: int, job: Job, indices: BitMap | None) -> BitMap | None:
+    """The tasks meant, or None where one of them is not the job's (which was answered)."""
+    if indices is None:
+        return job.all
+    strange = indices - job.all
+    if strange:
+        work.refuse(
+            ticket,
+            Why.NOT_FOUND,
+            f"job {job.id} has no task {strange.min()}; it has {indexset.text(job.all)}",
+        )
+        return None
+    return indices
+
+
+def cancel(work: Work, item: CancelJob) -> None:
+    """Cancels a job or some of its tasks. What has ended is left as it is."""
+    job = _find(work, item.ticket, item.job)
+    indices = _wanted(work, item.ticket, job, item.indices) if job is not None else None
+    if job is None or indices is None:
+        return
+    work.reply(item.ticket, Done(0 if job.ended else len(indices)))
+    if job.ended:
+        return
+    if item.indices is None:
+        if job.config.cancelled and item.grace_ms is None:
+            return
+        work.put(job_key(job.id), replace(job.config, cancelled=True, cancel_grace_ms=item.grace_ms))
+        work.event(EventKind.JOB_CANCEL_REQUESTED, job=job.id, by=item.by)
+        if item.grace_ms is not None:
+            _stop_again(work, job, item.grace_ms)
+        stop_rest(work, job)
+    else:
+        _cancel_tasks(work, job, indices, item)
+    work.touch(job)
+
+
+def _stop_again(work: Work, job: Job, grace_ms: int) -> None:
+    """A second cancel with another grace counts for what is being stopped already."""
+    for allocation in list(job.allocations.values()):
+        stopping = allocation.desired.stop & allocation.remaining
+        if stopping and not allocation.desired.lost:
+            put_desired(work, allocation, replace(allocation.desired, stop_grace_ms=grace_ms))
+            stop(work, allocation, stopping, StopReason.CANCEL, grace_ms)
+
+
+def _cancel_tasks(work: Work, job: Job, indices: BitMap, item: CancelJob) -> None:
+    work.event(
+        EventKind.TASK_CANCELLED,
+        job=job.id,
+        index=indices.min() if len(indices) == 1 else None,
+        by=item.by,
+        message=f"tasks {indexset.text(indexset.take_first(indices, 1_000))}",
+    )
+    pending = job.pending & indices
+    if pending:
+        writer = TaskWriter(work, job)
+        forget_waiting(writer, job, pending)
+        writer.finish(pending, TaskState.CANCELLED)
+        writer.flush()
+    for allocation in list(job.allocations.values()):
+        meant = allocation.remaining & indices
+        if not meant:
+            continue
+        if allocation.desired.lost and not nodes.connected(work, allocation.node.id):
+            nodes.cancel_lost(work, allocation, meant)
+            continue
+        if allocation.desired.stop_reason is StopReason.CANCEL:
+            meant = meant | allocation.desired.stop
+        desired = replace(
+            allocation.desired, stop=meant, stop_reason=StopReason.CANCEL, stop_grace_ms=item.grace_ms
+        )
+        put_desired(work, allocation, desired)
+        stop(work, allocation, meant, StopReason.CANCEL, item.grace_ms)
+
+
+def hold(work: Work, item: HoldJob) -> None:
+    """Nothing new of the job starts; what waits on nodes is asked back, what runs goes on."""
+    job = _find(work, item.ticket, item.job)
+    if job is None:
+        return
+    if job.ended:
+        work.refuse(item.ticket, Why.REFUSED, f"job {job.id} has ended ({job.status.state.name.lower()})")
+        return
+    work.reply(item.ticket, Done())
+    if job.config.held:
+        return
+    work.put(job_key(job.id), replace(job.config, held=True))
+    work.event(EventKind.JOB_HELD, job=job.id, by=item.by)
+    for allocation in job.allocations.values():
+        session = work.soft.sessions.get(allocation.node.id)
+        if session is not None and session.compared and allocation.remaining - allocation.status.started:
+            work.send(allocation.node.id, Recall(allocation.id, session.ask(), count=RECALL_ALL))
+    work.touch(job)
+
+
+def release(work: Work, item: ReleaseJob) -> None:
+    """Ends a hold. Tasks kept for a lost node run again: the operator says that it will not come back."""
+    job = _find(work, item.ticket, item.job)
+    if job is None:
+        return
+    count = len(job.held)
+    if job.config.held:
+        work.put(job_key(job.id), replace(job.config, held=False))
+    if job.held:
+        writer = TaskWriter(work, job)
+        for index in job.held.copy():
+            writer.set_detail(replace(writer.detail(index), held=False))
+        writer.flush()
+    for allocation in list(job.lost.values()):
+        kept = allocation.remaining.copy()
+        session = work.soft.sessions.get(allocation.node.id)
+        if not kept or (session is not None and session.compared):
+            continue
+        count += len(kept)
+        record_ends(work, allocation, kept, Cause.NODE_LOST, "given up by an operator")
+        writer = TaskWriter(work, job)
+        writer.count_attempts(kept)
+        writer.failed_by(kept, Cause.NODE_LOST, 0)
+        put_desired(work, allocation, leave(allocation.desired, kept))
+        writer.flush()
+    work.event(EventKind.JOB_RELEASED, job=job.id, by=item.by, message=f"{count} tasks were held")
+    work.reply(item.ticket, Done(count))
+    work.touch(job)
+
+
+def retry(work: Work, item: RetryJob) -> None:
+    """Puts failed and cancelled tasks back, and reopens the job."""
+    job = _find(work, item.ticket, item.job)
+    indices = _wanted(work, item.ticket, job, item.indices) if job is not None else None
+    if job is None or indices is None:
+        return
+    if job.config.cancelled and not job.ended:
+        work.refuse(item.ticket, Why.REFUSED, f"job {job.id} is being cancelled; wait until it has ended")
+        return
+    for allocation in list(job.allocations.values()):
+        if allocation.owned & (allocation.status.failed | allocation.status.cancelled) & indices:
+            fold(work, allocation)
+            close_if_done(work, allocation)
+    back = BitMap()
+    for segment in job.segments.values():
+        back |= (segment.failed | segment.cancelled) & indices
+    work.reply(item.ticket, Done(len(back)))
+    if not back:
+        return
+    writer = TaskWriter(work, job)
+    writer.reopen(back)
+    writer.flush()
+    work.put(job_key(job.id), replace(job.config, cancelled=False, cancel_grace_ms=None, after=()))
+    if job.ended or job.status.stopping:
+        put_job_status(
+            work,
+            job,
+            state=JobState.PENDING,
+            stopping=False,
+            cause=None,
+            reason="",
+            ended_at_ms=0,
+            ended_ms=0,
+            avoid=(),
+            fails_everywhere=False,
+        )
+        work.soft.timers.disarm("retention", str(job.id))
+    work.event(EventKind.JOB_RETRIED, job=job.id, by=item.by, message=f"{len(back)} tasks")
+    work.touch(job)
+
+
+# ---------------------------------------------------------------- retention
+
+
+def retention_over(work: Work, name: str) -> None:
+    """An ended job is forgotten, here and on the nodes that ran it."""
+    job = work.cluster.jobs.get(int(name))
+    if job is None or not job.ended:
+        return
+    for allocation in list(job.allocations.values()):
+        work.drop(allocation_status_key(allocation.node.id, allocation.id))
+        work.drop(allocation_key(allocation.node.id, allocation.id))
+    for node in job.tallies:
+        work.send(node, Forget((job.id,)))
+    for node in list(job.tallies):
+        work.drop(tally_key(job.id, node))
+    for segment in list(job.segments):
+        work.drop(segment_key(job.id, segment))
+    for segment in list(job.exceptions):
+        work.drop(exceptions_key(job.id, segment))
+    for version in list(job.versions):
+        work.drop(version_key(job.id, version))
+    work.drop(job_status_key(job.id))
+    work.drop(job_key(job.id))
+    work.event(EventKind.JOB_REMOVED, job=job.id, message="its retention is over")
+
+
+def forget_keys(work: Work, name: str) -> None:
+    """Idempotency keys past their time are forgotten."""
+    later = []
+    for key, record in list(work.cluster.idempotency.items()):
+        if record.expires_at_ms <= work.wall_ms:
+            work.drop(f"idem/{key}")
+        else:
+            later.append(record.expires_at_ms - work.wall_ms)
+    if later:
+        work.soft.timers.arm("keys", name, work.now_ms + max(min(later), 60_000))

@@ -1,0 +1,432 @@
+"""Placing: pending tasks get leases and allocations; idle slots go back; backlogs are evened out.
+
+Runs once at the end of a step in which work or room may have appeared. Jobs are taken by their
+queues' shares, then by priority and number. A shape that found no room is not tried again in the
+same pass.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from pyroaring import BitMap
+
+from rota.core.cluster.nodes import connected
+from rota.core.cluster.records import AllocationDesired, LeaseDesired, allocation_key, lease_key
+from rota.core.cluster.settling import waits_for
+from rota.core.cluster.soft import Average
+from rota.core.cluster.state import Job, Lease, Node
+from rota.core.cluster.streams import send_grant
+from rota.core.cluster.tasks import put_job_status
+from rota.core.cluster.work import Work
+from rota.core.model import indexset, protocol
+from rota.core.model.protocol import Recall, Resize, Slot
+from rota.core.model.resources import NOTHING, Resources
+from rota.core.model.states import EventKind, OnNodeLoss
+from rota.core.placement.choose import Place, spread
+from rota.core.placement.sizing import Pace, backlog_wanted, recall_count
+
+SLOTS_OF_LEASE_MAX = 1_024
+GRANT_INDICES_MAX = 65_536
+# Room for a Grant's ranges, so that a message stays under its limit.
+GRANT_RANGES_MAX = 16_000
+GRANT_LINES_BYTES_MAX = 128 * 1024
+
+_NO_AVERAGE = Average()
+
+
+def place(work: Work) -> None:
+    """One pass."""
+    if not work.place_wanted:
+        return
+    work.place_wanted = False
+    _Pass(work).run()
+
+
+class _Pass:
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.cluster = work.cluster
+        self.nodes = [
+            (rank, node)
+            for rank, node in enumerate(work.cluster.nodes.values())
+            if node.placeable and connected(work, node.id)
+        ]
+        # (shape, queue, name of the one node) that found no room; what idle leases are kept for.
+        self.parked: set[tuple[Resources, str, str]] = set()
+        self.hungry = False
+        self.wanted_shapes: set[tuple[Resources, str]] = set()
+
+    def run(self) -> None:
+        if self.nodes:
+            for job in self._in_order():
+                self._serve(job)
+            self._even_out()
+        self._give_back()
+
+    # ------------------------------------------------------------ order
+
+    def _in_order(self) -> Iterable[Job]:
+        """Jobs with something to place: the queue with the smallest share for its weight goes first."""
+        waiting: dict[str, list[Job]] = {}
+        for job in self.cluster.active.values():
+            if job.config.held or job.ending or not self._ready_count(job):
+                continue
+            if not waits_for(self.cluster, job):
+                waiting.setdefault(job.spec.queue, []).append(job)
+        for jobs in waiting.values():
+            jobs.sort(key=lambda job: (-job.spec.priority, job.id), reverse=True)
+        whole = NOTHING
+        for _, node in self.nodes:
+            whole = whole.plus(node.capacity())
+        while waiting:
+            name = min(waiting, key=lambda queue: (self._share(queue, whole), queue))
+            yield waiting[name].pop()
+            if not waiting[name]:
+                del waiting[name]
+
+    def _share(self, queue: str, whole: Resources) -> float:
+        charged = self.cluster.queue_charged.get(queue, NOTHING)
+        config = self.cluster.queue(queue)
+        weight = max(config.weight if config is not None else 1, 1)
+        return (
+            max((amount / max(whole.get(name), 1) for name, amount in charged.items()), default=0.0) / weight
+        )
+
+    @staticmethod
+    def _ready_count(job: Job) -> int:
+        waiting = job.delayed | job.held
+        return (
+            len(job.pending) - job.pending.intersection_cardinality(waiting) if waiting else len(job.pending)
+        )
+
+    # ------------------------------------------------------------ one job
+
+    def _serve(self, job: Job) -> None:
+        spec = job.spec
+        nodes = self._able(job)
+        leases = [
+            lease
+            for _, node in nodes
+            for lease in node.leases.values()
+            if lease.desired.shape == spec.resources
+            and lease.desired.queue == spec.queue
+            and lease.desired.target
+        ]
+        self._fill_idle(job, leases)
+        if self._left(job) and not self._parked(job):
+            leases += self._widen(job, nodes)
+        if self._left(job):
+            self._queue_ahead(job, leases)
+        if job.pending:
+            self.wanted_shapes.add((spec.resources, spec.queue))
+
+    def _able(self, job: Job) -> list[tuple[int, Node]]:
+        """The nodes that the job may go to.
+
+        One that failed in a row on every node that could carry it is at fault itself: it is kept off
+        none any more, and runs to its end.
+        """
+        spec = job.spec
+        named = [(rank, node) for rank, node in self.nodes if spec.node in ("", node.config.name)]
+        if not job.status.avoid:
+            return named
+        able = [
+            node.id
+            for _, node in named
+            if any(not spec.resources.missing_in(pool.resources) for pool in node.pools)
+        ]
+        if able and set(job.status.avoid).issuperset(able):
+            put_job_status(self.work, job, avoid=(), fails_everywhere=True)
+            return named
+        return [(rank, node) for rank, node in named if node.id not in job.status.avoid]
+
+    def _left(self, job: Job) -> int:
+        """Tasks that may be granted now."""
+        ready = self._ready_count(job)
+        if job.spec.max_running:
+            ready = min(ready, job.spec.max_running - (len(job.owned) - self._ended_owned(job)))
+        return max(ready, 0)
+
+    @staticmethod
+    def _ended_owned(job: Job) -> int:
+        return sum(
+            len(allocation.owned) - len(allocation.remaining) for allocation in job.allocations.values()
+        )
+
+    def _parked(self, job: Job) -> bool:
+        spec = job.spec
+        return (spec.resources, spec.queue, spec.node) in self.parked and not job.status.avoid
+
+    def _fill_idle(self, job: Job, leases: list[Lease]) -> None:
+        """Idle slots of fitting leases take one task each, the emptiest leases first."""
+        idle = [(lease.desired.target - lease.load, lease) for lease in leases]
+        idle = sorted((pair for pair in idle if pair[0] > 0), key=lambda pair: (-pair[0], pair[1].id))
+        left = self._left(job)
+        while left > 0 and idle:
+            share = max(left // len(idle), 1)
+            rest = []
+            for count, lease in idle:
+                taken = min(count, share, left)
+                if taken:
+                    self._grant(job, lease, taken)
+                    left -= taken
+                if count > taken and left > 0:
+                    rest.append((count - taken, lease))
+            idle = rest
+
+    def _widen(self, job: Job, nodes: list[tuple[int, Node]]) -> list[Lease]:
+        """New slots where there is room; returns the leases that got some."""
+        spec, left = job.spec, self._left(job)
+        left = min(left, self._quota_slots(job))
+        places = []
+        for rank, node in nodes:
+            for pool_number, pool in enumerate(node.pools):
+                for unit in range(pool.units):
+                    free = node.free(pool_number, unit)
+                    places.append(
+                        Place(node.id, pool_number, unit, rank, free, pool.resources, SLOTS_OF_LEASE_MAX)
+                    )
+        given = spread(places, spec.resources, left) if left else []
+        if sum(count for _, count in given) < left or not left:
+            if not job.status.avoid:
+                self.parked.add((spec.resources, spec.queue, spec.node))
+            self.hungry = True
+        result = []
+        for found, count in given:
+            lease = self._open_slots(self.cluster.nodes[found.node], found, spec.resources, spec.queue, count)
+            if lease is not None:
+                self._grant(job, lease, min(lease.desired.target - lease.load, self._left(job)))
+                result.append(lease)
+        return result
+
+    def _quota_slots(self, job: Job) -> int:
+        queue = self.cluster.queue(job.spec.queue)
+        if queue is None or queue.quota is None:
+            return self._left(job)
+        charged = self.cluster.queue_charged.get(job.spec.queue, NOTHING)
+        count = self._left(job)
+        for name, amount in job.spec.resources.items():
+            limit = queue.quota.get(name)
+            if limit:
+                count = min(count, (limit - charged.get(name)) // amount)
+        return max(count, 0)
+
+    def _open_slots(self, node: Node, found: Place, shape: Resources, queue: str, count: int) -> Lease | None:
+        """Slots in a lease of this shape that is not about to shrink, else in a new one."""
+        slots: list[Slot] = []
+        devices = _free_devices(node, found.pool, found.unit)
+        lease = next(
+            (
+                lease
+                for lease in node.leases.values()
+                if lease.desired.shape == shape
+                and lease.desired.queue == queue
+                and (lease.desired.pool, lease.desired.unit) == (found.pool, found.unit)
+                and lease.desired.target == len(lease.desired.slots) > 0
+                and len(lease.desired.slots) + count <= SLOTS_OF_LEASE_MAX
+            ),
+            None,
+        )
+        first = lease.desired.next_slot if lease is not None else 0
+        for number in range(first, first + count):
+            mine = _take_devices(devices, shape.gpu)
+            if mine is None:
+                break
+            slots.append(Slot(number, mine))
+        if not slots:
+            return None
+        if lease is None:
+            number = self.work.number()
+            desired = LeaseDesired(shape, queue, tuple(slots), len(slots), len(slots), found.pool, found.unit)
+            self.work.put(lease_key(node.id, number), desired)
+            self.work.event(
+                EventKind.LEASE_OPENED, node=node.config.name, message=f"lease {number} for queue {queue}"
+            )
+            lease = node.leases[number]
+        else:
+            number = lease.id
+            desired = replace(
+                lease.desired,
+                slots=(*lease.desired.slots, *slots),
+                target=lease.desired.target + len(slots),
+                next_slot=first + len(slots),
+            )
+            self.work.put(lease_key(node.id, number), desired)
+        self.work.send(node.id, protocol.Lease(number, shape, desired.slots, queue))
+        return lease
+
+    # ------------------------------------------------------------ grants
+
+    def _queue_ahead(self, job: Job, leases: list[Lease]) -> None:
+        """Leases whose queue is below half of what it should be are filled."""
+        slots_all = sum(lease.desired.target for lease in leases)
+        average = self.work.soft.averages.get(job.id, _NO_AVERAGE)
+        once = job.spec.on_node_loss in (OnNodeLoss.HOLD, OnNodeLoss.RERUN_FENCED)
+        for lease in leases:
+            pace = Pace(average.successes, average.mean_ms, once, self._ready_count(job), slots_all)
+            wanted = backlog_wanted(
+                pace,
+                lease.desired.target,
+                self.work.settings.queued_ahead_ms,
+                self.work.settings.long_task_ms,
+            )
+            load = lease.load
+            if load * 2 < wanted:
+                self._grant(job, lease, min(wanted - load, self._left(job)))
+
+    def _grant(self, job: Job, lease: Lease, count: int) -> None:
+        """Queues the lowest ready tasks on a lease. Those of one allocation have equally many attempts."""
+        while count > 0:
+            ready = job.pending - job.delayed - job.held if job.delayed or job.held else job.pending
+            if not ready:
+                return
+            attempts, alike = _alike(job, ready)
+            indices = indexset.take_first(alike, min(count, GRANT_INDICES_MAX))
+            indices = _within_message(job, indices)
+            number = self.work.number()
+            desired = AllocationDesired(
+                lease=lease.id,
+                job=job.id,
+                version=job.config.version,
+                first_attempt=attempts + 1,
+                indices=indices,
+                grant=0,
+                never_stall=job.status.fails_everywhere,
+            )
+            key = allocation_key(lease.node.id, number)
+            self.work.put(key, desired)
+            send_grant(self.work, lease.node.allocations[number])
+            count -= len(indices)
+
+    # ------------------------------------------------------------ giving back, evening out
+
+    def _even_out(self) -> None:
+        """Half of the longest backlog is asked back when a fitting slot elsewhere idles."""
+        by_shape: dict[tuple[Resources, str], list[Lease]] = {}
+        for _, node in self.nodes:
+            for lease in node.leases.values():
+                by_shape.setdefault((lease.desired.shape, lease.desired.queue), []).append(lease)
+        for leases in by_shape.values():
+            idle = [lease for lease in leases if lease.desired.target > lease.load]
+            if not idle or len(leases) < 2:
+                continue
+            longest = max(leases, key=lambda lease: (lease.load - lease.desired.target, -lease.id))
+            self._recall(longest, idle)
+
+    def _recall(self, lease: Lease, idle: list[Lease]) -> None:
+        session = self.work.soft.sessions[lease.node.id]
+        if lease.id in session.recalls or not lease.allocations:
+            return
+        allocation = max(
+            lease.allocations.values(), key=lambda one: (len(one.remaining) - len(one.running), one.id)
+        )
+        job = allocation.job
+        usable = any(
+            job.spec.node in ("", other.node.config.name) and other.node.id not in job.status.avoid
+            for other in idle
+        )
+        mean_ms = self.work.soft.averages.get(job.id, _NO_AVERAGE).mean_ms
+        waiting = min(lease.load - lease.desired.target, len(allocation.remaining) - len(allocation.running))
+        count = recall_count(waiting, lease.desired.target, mean_ms, self.work.settings.recall_backlog_ms)
+        if count and usable and not job.config.held and not job.ending and not allocation.desired.lost:
+            number = session.ask()
+            session.recalls[lease.id] = (allocation.id, number)
+            self.work.send(lease.node.id, Recall(allocation.id, number, count=count))
+
+    def _give_back(self) -> None:
+        """Idle slots: at once where other work waits for room, else after they have been idle for a while."""
+        for node in self.cluster.nodes.values():
+            for lease in list(node.leases.values()):
+                name = f"{node.id}/{lease.id}"
+                if lease.desired.target <= lease.load:
+                    self.work.soft.timers.disarm("linger", name)
+                elif self.hungry and (lease.desired.shape, lease.desired.queue) not in self.wanted_shapes:
+                    shrink(self.work, lease)
+                else:
+                    self.work.soft.timers.arm_earlier(
+                        "linger", name, self.work.now_ms + self.work.settings.linger_ms
+                    )
+
+
+def linger_over(work: Work, name: str) -> None:
+    """A lease's slots have been idle for as long as they may."""
+    node_id, _, number = name.partition("/")
+    node = work.cluster.nodes.get(node_id)
+    lease = node.leases.get(int(number)) if node is not None else None
+    if lease is not None and lease.desired.target > lease.load:
+        shrink(work, lease)
+
+
+def shrink(work: Work, lease: Lease) -> None:
+    """The lease shall have no more slots than it has work. They are charged until the node has freed them."""
+    target = min(lease.load, lease.desired.target)
+    if target < lease.desired.target:
+        work.put(lease_key(lease.node.id, lease.id), replace(lease.desired, target=target))
+        if connected(work, lease.node.id):
+            work.send(lease.node.id, Resize(lease.id, target))
+
+
+def _alike(job: Job, ready: BitMap) -> tuple[int, BitMap]:
+    """Of the ready tasks those with as many ended attempts as the first one has."""
+    if not job.attempted:
+        return 0, ready
+    first = ready.min()
+    attempts = job.attempts(first)
+    if attempts == 0:
+        return 0, ready - job.attempted
+    segment = first // indexset.SEGMENT_SIZE
+    planes = job.segments[segment].attempts
+    alike = ready & BitMap(range(segment * indexset.SEGMENT_SIZE, (segment + 1) * indexset.SEGMENT_SIZE))
+    for bit, plane in enumerate(planes):
+        alike = alike & plane if attempts >> bit & 1 else alike - plane
+    return attempts, alike
+
+
+def _within_message(job: Job, indices: BitMap) -> BitMap:
+    """As many of the first indices as one Grant has room for, with their ranges and lines."""
+    if len(indices) > GRANT_RANGES_MAX:
+        ranges = indexset.to_ranges(indices)
+        if len(ranges) > GRANT_RANGES_MAX:
+            indices = indexset.from_ranges(ranges[:GRANT_RANGES_MAX])
+    lines = job.spec.lines
+    if not lines:
+        return indices
+    size = 0
+    for count, index in enumerate(indices):
+        size += len(lines[job.all.rank(index) - 1].encode()) + 8
+        if size > GRANT_LINES_BYTES_MAX and count:
+            return indexset.take_first(indices, count)
+    return indices
+
+
+def _free_devices(node: Node, pool: int, unit: int) -> dict[str, int]:
+    """Thousandths left of each GPU of a unit, by identifier."""
+    free = {device.id: 1000 for device in node.pools[pool].devices if device.kind == "gpu"}
+    for lease in node.leases.values():
+        if (lease.desired.pool, lease.desired.unit) == (pool, unit) and lease.desired.shape.gpu:
+            share = min(1000, lease.desired.shape.gpu)
+            for slot in lease.desired.slots:
+                for device in slot.devices:
+                    if device in free:
+                        free[device] -= share
+    return free
+
+
+def _take_devices(free: dict[str, int], gpu: int) -> tuple[str, ...] | None:
+    """Devices for one slot, taken out of `free`; None where too few are left whole."""
+    if not gpu or not free:
+        return ()
+    if gpu < 1000:
+        found = next(
+            (device for device, left in sorted(free.items(), key=lambda one: one[1]) if left >= gpu), None
+        )
+        if found is None:
+            return None
+        free[found] -= gpu
+        return (found,)
+    whole = [device for device, left in free.items() if left == 1000][: -(-gpu // 1000)]
+    if len(whole) * 1000 < gpu:
+        return None
+    for device in whole:
+        free[device] = 0
+    return tuple(whole)

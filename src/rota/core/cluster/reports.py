@@ -1,0 +1,316 @@
+"""What nodes report: each attempt's one outcome, and work that comes back."""
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from pyroaring import BitMap
+
+from rota.core.cluster import nodes
+from rota.core.cluster.records import (
+    ResultBlock,
+    TaskDetail,
+    allocation_key,
+    allocation_status_key,
+    lease_key,
+)
+from rota.core.cluster.soft import Average
+from rota.core.cluster.state import Allocation, Job, Node
+from rota.core.cluster.tasks import (
+    TaskWriter,
+    add_result,
+    close_if_done,
+    close_lease_if_empty,
+    leave,
+    put_job_status,
+    say_ended,
+    supersede_others,
+)
+from rota.core.cluster.work import Work
+from rota.core.model import indexset
+from rota.core.model.protocol import AllocationReport, Columns, Ended, Resized
+from rota.core.model.spec import BACKOFF_DOUBLINGS_FACTOR_MAX
+from rota.core.model.states import (
+    NOT_THE_TASKS_FAULT,
+    Cause,
+    EventKind,
+    JobState,
+    OnNodeLoss,
+    StopReason,
+    TaskState,
+)
+
+CRASHES_MAX = 3
+MESSAGE_CHARS_MAX = 500
+
+
+class Verdict(Enum):
+    """What becomes of a task whose attempt has ended other than by success."""
+
+    FAIL = "fail"
+    CANCEL = "cancel"
+    AGAIN = "again"
+    HOLD = "hold"
+
+
+@dataclass(slots=True)
+class _Ends:
+    """What one report does to one allocation."""
+
+    failed: BitMap = field(default_factory=BitMap)
+    cancelled: BitMap = field(default_factory=BitMap)
+    # Leave the allocation after an attempt; leave it without one.
+    left: BitMap = field(default_factory=BitMap)
+    dropped: BitMap = field(default_factory=BitMap)
+    # Counted attempts among `left`.
+    attempted: BitMap = field(default_factory=BitMap)
+    cpu_ms: int = 0
+    memory_peak_bytes: int = 0
+
+
+def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
+    """Takes what a node says of one allocation. What it says of one that is closed counts for nothing."""
+    session = work.soft.sessions.get(node.id)
+    if report.answers and session is not None:
+        for lease, (number, recall) in list(session.recalls.items()):
+            if number == report.allocation and recall == report.answers:
+                del session.recalls[lease]
+    allocation = node.allocations.get(report.allocation)
+    if allocation is None:
+        return
+    job = allocation.job
+    open_ = allocation.desired.indices - allocation.ended
+    block = ResultBlock(job.id, allocation.id, node.id)
+    ends = _Ends()
+    succeeded = indexset.from_ranges(report.succeeded) & open_
+    open_ -= succeeded
+    _take_successes(work, allocation, report, succeeded, block, ends)
+    writer = TaskWriter(work, job)
+    started = (indexset.from_ranges(report.started) & open_) | succeeded
+    for ended in report.ended:
+        if ended.index not in open_:
+            continue
+        open_.discard(ended.index)
+        if ended.started:
+            started.add(ended.index)
+        if ended.cause is Cause.EXIT and ended.code == 0:
+            succeeded.add(ended.index)
+            if ended.index in allocation.owned:
+                _add_row(block, allocation, ended)
+        else:
+            _take_end(work, allocation, ended, writer, block, ends)
+    ends.dropped = indexset.from_ranges(report.dropped) & open_
+    if block.index:
+        work.outcome.blocks.append(block)
+    _apply(work, allocation, writer, started, succeeded, ends)
+    if report.stalled:
+        _stalled(work, node, job)
+
+
+def _take_successes(
+    work: Work,
+    allocation: Allocation,
+    report: AllocationReport,
+    succeeded: BitMap,
+    block: ResultBlock,
+    ends: _Ends,
+) -> None:
+    """The rows of successes, and what they used."""
+    columns = report.columns
+    counted = len(columns.duration_ms)
+    if counted:
+        average = work.soft.averages.setdefault(allocation.job.id, Average())
+        average.add(counted, sum(columns.duration_ms))
+        ends.cpu_ms += sum(columns.cpu_user_ms) + sum(columns.cpu_system_ms)
+        ends.memory_peak_bytes = max(columns.memory_peak_kib, default=0) * 1024
+    # What a lost node finished is recorded when it is taken back, if it is (`nodes.reclaim`).
+    recorded = succeeded & allocation.owned
+    if not recorded:
+        return
+    attempt = allocation.desired.first_attempt
+    rank = 0
+    started_at_ms = 0
+    for first, last in report.succeeded:
+        for index in range(first, last + 1):
+            started_at_ms += _column(columns.started_at_ms, rank)
+            if index in recorded:
+                add_result(block, index, attempt, Cause.EXIT, 0, started_at_ms, *_usage(columns, rank))
+            rank += 1
+
+
+def _usage(columns: Columns, rank: int) -> tuple[int, int, int, int]:
+    return (
+        _column(columns.duration_ms, rank),
+        _column(columns.cpu_user_ms, rank),
+        _column(columns.cpu_system_ms, rank),
+        _column(columns.memory_peak_kib, rank),
+    )
+
+
+def _column(column: tuple[int, ...], rank: int) -> int:
+    return column[rank] if rank < len(column) else 0
+
+
+def _add_row(block: ResultBlock, allocation: Allocation, ended: Ended) -> None:
+    add_result(
+        block,
+        ended.index,
+        allocation.desired.first_attempt + ended.run - 1,
+        ended.cause,
+        ended.code,
+        ended.started_at_ms,
+        ended.duration_ms,
+        ended.cpu_user_ms,
+        ended.cpu_system_ms,
+        ended.memory_peak_kib,
+    )
+    if ended.message:
+        block.messages[ended.index] = ended.message[:MESSAGE_CHARS_MAX]
+
+
+def _take_end(
+    work: Work, allocation: Allocation, ended: Ended, writer: TaskWriter, block: ResultBlock, ends: _Ends
+) -> None:
+    """One attempt that did not succeed."""
+    job, index = allocation.job, ended.index
+    ends.cpu_ms += ended.cpu_user_ms + ended.cpu_system_ms
+    ends.memory_peak_bytes = max(ends.memory_peak_bytes, ended.memory_peak_kib * 1024)
+    only = BitMap([index])
+    _add_row(block, allocation, ended)
+    writer.failed_by(only, ended.cause, ended.code, ended.message[:MESSAGE_CHARS_MAX])
+    if index not in allocation.owned:
+        # A lost node's attempt that is not wanted any more: it ended, and that is all. Its number
+        # was counted when the node was called lost.
+        ends.left.add(index)
+        return
+    say_ended(
+        work,
+        job,
+        index,
+        allocation.desired.first_attempt + ended.run - 1,
+        allocation.node.config.name,
+        ended.cause,
+        ended.code,
+        ended.message[:MESSAGE_CHARS_MAX],
+    )
+    detail = writer.detail(index)
+    verdict, detail = judge(job, allocation, ended, detail, work.now_ms)
+    writer.set_detail(detail)
+    if detail.retry_at_ms:
+        work.soft.timers.arm_earlier("retry", str(job.id), detail.retry_at_ms)
+    match verdict:
+        case Verdict.FAIL:
+            ends.failed.add(index)
+            if ended.cause in NOT_THE_TASKS_FAULT:
+                writer.failed_by(
+                    only, Cause.POISON, 0, f"its node or agent died under it {CRASHES_MAX} times"
+                )
+        case Verdict.CANCEL:
+            ends.cancelled.add(index)
+        case Verdict.AGAIN | Verdict.HOLD:
+            ends.left.add(index)
+            ends.attempted.add(index)
+            if verdict is Verdict.HOLD:
+                work.event(EventKind.TASK_HELD, job=job.id, index=index, node=allocation.node.config.name)
+
+
+def judge(
+    job: Job, allocation: Allocation, ended: Ended, detail: TaskDetail, now_ms: int
+) -> tuple[Verdict, TaskDetail]:
+    """What becomes of a task after an end that is no success, and what is to be remembered of it."""
+    cancelled = job.ending or (
+        ended.index in allocation.desired.stop and allocation.desired.stop_reason is StopReason.CANCEL
+    )
+    if ended.cause is Cause.STOPPED or ended.cause in NOT_THE_TASKS_FAULT:
+        if cancelled:
+            return Verdict.CANCEL, detail
+        if ended.cause in (Cause.AGENT_ERROR, Cause.NODE_REBOOT) and ended.started:
+            detail = replace(detail, crashes=detail.crashes + 1)
+            if detail.crashes >= CRASHES_MAX:
+                return Verdict.FAIL, detail
+        if ended.cause in (Cause.NODE_LOST, Cause.AGENT_ERROR, Cause.NODE_REBOOT):
+            if job.spec.on_node_loss is OnNodeLoss.HOLD:
+                return Verdict.HOLD, replace(detail, held=True)
+            if job.spec.on_node_loss is OnNodeLoss.CANCEL:
+                return Verdict.CANCEL, detail
+        return Verdict.AGAIN, detail
+    failures = detail.failures + 1
+    if ended.cause is Cause.DEADLINE or failures > job.spec.retries:
+        return Verdict.FAIL, detail
+    if cancelled:
+        return Verdict.FAIL, detail
+    retry_at_ms = 0
+    if job.spec.backoff:
+        factor = min(2 ** min(failures - 1, 30), BACKOFF_DOUBLINGS_FACTOR_MAX)
+        retry_at_ms = now_ms + job.spec.backoff * factor
+    return Verdict.AGAIN, replace(detail, failures=failures, retry_at_ms=retry_at_ms)
+
+
+def _apply(
+    work: Work, allocation: Allocation, writer: TaskWriter, started: BitMap, succeeded: BitMap, ends: _Ends
+) -> None:
+    """Makes the changes that a report's ends add up to."""
+    job, status, desired = allocation.job, allocation.status, allocation.desired
+    if job.lost and started:
+        supersede_others(work, allocation, (started - status.started) & allocation.owned)
+    stopped = (ends.dropped & desired.stop) if desired.stop_reason is StopReason.CANCEL else BitMap()
+    cancelled_waiting = ends.dropped & allocation.owned if job.ending else stopped & allocation.owned
+    writer.finish(cancelled_waiting, TaskState.CANCELLED)
+    writer.count_attempts(ends.attempted)
+    left = ends.left | ends.dropped
+    changed = started | succeeded | ends.failed | ends.cancelled
+    if left:
+        work.put(allocation_key(allocation.node.id, allocation.id), leave(desired, left))
+    if (
+        changed - status.started
+        or succeeded
+        or ends.failed
+        or ends.cancelled
+        or ends.cpu_ms
+        or left & status.started
+    ):
+        work.put(
+            allocation_status_key(allocation.node.id, allocation.id),
+            replace(
+                status,
+                started=(status.started | changed) - left,
+                succeeded=status.succeeded | succeeded,
+                failed=status.failed | ends.failed,
+                cancelled=status.cancelled | ends.cancelled,
+                cpu_ms=status.cpu_ms + ends.cpu_ms,
+                memory_peak_bytes=max(status.memory_peak_bytes, ends.memory_peak_bytes),
+            ),
+        )
+    writer.flush()
+    close_if_done(work, allocation)
+    if job.lost:
+        nodes.reclaim(work, job)
+    if started and job.status.state is JobState.PENDING:
+        put_job_status(work, job, state=JobState.RUNNING, reason="", started_at_ms=work.wall_ms)
+        work.event(EventKind.JOB_STARTED, job=job.id, node=allocation.node.config.name)
+
+
+def _stalled(work: Work, node: Node, job: Job) -> None:
+    """The node gave the job back after failures in a row: the job is kept off it."""
+    if node.id in job.status.avoid:
+        return
+    put_job_status(work, job, avoid=(*job.status.avoid, node.id))
+    work.event(
+        EventKind.JOB_STALLED,
+        job=job.id,
+        node=node.config.name,
+        message=f"kept off node {node.config.name} after failures in a row",
+    )
+    work.touch(job)
+
+
+def take_resized(work: Work, node: Node, report: Resized) -> None:
+    """Slots that the node has freed for good are no longer charged."""
+    lease = node.leases.get(report.lease)
+    if lease is None:
+        return
+    freed = set(report.freed)
+    slots = tuple(slot for slot in lease.desired.slots if slot.slot not in freed)
+    work.place_wanted = True
+    target = min(lease.desired.target, len(slots))
+    work.put(lease_key(node.id, lease.id), replace(lease.desired, slots=slots, target=target))
+    close_lease_if_empty(work, lease)

@@ -1,0 +1,199 @@
+"""Jobs as wholes: when they end, stop, wait, and go on. Runs at the end of each step over what moved."""
+
+from dataclasses import replace
+
+from pyroaring import BitMap
+
+from rota.core.cluster import nodes
+from rota.core.cluster.records import TaskDetail
+from rota.core.cluster.state import Cluster, Job
+from rota.core.cluster.tasks import TaskWriter, put_desired, put_job_status, stop, supersede
+from rota.core.cluster.work import Work
+from rota.core.model.states import (
+    JOB_ENDS,
+    Cause,
+    DependencyWhen,
+    EventKind,
+    JobState,
+    StopReason,
+    TaskState,
+)
+
+
+def begin(work: Work) -> None:
+    """A leader begins: timers of retries are set, and every job is looked at once."""
+    for job in work.cluster.active.values():
+        arm_retry(work, job)
+        work.touch(job)
+
+
+def settle(work: Work) -> None:
+    """Concludes what follows from the tasks that moved, until nothing more does."""
+    while work.touched:
+        touched, work.touched = work.touched, {}
+        for job in touched.values():
+            if job.id in work.cluster.jobs and not job.ended:
+                _settle_job(work, job)
+
+
+def _settle_job(work: Work, job: Job) -> None:
+    if not job.ending:
+        _check_dependencies(work, job)
+        limit = job.spec.max_failures
+        if limit is not None and job.count_failed > limit and not job.ending:
+            put_job_status(work, job, stopping=True, reason=f"more than {limit} tasks failed")
+    if job.ending:
+        stop_rest(work, job)
+    # Every index is counted at most once, so this many ends are an end of each.
+    if job.count_ended == len(job.all):
+        _end(work, job)
+
+
+def _check_dependencies(work: Work, job: Job) -> None:
+    for after in job.config.after:
+        other = work.cluster.jobs.get(after.job)
+        if other is None or not other.ended:
+            continue
+        if not _met(other.status.state, after.when):
+            state = other.status.state.name.lower()
+            reason = f"job {after.job} {state}, and this one was to run after it {after.when.name.lower()}"
+            put_job_status(work, job, stopping=True, cause=Cause.DEPENDENCY, reason=reason)
+            return
+
+
+def _met(state: JobState, when: DependencyWhen) -> bool:
+    match when:
+        case DependencyWhen.SUCCEEDED:
+            return state is JobState.SUCCEEDED
+        case DependencyWhen.FINISHED:
+            return state in JOB_ENDS
+        case DependencyWhen.FAILED:
+            return state is JobState.FAILED
+
+
+def waits_for(cluster: Cluster, job: Job) -> list[int]:
+    """The jobs that this one still waits for. One that is no longer kept had ended as was asked."""
+    waiting = []
+    for after in job.config.after:
+        other = cluster.jobs.get(after.job)
+        if other is not None and not (other.ended and _met(other.status.state, after.when)):
+            waiting.append(after.job)
+    return waiting
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def stop_rest(work: Work, job: Job) -> None:
+    """Cancels what waits, and asks for the end of what does not. May be repeated."""
+    grace_ms = job.config.cancel_grace_ms
+    if job.pending:
+        pending = job.pending.copy()
+        writer = TaskWriter(work, job)
+        if job.status.cause is Cause.DEPENDENCY:
+            writer.failed_by(pending, Cause.DEPENDENCY, 0, job.status.reason)
+        forget_waiting(writer, job, pending)
+        writer.finish(pending, TaskState.CANCELLED)
+        writer.flush()
+    for allocation in list(job.allocations.values()):
+        if allocation.desired.lost:
+            _stop_lost(work, allocation.id, job)
+            continue
+        rest = allocation.remaining - allocation.desired.stop
+        other_reason = allocation.desired.stop_reason is not StopReason.CANCEL
+        if allocation.remaining and (rest or other_reason):
+            desired = replace(
+                allocation.desired,
+                stop=allocation.remaining,
+                stop_reason=StopReason.CANCEL,
+                stop_grace_ms=grace_ms,
+            )
+            stopped = allocation.remaining
+            put_desired(work, allocation, desired)
+            stop(work, allocation, stopped, StopReason.CANCEL, grace_ms)
+
+
+def _stop_lost(work: Work, number: int, job: Job) -> None:
+    """A lost node's allocation of a job that ends: what was kept for it is given up."""
+    allocation = job.allocations[number]
+    if nodes.connected(work, allocation.node.id):
+        kept = allocation.remaining - allocation.desired.stop
+        if kept:
+            desired = replace(allocation.desired, stop=allocation.remaining, stop_reason=StopReason.CANCEL)
+            put_desired(work, allocation, desired)
+            stop(work, allocation, kept, StopReason.CANCEL, job.config.cancel_grace_ms)
+    elif allocation.remaining:
+        nodes.cancel_lost(work, allocation, allocation.remaining)
+    if number in job.lost:
+        over = allocation.unclaimed & job.finals
+        if over:
+            supersede(work, allocation, over)
+
+
+def forget_waiting(writer: TaskWriter, job: Job, indices: BitMap) -> None:
+    """Back-offs and holds of tasks that will not run any more."""
+    for index in (job.delayed | job.held) & indices:
+        detail = writer.detail(index)
+        writer.set_detail(replace(detail, retry_at_ms=0, held=False))
+
+
+# ---------------------------------------------------------------- retries and ends
+
+
+def arm_retry(work: Work, job: Job) -> None:
+    """Sets the timer for the earliest back-off of the job."""
+    times = [
+        detail.retry_at_ms
+        for exceptions in job.exceptions.values()
+        for detail in exceptions.tasks.values()
+        if detail.retry_at_ms
+    ]
+    if times:
+        work.soft.timers.arm("retry", str(job.id), min(times))
+
+
+def retry_due(work: Work, name: str) -> None:
+    """Back-offs that are over: their tasks may be placed again."""
+    job = work.cluster.jobs.get(int(name))
+    if job is None or job.ended:
+        return
+    due: list[TaskDetail] = [
+        detail
+        for exceptions in job.exceptions.values()
+        for detail in exceptions.tasks.values()
+        if 0 < detail.retry_at_ms <= work.now_ms
+    ]
+    if due:
+        writer = TaskWriter(work, job)
+        for detail in due:
+            writer.set_detail(replace(detail, retry_at_ms=0))
+        writer.flush()
+    arm_retry(work, job)
+
+
+def _end(work: Work, job: Job) -> None:
+    if job.config.cancelled and job.count_cancelled:
+        state = JobState.CANCELLED
+    elif job.count_failed:
+        state = JobState.FAILED
+    elif job.count_cancelled:
+        state = JobState.CANCELLED
+    else:
+        state = JobState.SUCCEEDED
+    for allocation in list(job.lost.values()):
+        if allocation.unclaimed:
+            supersede(work, allocation, allocation.unclaimed)
+    put_job_status(work, job, state=state, ended_at_ms=work.wall_ms, ended_ms=work.now_ms)
+    work.soft.averages.pop(job.id, None)
+    work.soft.timers.disarm("retry", str(job.id))
+    work.soft.timers.arm("retention", str(job.id), work.now_ms + job.spec.retention)
+    work.event(
+        EventKind.JOB_ENDED,
+        job=job.id,
+        cause=job.status.cause,
+        message=f"{state.name.lower()}: {job.count_succeeded} succeeded, {job.count_failed} failed, "
+        f"{job.count_cancelled} cancelled",
+    )
+    for dependent in sorted(work.cluster.dependents.get(job.id, ())):
+        work.touch(work.cluster.jobs[dependent])
+    work.place_wanted = True

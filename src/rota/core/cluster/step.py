@@ -1,0 +1,109 @@
+"""One step of the cluster: inputs in, an outcome out. Everything that can happen is listed here."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rota.core.cluster import admin, jobs, nodes, placing, settling, streams
+from rota.core.cluster.inputs import (
+    CancelJob,
+    DropQueue,
+    EditNode,
+    Enrol,
+    Found,
+    FromNode,
+    HoldJob,
+    Input,
+    LabelNode,
+    Lead,
+    Outcome,
+    PutQueue,
+    PutToken,
+    PutUser,
+    ReleaseJob,
+    RemoveNode,
+    RetryJob,
+    RevokeToken,
+    StreamClosed,
+    Submit,
+    ToNode,
+)
+from rota.core.cluster.records import META_CLUSTER, META_COMMIT, ClusterMeta, Commit, Record
+from rota.core.cluster.soft import Settings, Soft
+from rota.core.cluster.state import Cluster
+from rota.core.cluster.work import Work
+
+_HANDLERS: dict[type, Callable[[Work, Any], None]] = {
+    Submit: jobs.submit,
+    CancelJob: jobs.cancel,
+    HoldJob: jobs.hold,
+    ReleaseJob: jobs.release,
+    RetryJob: jobs.retry,
+    PutQueue: admin.put_queue,
+    DropQueue: admin.drop_queue,
+    PutUser: admin.put_user,
+    PutToken: admin.put_token,
+    RevokeToken: admin.revoke_token,
+    Enrol: admin.enrol,
+    EditNode: admin.edit_node,
+    LabelNode: admin.label_node,
+    RemoveNode: admin.remove_node,
+    FromNode: streams.receive,
+    StreamClosed: streams.closed,
+    ToNode: streams.pass_on,
+}
+
+_TIMERS: dict[str, Callable[[Work, str], None]] = {
+    "node": nodes.look,
+    "drain": nodes.drain_deadline,
+    "retry": settling.retry_due,
+    "retention": jobs.retention_over,
+    "linger": placing.linger_over,
+    "keys": jobs.forget_keys,
+}
+
+
+class Machine:
+    """The cluster, its soft state, and the step that changes both."""
+
+    def __init__(self, settings: Settings | None = None, records: Iterable[tuple[str, Record]] = ()) -> None:
+        self.settings = settings or Settings()
+        self.cluster = Cluster.load(records)
+        self.soft = Soft()
+
+    def step(self, inputs: Iterable[Input], now_ms: int, wall_ms: int) -> Outcome:
+        """Takes what happened. `now_ms` is cluster time and never goes back; `wall_ms` is for display.
+
+        The outcome's changes are already made here: where they cannot be committed, this machine is
+        to be thrown away and loaded again.
+        """
+        work = Work(self.cluster, self.soft, self.settings, max(now_ms, self.cluster.commit.now_ms), wall_ms)
+        for item in inputs:
+            if isinstance(item, Found):
+                work.put(META_CLUSTER, ClusterMeta(uuid=item.uuid))
+            elif isinstance(item, Lead):
+                self._lead(work)
+            else:
+                assert self.soft.leading, item
+                _HANDLERS[type(item)](work, item)
+        for kind, name in self.soft.timers.due(work.now_ms):
+            _TIMERS[kind](work, name)
+        if self.soft.leading:
+            settling.settle(work)
+            placing.place(work)
+        return self._outcome(work)
+
+    def _lead(self, work: Work) -> None:
+        commit = self.cluster.commit
+        work.put(META_COMMIT, Commit(commit.term + 1, commit.seq, work.now_ms, commit.next_number))
+        self.soft.leading = True
+        nodes.begin(work)
+        settling.begin(work)
+        jobs.begin(work)
+
+    def _outcome(self, work: Work) -> Outcome:
+        outcome = work.outcome
+        if outcome.changes or work.confirm_wanted:
+            commit = self.cluster.commit
+            work.put(META_COMMIT, Commit(commit.term, commit.seq + 1, work.now_ms, work.next_number))
+        outcome.wake_at_ms = self.soft.timers.next_ms()
+        return outcome

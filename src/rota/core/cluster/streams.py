@@ -1,0 +1,382 @@
+"""Nodes' streams: who is heard, what they say, and the comparison when they come back.
+
+After Hello and the Holding pages, and once the reports up to the Hello's last sequence are in, what
+the node holds is compared with what it should hold, and the difference is sent. Nothing is
+remembered of what was sent before.
+"""
+
+from dataclasses import replace
+
+from pyroaring import BitMap
+
+from rota.core.cluster import nodes, reports
+from rota.core.cluster.inputs import Done, FromNode, Send, StreamClosed, ToNode, Why
+from rota.core.cluster.records import (
+    NodeInventory,
+    allocation_key,
+    inventory_key,
+    lease_key,
+    node_status_key,
+)
+from rota.core.cluster.soft import Session
+from rota.core.cluster.state import Allocation, Node
+from rota.core.cluster.tasks import close_if_done, leave, record_ends, stop
+from rota.core.cluster.work import Work
+from rota.core.model import indexset
+from rota.core.model.protocol import (
+    PROTOCOL_VERSION,
+    Ack,
+    AllocationReport,
+    Down,
+    Drain,
+    Ended,
+    Goodbye,
+    Grant,
+    Heartbeat,
+    HeartbeatAck,
+    Hello,
+    Holding,
+    HoldingEnd,
+    Lease,
+    Recall,
+    Refused,
+    Report,
+    Resize,
+    Stop,
+    Template,
+    Welcome,
+)
+from rota.core.model.states import Cause, EventKind, NodeState, StopReason
+
+REFUSED_RETRY_MS_MIN = 1_000
+RECALL_ALL = 2**32 - 1
+
+
+def receive(work: Work, item: FromNode) -> None:
+    """A message of a node."""
+    if isinstance(item.message, Hello):
+        _hello(work, item.node, item.stream, item.message)
+        return
+    session = work.soft.sessions.get(item.node)
+    if session is None or session.stream != item.stream:
+        return
+    node = work.cluster.nodes[item.node]
+    nodes.heard(work, node)
+    match item.message:
+        case Holding(leases, allocations):
+            session.holding_count += 1
+            session.held_leases.update((held.lease, held) for held in leases)
+            session.held_allocations.update((held.allocation, held) for held in allocations)
+        case HoldingEnd(pages):
+            if pages != session.holding_count:
+                end_stream(work, session, f"{session.holding_count} of {pages} pages of what it holds came")
+            else:
+                session.holding_ended = True
+                _compare_if_ready(work, node, session)
+        case Heartbeat() | Report() if not session.holding_ended:
+            end_stream(work, session, "what the node holds did not come whole")
+        case Heartbeat(sent_ms, sequence_sent, _):
+            if sequence_sent > node.status.acknowledged:
+                end_stream(work, session, "a report was lost on the way")
+            else:
+                work.confirm()
+                work.send(node.id, HeartbeatAck(sent_ms))
+        case Report():
+            _report(work, node, session, item.message)
+        case Goodbye(reason):
+            nodes.say_goodbye(work, node, reason or "its agent was stopped")
+            end_stream(work, session, "goodbye")
+
+
+def closed(work: Work, item: StreamClosed) -> None:
+    """A stream has ended, on either side's wish or none."""
+    session = work.soft.sessions.get(item.node)
+    if session is not None and session.stream == item.stream:
+        del work.soft.sessions[item.node]
+        nodes.look(work, item.node)
+
+
+def pass_on(work: Work, item: ToNode) -> None:
+    """The shell's own message for a node."""
+    session = work.soft.sessions.get(item.node)
+    if session is None or not session.compared:
+        node = work.cluster.nodes.get(item.node)
+        name = node.config.name if node is not None else item.node
+        work.refuse(item.ticket, Why.REFUSED, f"node {name} is not connected; try again when it is back")
+        return
+    work.send(item.node, item.body)
+    work.reply(item.ticket, Done(1))
+
+
+def end_stream(work: Work, session: Session, reason: str) -> None:
+    """Ends a session from this side; the node dials again if it wants."""
+    work.close(session.node, session.stream, reason)
+    if work.soft.sessions.get(session.node) is session:
+        del work.soft.sessions[session.node]
+        nodes.look(work, session.node)
+
+
+# ---------------------------------------------------------------- hello
+
+
+def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
+    node = work.cluster.nodes.get(node_id)
+    refused = _refusal(work, node, hello)
+    if refused is not None or node is None:
+        assert refused is not None
+        refused.hello_sent_ms = hello.sent_ms
+        work.outcome.orders.append(Send(node_id, stream, Down(work.cluster.commit.term, 0, 1, refused)))
+        work.close(node_id, stream, refused.message)
+        if node is not None and not node.config.removed:
+            work.event(EventKind.NODE_REFUSED, node=node.config.name, message=refused.message)
+        return
+    old = work.soft.sessions.get(node_id)
+    if old is not None and old.stream == stream:
+        end_stream(work, old, "a second Hello on one stream")
+        return
+    if old is not None:
+        work.close(node_id, old.stream, "a newer stream of the same node has come")
+    new_journal = hello.journal_id != node.status.journal_id
+    fresh = new_journal or node.status.journal_new
+    session = Session(node_id, stream, work.number(), hello, fresh)
+    work.soft.sessions[node_id] = session
+    status = replace(
+        node.status, boot_id=hello.boot_id, journal_id=hello.journal_id, away=False, journal_new=fresh
+    )
+    if new_journal:
+        status = replace(status, acknowledged=0)
+    # Also where nothing in it changed: the session's number must not be used again.
+    work.put(node_status_key(node_id), status)
+    if node.inventory != hello.inventory:
+        work.put(inventory_key(node_id), NodeInventory(hello.inventory))
+    nodes.heard(work, node)
+    meta = work.cluster.meta
+    work.send(
+        node_id,
+        Welcome(
+            node_id=node_id,
+            node_name=node.config.name,
+            cluster=meta.uuid,
+            incarnation=meta.incarnation,
+            acknowledged=status.acknowledged,
+            heartbeat_ms=work.settings.heartbeat_ms(len(work.cluster.nodes)),
+            lost_after_ms=work.settings.lost_after_ms,
+            hello_sent_ms=hello.sent_ms,
+        ),
+    )
+
+
+def _refusal(work: Work, node: Node | None, hello: Hello) -> Refused | None:
+    """Why a Hello is not accepted, if it is not."""
+    cluster = work.cluster
+    if node is None or node.config.removed:
+        return Refused("this node is not known here; it was removed, or it belongs to another cluster")
+    if hello.protocol != PROTOCOL_VERSION:
+        return Refused(
+            f"the agent speaks protocol {hello.protocol}, this cluster {PROTOCOL_VERSION}; update it"
+        )
+    if hello.cluster and hello.cluster != cluster.meta.uuid:
+        return Refused(f"the agent belongs to cluster {hello.cluster}, this is {cluster.meta.uuid}")
+    if hello.incarnation > cluster.meta.incarnation:
+        return Refused("the agent has seen a later restore of this cluster than this controller knows")
+    if hello.term > cluster.commit.term:
+        return Refused("the agent has obeyed a later leader than this one", REFUSED_RETRY_MS_MIN)
+    status = node.status
+    if not status.journal_id:
+        return None
+    if hello.journal_id == status.journal_id:
+        if hello.last_sequence < status.acknowledged:
+            return Refused(
+                "the agent's journal is older than what it has already reported: it was restored or copied; "
+                "remove the node and let it join again"
+            )
+        return None
+    silent_ms = work.now_ms - work.soft.heard_ms.get(node.id, work.now_ms)
+    if silent_ms < work.settings.suspect_ms and not status.away:
+        return Refused(
+            f"node {node.config.name} was heard {silent_ms} ms ago with another journal; "
+            "is its directory a copy?",
+            max(work.settings.suspect_ms - silent_ms, REFUSED_RETRY_MS_MIN),
+        )
+    open_work = any(not allocation.desired.lost for allocation in node.allocations.values())
+    if hello.boot_id == status.boot_id and open_work and status.state is not NodeState.LOST:
+        return Refused(
+            "the agent's journal is new though the machine has not booted: what the former one ran may "
+            "still run; it is waited for until the node counts as lost",
+            work.settings.suspect_ms,
+        )
+    return None
+
+
+# ---------------------------------------------------------------- reports
+
+
+def _report(work: Work, node: Node, session: Session, report: Report) -> None:
+    status = node.status
+    if report.journal_id != status.journal_id:
+        end_stream(work, session, "a report of another journal")
+        return
+    if report.last_sequence <= status.acknowledged:
+        work.send(node.id, Ack(status.acknowledged))
+        return
+    straddles = report.first_sequence <= session.hello.last_sequence < report.last_sequence
+    if report.first_sequence != status.acknowledged + 1 or (straddles and not session.compared):
+        end_stream(
+            work, session, f"expected a report from {status.acknowledged + 1}, got {report.first_sequence}"
+        )
+        return
+    for allocation in report.allocations:
+        reports.take_allocation(work, node, allocation)
+    for resized in report.resized:
+        reports.take_resized(work, node, resized)
+    work.put(node_status_key(node.id), replace(node.status, acknowledged=report.last_sequence))
+    work.send(node.id, Ack(report.last_sequence))
+    _compare_if_ready(work, node, session)
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
+    if (
+        session.compared
+        or not session.holding_ended
+        or node.status.acknowledged < session.hello.last_sequence
+    ):
+        return
+    session.compared = True
+    for allocation in list(node.allocations.values()):
+        _end_what_is_gone(work, node, session, allocation)
+    _compare_leases(work, node, session)
+    for allocation in list(node.allocations.values()):
+        _compare_allocation(work, node, session, allocation)
+    for number in session.held_allocations.keys() - node.allocations.keys():
+        work.send(node.id, Stop(number, session.ask(), (), StopReason.SUPERSEDED, 0))
+    for number in session.held_leases.keys() - node.leases.keys():
+        work.send(node.id, Resize(number, 0))
+    if node.config.draining:
+        work.send(node.id, Drain(True))
+    session.held_leases, session.held_allocations = {}, {}
+    if node.status.journal_new:
+        work.put(node_status_key(node.id), replace(node.status, journal_new=False))
+    nodes.become(work, node, NodeState.READY, "")
+    for allocation in list(node.allocations.values()):
+        nodes.reclaim(work, allocation.job, ask=True)
+    work.place_wanted = True
+
+
+def _held(session: Session, allocation: Allocation) -> BitMap:
+    held = session.held_allocations.get(allocation.id)
+    if held is None:
+        return BitMap()
+    return indexset.from_ranges(held.waiting) | indexset.from_ranges(held.started)
+
+
+def _end_what_is_gone(work: Work, node: Node, session: Session, allocation: Allocation) -> None:
+    """With a new journal, what the node does not hold has ended without a report."""
+    if not session.fresh:
+        return
+    gone = allocation.desired.indices - allocation.ended - _held(session, allocation)
+    if not gone:
+        close_if_done(work, allocation)
+        return
+    unclaimed = gone & allocation.unclaimed
+    if unclaimed:
+        record_ends(work, allocation, unclaimed, Cause.NODE_LOST, "the node came back without it")
+        work.put(allocation_key(node.id, allocation.id), leave(allocation.desired, unclaimed))
+    owned = gone & allocation.owned
+    started = allocation.status.started
+    ended = tuple(
+        Ended(index, Cause.NODE_REBOOT, message="the node has booted anew", started=index in started)
+        for index in owned
+    )
+    if ended:
+        reports.take_allocation(work, node, AllocationReport(allocation.id, ended=ended))
+    else:
+        close_if_done(work, allocation)
+
+
+def _compare_leases(work: Work, node: Node, session: Session) -> None:
+    for lease in list(node.leases.values()):
+        held = session.held_leases.get(lease.id)
+        if held is None and session.fresh:
+            assert not any(allocation.remaining for allocation in lease.allocations.values()), lease.id
+            work.drop(lease_key(node.id, lease.id))
+            continue
+        desired = lease.desired
+        if desired.slots and (held is None or set(held.slots) != {slot.slot for slot in desired.slots}):
+            work.send(node.id, Lease(lease.id, desired.shape, desired.slots, desired.queue))
+        if desired.target < len(desired.slots):
+            work.send(node.id, Resize(lease.id, desired.target))
+
+
+def _compare_allocation(work: Work, node: Node, session: Session, allocation: Allocation) -> None:
+    job, desired = allocation.job, allocation.desired
+    held = _held(session, allocation)
+    if desired.lost:
+        # What it would take back and does not hold has not been granted for good, or is over.
+        missing = allocation.unclaimed - allocation.ended - held
+        if missing:
+            record_ends(work, allocation, missing, Cause.NODE_LOST, "the node came back without it")
+            work.put(allocation_key(node.id, allocation.id), leave(desired, missing))
+        close_if_done(work, allocation)
+        if allocation.id not in node.allocations:
+            return
+    missing = allocation.remaining - held
+    if missing == allocation.remaining and missing:
+        send_grant(work, allocation)
+    elif missing:
+        # Held in part: indices leave a node through its reports alone, so these cannot come back.
+        ended = tuple(
+            Ended(index, Cause.AGENT_ERROR, message="lost by its agent", started=False) for index in missing
+        )
+        reports.take_allocation(work, node, AllocationReport(allocation.id, ended=ended))
+    if allocation.id not in node.allocations:
+        return
+    # What the node still holds though it has ended here, or belongs to another attempt.
+    extra = held - allocation.desired.indices
+    if extra:
+        stop(work, allocation, extra, StopReason.SUPERSEDED)
+    if allocation.desired.stop:
+        stop(
+            work,
+            allocation,
+            allocation.desired.stop,
+            allocation.desired.stop_reason,
+            allocation.desired.stop_grace_ms,
+        )
+    elif job.config.held:
+        work.send(node.id, Recall(allocation.id, session.ask(), count=RECALL_ALL))
+    for other in list(job.lost.values()):
+        if other is not allocation and nodes.connected(work, other.node.id):
+            nodes.dispute(work, other)
+
+
+def send_grant(work: Work, allocation: Allocation) -> None:
+    """Grants what remains of an allocation, with a number higher than any before."""
+    node, job = allocation.node, allocation.job
+    session = work.soft.sessions[node.id]
+    desired = replace(allocation.desired, grant=work.number())
+    work.put(allocation_key(node.id, allocation.id), desired)
+    version = (job.id, desired.version)
+    spec = job.versions[desired.version]
+    if version not in session.templates_sent:
+        session.templates_sent.add(version)
+        work.send(node.id, Template(job.id, desired.version, spec, len(job.all), job.config.account))
+    lines: tuple[str, ...] = ()
+    if spec.lines:
+        lines = tuple(spec.lines[job.all.rank(index) - 1] for index in allocation.remaining)
+    work.send(
+        node.id,
+        Grant(
+            allocation=allocation.id,
+            lease=desired.lease,
+            job=job.id,
+            version=desired.version,
+            grant=desired.grant,
+            first_attempt=desired.first_attempt,
+            indices=indexset.to_ranges(allocation.remaining),
+            lines=lines,
+            never_stall=desired.never_stall,
+        ),
+    )

@@ -1,0 +1,361 @@
+"""What is recorded of tasks: ends in segments, attempts, failures; and how allocations let go of them.
+
+Everything that changes which index is where goes through here.
+"""
+
+from dataclasses import replace
+
+from pyroaring import BitMap
+
+from rota.core.cluster.records import (
+    AllocationDesired,
+    Exceptions,
+    FailureSet,
+    NodeTally,
+    ResultBlock,
+    Segment,
+    TaskDetail,
+    allocation_key,
+    allocation_status_key,
+    exceptions_key,
+    job_status_key,
+    lease_key,
+    segment_key,
+    tally_key,
+)
+from rota.core.cluster.state import Allocation, Job, Lease
+from rota.core.cluster.work import EVENTS_OF_ENDS_MAX, Work
+from rota.core.model import indexset
+from rota.core.model.protocol import Stop
+from rota.core.model.states import Cause, EventKind, StopReason, TaskState
+
+
+class TaskWriter:
+    """Collects changes to a job's segments and exceptions; `flush` puts each changed record once."""
+
+    def __init__(self, work: Work, job: Job) -> None:
+        self._work = work
+        self._job = job
+        self._ends: dict[int, dict[TaskState, BitMap]] = {}
+        self._attempts: dict[int, list[BitMap]] = {}
+        self._groups: dict[int, dict[tuple[Cause, int], tuple[BitMap, str]]] = {}
+        self._details: dict[int, dict[int, TaskDetail]] = {}
+
+    def finish(self, indices: BitMap, state: TaskState) -> None:
+        """These tasks have ended."""
+        for segment, part in indexset.segments_of(indices):
+            self._ends_of(segment)[state] |= part
+
+    def reopen(self, indices: BitMap) -> None:
+        """Failed and cancelled tasks are put back, their failures forgiven."""
+        for segment, part in indexset.segments_of(indices):
+            ends = self._ends_of(segment)
+            ends[TaskState.FAILED] -= part
+            ends[TaskState.CANCELLED] -= part
+            if self._job.exceptions_of(segment).tasks or segment in self._details:
+                details = self._details_of(segment)
+                for index in part:
+                    details.pop(index, None)
+
+    def count_attempts(self, indices: BitMap, sign: int = 1) -> None:
+        """One more (or fewer) ended attempt each: addition by carrying over the planes of bits."""
+        for segment, part in indexset.segments_of(indices):
+            planes = self._attempts.get(segment)
+            if planes is None:
+                planes = [plane.copy() for plane in self._job.segment(segment).attempts]
+                self._attempts[segment] = planes
+            carry, bit = part, 0
+            while carry:
+                if bit == len(planes):
+                    assert sign > 0, "an attempt taken back that was not counted"
+                    planes.append(BitMap())
+                carried = carry & planes[bit] if sign > 0 else carry - planes[bit]
+                planes[bit] ^= carry
+                carry, bit = carried, bit + 1
+            while planes and not planes[-1]:
+                planes.pop()
+
+    def failed_by(self, indices: BitMap, cause: Cause, code: int, message: str = "") -> None:
+        """The last attempt at these that did not succeed ended so."""
+        for segment, part in indexset.segments_of(indices):
+            groups = self._groups_of(segment)
+            for group, _ in groups.values():
+                group -= part
+            known, said = groups.get((cause, code), (BitMap(), message))
+            groups[cause, code] = (known | part, said or message)
+
+    def detail(self, index: int) -> TaskDetail:
+        """What is said of one task so far."""
+        segment = index // indexset.SEGMENT_SIZE
+        details = self._details.get(segment)
+        if details is None:
+            details = dict(self._job.exceptions_of(segment).tasks)
+        return details.get(index) or TaskDetail(index)
+
+    def set_detail(self, detail: TaskDetail) -> None:
+        """Replaces what is said of one task; a detail that says nothing is removed."""
+        details = self._details_of(detail.index // indexset.SEGMENT_SIZE)
+        if detail == TaskDetail(detail.index):
+            details.pop(detail.index, None)
+        else:
+            details[detail.index] = detail
+
+    def flush(self) -> None:
+        """Puts what has changed."""
+        job, work = self._job, self._work
+        for segment in sorted(self._ends.keys() | self._attempts.keys()):
+            old = job.segment(segment)
+            ends = self._ends.get(segment)
+            attempts = self._attempts.get(segment)
+            new = Segment(
+                ends[TaskState.SUCCEEDED] if ends else old.succeeded,
+                ends[TaskState.FAILED] if ends else old.failed,
+                ends[TaskState.CANCELLED] if ends else old.cancelled,
+                tuple(attempts) if attempts is not None else old.attempts,
+            )
+            for bitmap in (new.succeeded, new.failed, new.cancelled, *new.attempts):
+                bitmap.run_optimize()
+            work.put(segment_key(job.id, segment), new)
+        for segment in sorted(self._groups.keys() | self._details.keys()):
+            self._flush_exceptions(segment)
+        work.touch(job)
+
+    def _flush_exceptions(self, segment: int) -> None:
+        old = self._job.exceptions_of(segment)
+        groups = self._groups.get(segment)
+        details = self._details.get(segment)
+        new = Exceptions(
+            old.groups
+            if groups is None
+            else tuple(
+                FailureSet(cause, code, indices, message)
+                for (cause, code), (indices, message) in sorted(groups.items(), key=lambda item: item[0])
+                if indices
+            ),
+            old.tasks if details is None else dict(sorted(details.items())),
+        )
+        key = exceptions_key(self._job.id, segment)
+        if new.groups or new.tasks:
+            self._work.put(key, new)
+        else:
+            self._work.drop(key)
+
+    def _ends_of(self, segment: int) -> dict[TaskState, BitMap]:
+        ends = self._ends.get(segment)
+        if ends is None:
+            old = self._job.segment(segment)
+            ends = self._ends[segment] = {
+                TaskState.SUCCEEDED: old.succeeded.copy(),
+                TaskState.FAILED: old.failed.copy(),
+                TaskState.CANCELLED: old.cancelled.copy(),
+            }
+        return ends
+
+    def _groups_of(self, segment: int) -> dict[tuple[Cause, int], tuple[BitMap, str]]:
+        groups = self._groups.get(segment)
+        if groups is None:
+            old = self._job.exceptions_of(segment).groups
+            groups = {(group.cause, group.code): (group.indices.copy(), group.message) for group in old}
+            self._groups[segment] = groups
+        return groups
+
+    def _details_of(self, segment: int) -> dict[int, TaskDetail]:
+        details = self._details.get(segment)
+        if details is None:
+            details = self._details[segment] = dict(self._job.exceptions_of(segment).tasks)
+        return details
+
+
+# ---------------------------------------------------------------- allocations
+
+
+def put_desired(work: Work, allocation: Allocation, desired: AllocationDesired) -> None:
+    """Changes what an allocation should be; one with nothing left in it is closed."""
+    work.put(allocation_key(allocation.node.id, allocation.id), desired)
+    work.touch(allocation.job)
+    close_if_done(work, allocation)
+
+
+def close_if_done(work: Work, allocation: Allocation) -> None:
+    """Folds an allocation into the job's segments once all it owns has ended and nothing is disputed."""
+    if allocation.remaining or allocation.unclaimed or allocation.id not in allocation.node.allocations:
+        return
+    fold(work, allocation)
+    work.drop(allocation_status_key(allocation.node.id, allocation.id))
+    work.drop(allocation_key(allocation.node.id, allocation.id))
+    lease = allocation.node.leases.get(allocation.desired.lease)
+    if lease is not None:
+        close_lease_if_empty(work, lease)
+
+
+def close_lease_if_empty(work: Work, lease: Lease) -> None:
+    """Drops a lease that has no slots left, once no grant on it can be on its way."""
+    if not lease.desired.slots and not lease.allocations:
+        work.drop(lease_key(lease.node.id, lease.id))
+        message = f"lease {lease.id} closed"
+        work.event(EventKind.LEASE_CLOSED, node=lease.node.config.name, message=message)
+
+
+def fold(work: Work, allocation: Allocation) -> None:
+    """Moves what has ended from the allocation into the segments of its job."""
+    job, status, owned = allocation.job, allocation.status, allocation.owned
+    succeeded, failed, cancelled = owned & status.succeeded, owned & status.failed, owned & status.cancelled
+    ended = succeeded | failed | cancelled
+    if not ended:
+        return
+    writer = TaskWriter(work, job)
+    writer.finish(succeeded, TaskState.SUCCEEDED)
+    writer.finish(failed, TaskState.FAILED)
+    writer.finish(cancelled, TaskState.CANCELLED)
+    writer.count_attempts(failed | cancelled)
+    tally = job.tallies.get(allocation.node.id, NodeTally())
+    work.put(
+        tally_key(job.id, allocation.node.id),
+        NodeTally(
+            tally.succeeded + len(succeeded),
+            tally.failed + len(failed),
+            tally.cancelled + len(cancelled),
+            tally.cpu_ms + status.cpu_ms,
+            max(tally.memory_peak_bytes, status.memory_peak_bytes),
+        ),
+    )
+    desired = allocation.desired
+    work.put(
+        allocation_status_key(allocation.node.id, allocation.id),
+        replace(
+            status,
+            started=status.started - ended,
+            succeeded=status.succeeded - ended,
+            failed=status.failed - ended,
+            cancelled=status.cancelled - ended,
+            cpu_ms=0,
+            memory_peak_bytes=0,
+        ),
+    )
+    work.put(
+        allocation_key(allocation.node.id, allocation.id),
+        replace(
+            desired, indices=desired.indices - ended, kept=desired.kept - ended, stop=desired.stop - ended
+        ),
+    )
+    writer.flush()
+
+
+def leave(desired: AllocationDesired, indices: BitMap) -> AllocationDesired:
+    """The allocation without these indices."""
+    return replace(
+        desired,
+        indices=desired.indices - indices,
+        kept=desired.kept - indices,
+        stop=desired.stop - indices,
+    )
+
+
+def stop(
+    work: Work, allocation: Allocation, indices: BitMap, reason: StopReason, grace_ms: int | None = None
+) -> None:
+    """Tells the node to drop or end these; what it then reports decides."""
+    session = work.soft.sessions.get(allocation.node.id)
+    if session is not None and session.compared and indices:
+        ranges = indexset.to_ranges(indices)
+        work.send(allocation.node.id, Stop(allocation.id, session.ask(), ranges, reason, grace_ms))
+
+
+def supersede(work: Work, allocation: Allocation, indices: BitMap) -> None:
+    """Another attempt at these has started: the lost one ends here as NODE_LOST and never counts."""
+    job = allocation.job
+    record_ends(
+        work, allocation, indices, Cause.NODE_LOST, "another attempt had started when the node came back"
+    )
+    writer = TaskWriter(work, job)
+    writer.failed_by(indices, Cause.NODE_LOST, 0)
+    writer.flush()
+    stop(work, allocation, indices, StopReason.SUPERSEDED)
+    status = allocation.status
+    work.put(
+        allocation_status_key(allocation.node.id, allocation.id),
+        replace(
+            status,
+            started=status.started - indices,
+            succeeded=status.succeeded - indices,
+            failed=status.failed - indices,
+            cancelled=status.cancelled - indices,
+        ),
+    )
+    put_desired(work, allocation, leave(allocation.desired, indices))
+
+
+def supersede_others(work: Work, allocation: Allocation, started: BitMap) -> None:
+    """What has started here is no longer a lost node's to take back."""
+    for other in list(allocation.job.lost.values()):
+        late = other.unclaimed & started
+        if other is not allocation and late:
+            supersede(work, other, late)
+
+
+def record_ends(work: Work, allocation: Allocation, indices: BitMap, cause: Cause, message: str = "") -> None:
+    """Archives the one outcome of attempts that no node has reported, and says so in events."""
+    if not indices:
+        return
+    desired = allocation.desired
+    block = ResultBlock(desired.job, allocation.id, allocation.node.id)
+    for index in indices:
+        add_result(block, index, desired.first_attempt, cause)
+    if message:
+        block.messages[indices.min()] = message
+    work.outcome.blocks.append(block)
+    for index in indices[: EVENTS_OF_ENDS_MAX + 1]:
+        if not say_ended(
+            work, allocation.job, index, desired.first_attempt, allocation.node.config.name, cause
+        ):
+            break
+
+
+def add_result(
+    block: ResultBlock,
+    index: int,
+    attempt: int,
+    cause: Cause,
+    code: int = 0,
+    started_at_ms: int = 0,
+    duration_ms: int = 0,
+    cpu_user_ms: int = 0,
+    cpu_system_ms: int = 0,
+    memory_peak_kib: int = 0,
+) -> None:
+    """One attempt's outcome, as a row over the block's columns."""
+    block.index.append(index)
+    block.attempt.append(attempt)
+    block.cause.append(cause)
+    block.code.append(code)
+    block.started_at_ms.append(started_at_ms)
+    block.duration_ms.append(duration_ms)
+    block.cpu_user_ms.append(cpu_user_ms)
+    block.cpu_system_ms.append(cpu_system_ms)
+    block.memory_peak_kib.append(memory_peak_kib)
+
+
+def say_ended(
+    work: Work, job: Job, index: int, attempt: int, node: str, cause: Cause, code: int = 0, message: str = ""
+) -> bool:
+    """The event of an attempt that did not succeed, for the first EVENTS_OF_ENDS_MAX of a job."""
+    written = job.status.events_written
+    if written >= EVENTS_OF_ENDS_MAX:
+        return False
+    work.event(
+        EventKind.ATTEMPT_ENDED,
+        job=job.id,
+        index=index,
+        attempt=attempt,
+        node=node,
+        cause=cause,
+        code=code,
+        message=message,
+    )
+    put_job_status(work, job, events_written=written + 1)
+    return True
+
+
+def put_job_status(work: Work, job: Job, **changes: object) -> None:
+    """Changes fields of a job's status."""
+    work.put(job_status_key(job.id), replace(job.status, **changes))  # type: ignore[arg-type]

@@ -1,0 +1,176 @@
+"""What happens to a node, and what it then wants done: the machine's inputs and its outcome."""
+
+from dataclasses import dataclass, field
+
+from rota.core.model.protocol import Down, Input, Inventory, ReadOutput, Up
+from rota.core.model.states import Cause
+from rota.core.node.entries import Attempt, Entry
+
+# ---------------------------------------------------------------- inputs
+
+
+@dataclass(slots=True)
+class StreamOpened:
+    """A stream to a controller stands. `stream` numbers them; what an outcome says goes to this one alone."""
+
+    stream: int
+    inventory: Inventory
+
+
+@dataclass(slots=True)
+class StreamClosed:
+    """The stream is gone, whoever ended it."""
+
+
+@dataclass(slots=True)
+class Received:
+    """A message from the controller."""
+
+    down: Down
+
+
+@dataclass(slots=True)
+class Spawned:
+    """The process of an attempt runs."""
+
+    attempt: Attempt
+    pid: int
+    start_ticks: int
+
+
+@dataclass(slots=True)
+class SpawnFailed:
+    """No process came to be; the message says why. The cause is START_FAILED, NODE_LOST or AGENT_ERROR."""
+
+    attempt: Attempt
+    message: str
+    cause: Cause = Cause.START_FAILED
+
+
+@dataclass(slots=True)
+class Exited:
+    """An attempt has ended, its whole process tree.
+
+    The cause is EXIT, SIGNAL or OOM, or AGENT_ERROR where whoever watched it died. `code` is the
+    exit code or the signal's number. `ended_before_signal`: a signal was asked for, and the main
+    process had ended before it could be sent.
+    """
+
+    attempt: Attempt
+    cause: Cause
+    code: int = 0
+    duration_ms: int = 0
+    cpu_user_ms: int = 0
+    cpu_system_ms: int = 0
+    memory_peak_kib: int = 0
+    message: str = ""
+    ended_before_signal: bool = False
+
+
+@dataclass(slots=True)
+class Storage:
+    """Whether the journal can be written. While it cannot, nothing starts and no stream is held."""
+
+    writable: bool
+    message: str = ""
+
+
+@dataclass(slots=True)
+class Shutdown:
+    """The agent is to end: what runs is stopped within `grace_ms`, the rest given back. May be repeated."""
+
+    grace_ms: int
+
+
+# Time that passes is no input: `step` with none.
+NodeInput = StreamOpened | StreamClosed | Received | Spawned | SpawnFailed | Exited | Storage | Shutdown
+
+# ---------------------------------------------------------------- commands
+
+
+@dataclass(slots=True)
+class Spawn:
+    """Start an attempt. Template and slot are looked up in the machine.
+
+    `number` is the attempt that people see. At boot-clock time `start_before_ms` it may not be
+    started any more (SpawnFailed with NODE_LOST).
+    """
+
+    attempt: Attempt
+    lease: int
+    slot: int
+    job: int
+    version: int
+    number: int
+    line: str | None = None
+    start_before_ms: int | None = None
+
+
+@dataclass(slots=True)
+class Signal:
+    """Send a signal, to the whole tree or to the main process."""
+
+    attempt: Attempt
+    signal: int
+    tree: bool
+
+
+@dataclass(slots=True)
+class KillTree:
+    """Kill every process of an attempt."""
+
+    attempt: Attempt
+
+
+@dataclass(slots=True)
+class CloseStream:
+    """End this stream; another is dialled after `retry_ms`, or none any more where that is `final`."""
+
+    stream: int
+    reason: str
+    retry_ms: int = 0
+    final: bool = False
+
+
+@dataclass(slots=True)
+class DeleteOutput:
+    """The output of these jobs is not wanted any more."""
+
+    jobs: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class SendOutput:
+    """Somebody wants to read an attempt's output. `live`: it may still be written to."""
+
+    read: ReadOutput
+    live: bool
+
+
+@dataclass(slots=True)
+class WriteInput:
+    """A piece of a task's standard input."""
+
+    input: Input
+
+
+@dataclass(slots=True)
+class Leave:
+    """Everything has ended and been said: the agent may exit."""
+
+
+Command = Spawn | Signal | KillTree | CloseStream | DeleteOutput | SendOutput | WriteInput | Leave
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What follows from a step, to be done in this order: write down, do, say.
+
+    `messages` are for the stream opened last. `wake_at_ms` is when to step again if nothing
+    happens before; None means never.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+    messages: list[Up] = field(default_factory=list)
+    wake_at_ms: int | None = None

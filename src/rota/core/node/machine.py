@@ -1,0 +1,242 @@
+"""The node's machine: everything that can happen to a node, and what follows.
+
+The law of whoever runs it: write an outcome's entries to the journal, then do its commands, then
+send its messages. `recover` makes the machine that goes on after whatever was written.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import assert_never
+
+from rota.core.model.protocol import (
+    Ack,
+    Body,
+    Down,
+    Drain,
+    Forget,
+    Grant,
+    HeartbeatAck,
+    Input,
+    Lease,
+    ReadOutput,
+    Recall,
+    Refused,
+    Resize,
+    Slot,
+    Stop,
+    Template,
+    Welcome,
+)
+from rota.core.model.states import Cause
+from rota.core.node.book import Book
+from rota.core.node.entries import Attempt, Entry, TemplateKept
+from rota.core.node.granting import Granting
+from rota.core.node.held import Held
+from rota.core.node.inputs import (
+    DeleteOutput,
+    Exited,
+    Leave,
+    NodeInput,
+    Outcome,
+    Received,
+    SendOutput,
+    Shutdown,
+    Spawned,
+    SpawnFailed,
+    Storage,
+    StreamClosed,
+    StreamOpened,
+    WriteInput,
+)
+from rota.core.node.running import Attempts
+from rota.core.node.talking import Talk
+
+# How long a node that leaves waits for its last reports to be acknowledged.
+GOODBYE_MS_MAX = 5_000
+
+
+class Machine:
+    """A node. `held` is its memory; `cluster` the one that it enrolled with, empty for any."""
+
+    def __init__(self, held: Held, cluster: str = "") -> None:
+        self.held = held
+        self.book = Book(held)
+        self.attempts = Attempts(self.book)
+        self.granting = Granting(self.book, self.attempts)
+        self.talk = Talk(self.book, cluster)
+        self._writable = True
+        self._left = False
+        self._idle_since_ms: int | None = None
+
+    def step(self, inputs: Iterable[NodeInput], now_ms: int, wall_ms: int) -> Outcome:
+        """Takes what happened, in order, and the time: boot-clock and wall-clock milliseconds.
+
+        `now_ms` never goes back. Without inputs, time alone has passed.
+        """
+        self.book.open(now_ms, wall_ms)
+        # Before anything renews the contact: what ran out has run out.
+        self._mind_fence()
+        for news in inputs:
+            self._take(news)
+        self.attempts.on_time()
+        self._mind_fence()
+        self.granting.settle()
+        self.talk.say()
+        self._leave()
+        return self.book.close(self._wake_at_ms())
+
+    def snapshot(self) -> Iterator[Entry]:
+        """Entries that make the memory again, for the head of a new piece of the journal."""
+        return self.held.snapshot()
+
+    # ------------------------------------------------------------ what the shell looks up
+
+    def template(self, job: int, version: int) -> Template:
+        """The template that a Spawn speaks of."""
+        return self.held.templates[job, version]
+
+    def slot(self, lease: int, slot: int) -> Slot:
+        """The slot that a Spawn speaks of, with its devices and ports."""
+        return self.held.leases[lease].slots[slot]
+
+    @property
+    def node_name(self) -> str:
+        """What the leader calls this node; empty before the first Welcome."""
+        return self.held.session.node_name
+
+    @property
+    def stream(self) -> int:
+        """The stream that the last outcome's messages are for; 0 for none."""
+        return self.talk.stream
+
+    def running(self) -> list[Attempt]:
+        """The attempts between their Spawn command and their end."""
+        return [
+            running.attempt
+            for of_allocation in self.attempts.running.values()
+            for running in of_allocation.values()
+        ]
+
+    # ------------------------------------------------------------ inputs
+
+    def _take(self, news: NodeInput) -> None:
+        match news:
+            case Received():
+                self._received(news.down)
+            case Spawned():
+                self.attempts.spawned(news)
+            case SpawnFailed() | Exited():
+                self._ended(news)
+            case StreamOpened():
+                if self._writable:
+                    self.talk.opened(news.stream, news.inventory)
+                else:
+                    self.talk.stream = news.stream
+                    self.talk.hang_up("the journal cannot be written")
+            case StreamClosed():
+                self.talk.closed()
+            case Storage():
+                self._storage(news)
+            case Shutdown():
+                if not self.granting.leaving:
+                    self.granting.leave()
+                    self._rest()
+                self.attempts.stop_all(Cause.PREEMPTED, news.grace_ms)
+            case _:
+                assert_never(news)
+
+    def _ended(self, news: SpawnFailed | Exited) -> None:
+        allocation = self.held.allocations[news.attempt[0]]
+        slot_count = len(self.held.leases[allocation.lease].slots)
+        ended = self.attempts.exited(news) if isinstance(news, Exited) else self.attempts.spawn_failed(news)
+        self.granting.judge(allocation, slot_count, ended)
+
+    def _storage(self, news: Storage) -> None:
+        self._writable = news.writable
+        self._rest()
+        if not news.writable:
+            self.talk.hang_up(f"the journal cannot be written: {news.message}")
+
+    def _mind_fence(self) -> None:
+        if self.attempts.contact_ran_out():
+            self.attempts.stop_fenced()
+            self.granting.drop_fenced()
+
+    def _rest(self) -> None:
+        """Whether new attempts may start."""
+        self.attempts.resting = self.granting.draining or self.granting.leaving or not self._writable
+        if not self.attempts.resting:
+            self.attempts.changed.update(dict.fromkeys(self.attempts.places))
+
+    def _received(self, down: Down) -> None:
+        body = self.talk.accept(down)
+        if body is not None:
+            self._obey(body)
+
+    def _obey(self, body: Body) -> None:  # noqa: C901 - a table
+        match body:
+            case Welcome():
+                # Said again in each session, where it holds.
+                self._drain(draining=False)
+                self.granting.acknowledged(body.acknowledged)
+                self.attempts.meet_fence(self.talk.fence_ms)
+            case HeartbeatAck():
+                self.talk.heard(body.sent_ms)
+                self.attempts.meet_fence(self.talk.fence_ms)
+            case Ack():
+                self.talk.acknowledge(body.sequence)
+                self.granting.acknowledged(body.sequence)
+            case Template():
+                self.book.write(TemplateKept(body))
+            case Lease():
+                self.granting.lease(body)
+            case Resize():
+                self.granting.resize(body)
+            case Grant():
+                trouble = self.granting.grant(body)
+                if trouble:
+                    self.talk.hang_up(trouble)
+            case Recall():
+                self.granting.recall(body)
+            case Stop():
+                self.granting.stop(body)
+            case Drain():
+                self._drain(draining=body.draining)
+            case Forget():
+                self.book.command(DeleteOutput(body.jobs))
+            case ReadOutput():
+                held = self.held.allocations.get(body.allocation)
+                live = held is not None and (
+                    body.index in held.live or body.index in held.waiting or body.index in held.intended
+                )
+                self.book.command(SendOutput(body, live))
+            case Input():
+                self.book.command(WriteInput(body))
+            case Refused():
+                raise AssertionError(body)
+            case _:
+                assert_never(body)
+
+    def _drain(self, *, draining: bool) -> None:
+        self.granting.draining = draining
+        self._rest()
+        if draining:
+            self.granting.drop_all()
+
+    # ------------------------------------------------------------ the end of a step
+
+    def _leave(self) -> None:
+        """Says goodbye once nothing runs and everything is told, or nobody listens."""
+        if not self.granting.leaving or self.attempts.running or self._left:
+            return
+        if self._idle_since_ms is None:
+            self._idle_since_ms = self.book.now_ms
+        if self.talk.settled or self.book.now_ms >= self._idle_since_ms + GOODBYE_MS_MAX:
+            self._left = True
+            self.talk.say_goodbye("the agent was asked to end")
+            self.book.command(Leave())
+
+    def _wake_at_ms(self) -> int | None:
+        times = [self.attempts.next_ms(), self.talk.next_ms()]
+        if self._idle_since_ms is not None and not self._left:
+            times.append(self._idle_since_ms + GOODBYE_MS_MAX)
+        return min((at_ms for at_ms in times if at_ms is not None), default=None)

@@ -1,0 +1,315 @@
+"""Attempts: which index runs next in which slot, and how one ends.
+
+An index is intended (INTENT is written), waits in its lease's `ready`, is spawned into a free slot,
+becomes live (START), and ends (END), which makes the slot free. Everything here but `held` is made
+again after a crash, when nothing runs.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from rota.core.model.protocol import Ended, Ranges
+from rota.core.model.spec import JobSpec
+from rota.core.model.states import Cause, OnNodeLoss
+from rota.core.node.book import Book
+from rota.core.node.entries import Attempt, End, Intent, Start
+from rota.core.node.held import AllocationHeld, LeaseHeld
+from rota.core.node.indices import Indices, each
+from rota.core.node.inputs import Exited, KillTree, Signal, Spawn, Spawned, SpawnFailed
+from rota.core.node.signals import SIGTERM, parse
+from rota.core.node.timers import Timers
+
+INTENT_COUNT_MAX = 64
+MESSAGE_CHARS_MAX = 1_000
+
+# Jobs that may not be started twice: an intent whose fate nobody knows costs them more than a line in
+# the journal does.
+_STRICT = frozenset({OnNodeLoss.HOLD, OnNodeLoss.RERUN_FENCED})
+
+
+@dataclass(slots=True)
+class Running:
+    """An attempt between its Spawn command and its end. Times are boot-clock milliseconds."""
+
+    attempt: Attempt
+    lease: int
+    slot: int
+    spec: JobSpec
+    live: bool = False
+    # Why it is being stopped; its end says this, if it was still running by then.
+    cause: Cause | None = None
+    warn_at_ms: int | None = None
+    limit_at_ms: int | None = None
+    kill_at_ms: int | None = None
+    killed: bool = False
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a lease's work runs."""
+
+    # Slots without an attempt.
+    free: list[int] = field(default_factory=list)
+    # Intended and not spawned yet: (allocation, index), in order.
+    ready: deque[tuple[int, int]] = field(default_factory=deque)
+    # No more slots than this are to be kept.
+    target: int | None = None
+    # Slots that the leader does not know: they go as soon as they are idle.
+    surplus: frozenset[int] = frozenset()
+
+
+class Attempts:
+    """All that runs, and what is about to."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._held = book.held
+        self._timers: Timers[Attempt] = Timers()
+        self._fenced: dict[Attempt, Running] = {}
+        self.running: dict[int, dict[int, Running]] = {}
+        leases = book.held.leases.values()
+        self.places = {lease.lease: Place(free=list(lease.slots)) for lease in leases if lease.slots}
+        # Leases to look at when the step ends.
+        self.changed: dict[int, None] = dict.fromkeys(self.places)
+        # Until when attempts that may not outlive the node's contact may run, and where no start may happen.
+        self.fence_ms: int | None = None
+        self._ran_out = False
+        self.resting = False
+
+    # ------------------------------------------------------------ starting
+
+    def fill(self, lease: LeaseHeld) -> None:
+        """Spawns what comes next on the lease, until no slot is free or nothing waits."""
+        place = self.places[lease.lease]
+        if self.resting:
+            return
+        while place.free:
+            if not place.ready:
+                self._intend(lease, place)
+                if not place.ready:
+                    return
+            self._spawn(place, lease.lease, *place.ready.popleft())
+
+    def _intend(self, lease: LeaseHeld, place: Place) -> None:
+        room = INTENT_COUNT_MAX
+        for number in tuple(lease.waiting):
+            allocation = self._held.allocations[number]
+            spec = self._held.template(allocation).spec
+            if spec.on_node_loss == OnNodeLoss.RERUN_FENCED and not self.in_contact:
+                continue
+            count = room
+            if spec.on_node_loss in _STRICT:
+                count = min(room, len(place.free) - len(place.ready))
+            indices = allocation.waiting.first(count)
+            if indices:
+                self._book.write(Intent(number, indices))
+                before = len(place.ready)
+                place.ready.extend((number, index) for index in each(indices))
+                room -= len(place.ready) - before
+            if room <= 0 or allocation.waiting:
+                return
+
+    def _spawn(self, place: Place, lease: int, number: int, index: int) -> None:
+        allocation = self._held.allocations[number]
+        attempt = (number, index, 1)
+        running = Running(attempt, lease, place.free.pop(), self._held.template(allocation).spec)
+        self.running.setdefault(number, {})[index] = running
+        fenced = running.spec.on_node_loss == OnNodeLoss.RERUN_FENCED
+        if fenced:
+            self._fenced[attempt] = running
+        self._book.command(
+            Spawn(
+                attempt,
+                lease,
+                running.slot,
+                allocation.job,
+                allocation.version,
+                allocation.first_attempt,
+                allocation.lines.get(index),
+                self.fence_ms if fenced else None,
+            )
+        )
+
+    def spawned(self, news: Spawned) -> None:
+        """The process is there: from now on it counts as started."""
+        running = self._find(news.attempt)
+        assert not running.live, news
+        running.live = True
+        number, index, run = news.attempt
+        started_at_ms = self._book.wall_ms
+        self._book.write(Start(number, index, run, running.slot, news.pid, news.start_ticks, started_at_ms))
+        if running.cause is not None:
+            self._signal_stop(running)
+        elif running.spec.time_limit:
+            running.limit_at_ms = self._book.now_ms + running.spec.time_limit
+            warning = parse(running.spec.signal)
+            if warning is not None:
+                running.warn_at_ms = max(running.limit_at_ms - warning[1], self._book.now_ms)
+            self._set_timer(running)
+
+    # ------------------------------------------------------------ ending
+
+    def spawn_failed(self, news: SpawnFailed) -> Ended:
+        """No process came to be."""
+        return self._end(
+            self._find(news.attempt),
+            Ended(
+                index=news.attempt[1],
+                cause=news.cause,
+                run=news.attempt[2],
+                message=news.message[:MESSAGE_CHARS_MAX],
+                started=False,
+            ),
+        )
+
+    def exited(self, news: Exited) -> Ended:
+        """The whole process tree is gone."""
+        running = self._find(news.attempt)
+        number, index, run = news.attempt
+        start = self._held.allocations[number].live.get(index)
+        cause = news.cause
+        if running.cause is not None and not news.ended_before_signal:
+            cause = running.cause
+        return self._end(
+            running,
+            Ended(
+                index,
+                cause,
+                news.code,
+                run,
+                news.message[:MESSAGE_CHARS_MAX],
+                start.started_at_ms if start else 0,
+                news.duration_ms,
+                news.cpu_user_ms,
+                news.cpu_system_ms,
+                news.memory_peak_kib,
+                start is not None,
+            ),
+        )
+
+    def _end(self, running: Running, ended: Ended) -> Ended:
+        number, index, _ = running.attempt
+        self._timers.put(running.attempt, None)
+        self._fenced.pop(running.attempt, None)
+        of_allocation = self.running[number]
+        del of_allocation[index]
+        if not of_allocation:
+            del self.running[number]
+        self._book.write(End(number, ended))
+        self.places[running.lease].free.append(running.slot)
+        self.changed[running.lease] = None
+        return ended
+
+    def _find(self, attempt: Attempt) -> Running:
+        running = self.running.get(attempt[0], {}).get(attempt[1])
+        assert running is not None, attempt
+        assert running.attempt == attempt, attempt
+        return running
+
+    # ------------------------------------------------------------ stopping
+
+    def stop(self, running: Running, cause: Cause, grace_ms: int) -> None:
+        """TERM now and KILL after the grace. The first reason given stays; a shorter grace counts."""
+        first = running.cause is None
+        if first:
+            running.cause = cause
+            running.warn_at_ms = running.limit_at_ms = None
+        kill_at_ms = self._book.now_ms + grace_ms
+        if running.kill_at_ms is None or kill_at_ms < running.kill_at_ms:
+            running.kill_at_ms = kill_at_ms
+        if running.live:
+            self._signal_stop(running, term=first)
+
+    def _signal_stop(self, running: Running, *, term: bool = True) -> None:
+        assert running.kill_at_ms is not None
+        if running.kill_at_ms > self._book.now_ms:
+            if term:
+                self._book.command(Signal(running.attempt, SIGTERM, tree=True))
+            self._set_timer(running)
+        elif not running.killed:
+            running.killed = True
+            self._book.command(KillTree(running.attempt))
+
+    def stop_all(self, cause: Cause, grace_ms: int) -> None:
+        """Stops everything that runs."""
+        for of_allocation in self.running.values():
+            for running in of_allocation.values():
+                self.stop(running, cause, grace_ms)
+
+    # ------------------------------------------------------------ time
+
+    @property
+    def in_contact(self) -> bool:
+        """Whether the leader has been heard of so lately that it does not call this node lost."""
+        return self.fence_ms is not None and self._book.now_ms < self.fence_ms
+
+    def meet_fence(self, fence_ms: int) -> None:
+        """The leader was in contact: fenced attempts may run until then."""
+        if not self.in_contact:
+            self.changed.update(dict.fromkeys(self.places))
+        self.fence_ms = fence_ms
+        self._ran_out = False
+
+    def contact_ran_out(self) -> bool:
+        """Whether the leader may call this node lost; said once, until contact is made again."""
+        said, self._ran_out = self._ran_out, not self.in_contact
+        return self._ran_out and not said
+
+    def on_time(self) -> None:
+        """Does what is due."""
+        for attempt in self._timers.take_due(self._book.now_ms):
+            self._due(self._find(attempt))
+
+    def stop_fenced(self) -> None:
+        """Contact was lost for too long: another attempt may begin elsewhere, so these end at once."""
+        for running in self._fenced.values():
+            self.stop(running, Cause.NODE_LOST, 0)
+
+    def _due(self, running: Running) -> None:
+        now_ms = self._book.now_ms
+        if running.kill_at_ms is not None:
+            self._signal_stop(running, term=False)
+            return
+        if running.warn_at_ms is not None and running.warn_at_ms <= now_ms:
+            warning = parse(running.spec.signal)
+            assert warning is not None, running.spec.signal
+            running.warn_at_ms = None
+            self._book.command(Signal(running.attempt, warning[0], tree=False))
+        if running.limit_at_ms is not None and running.limit_at_ms <= now_ms:
+            self.stop(running, Cause.TIME_LIMIT, running.spec.grace)
+        else:
+            self._set_timer(running)
+
+    def _set_timer(self, running: Running) -> None:
+        times = (running.kill_at_ms, running.warn_at_ms, running.limit_at_ms)
+        self._timers.put(running.attempt, next((at_ms for at_ms in times if at_ms is not None), None))
+
+    def next_ms(self) -> int | None:
+        """When something is due."""
+        times = [self._timers.next_ms()]
+        if self.in_contact and any(not running.killed for running in self._fenced.values()):
+            times.append(self.fence_ms)
+        return min((at_ms for at_ms in times if at_ms is not None), default=None)
+
+    # ------------------------------------------------------------ what has not started
+
+    def unstarted(self, allocation: AllocationHeld) -> Indices:
+        """The allocation's indices for which no Spawn was commanded."""
+        indices = Indices(allocation.waiting.ranges())
+        place = self.places.get(allocation.lease)
+        if place is not None and allocation.intended:
+            for number, index in place.ready:
+                if number == allocation.allocation:
+                    indices.add(((index, index),))
+        return indices
+
+    def unready(self, allocation: AllocationHeld, indices: Ranges) -> None:
+        """These are not to be spawned."""
+        place = self.places.get(allocation.lease)
+        if place is not None and place.ready and allocation.intended:
+            gone = Indices(indices)
+            place.ready = deque(
+                (number, index)
+                for number, index in place.ready
+                if number != allocation.allocation or index not in gone
+            )

@@ -1,0 +1,113 @@
+"""`rota sim`: the simulator for people."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from rota.sim.check import STEPS_DEFAULT, Found, run_seed
+from rota.sim.runs import run_seeds
+
+SEEDS_MAX = 10_000_000
+SHOWN_MAX = 10
+PROGRESS_S = 2.0
+
+
+class Seeds(click.ParamType[range]):
+    """`7` or `1..2000`."""
+
+    name = "A..B"
+
+    def convert(self, value: str | range, param: click.Parameter | None, ctx: click.Context | None) -> range:
+        """The seeds as a range, both ends included."""
+        if isinstance(value, range):
+            return value
+        first, dots, last = value.partition("..")
+        try:
+            low = int(first)
+            high = int(last) if dots else low
+        except ValueError:
+            self.fail(f"'{value}' are no seeds; try 7 or 1..2000", param, ctx)
+        if low < 0 or high < low:
+            self.fail(f"'{value}' is upside down or below 0; try 1..2000", param, ctx)
+        if high - low >= SEEDS_MAX:
+            self.fail(f"'{value}' are more than {SEEDS_MAX:,} seeds", param, ctx)
+        return range(low, high + 1)
+
+
+@click.group("sim")
+def sim() -> None:
+    """The cluster in virtual time: the same core, with faults on purpose."""
+
+
+@sim.command("check")
+@click.option("--seeds", type=Seeds(), default="1..100", show_default=True, help="Which seeds to run.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 1_000_000),
+    default=STEPS_DEFAULT,
+    show_default=True,
+    help="Events with faults in each run; then the faults stop and everything must finish.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the history of the run here (one seed alone).",
+)
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1, 256),
+    default=None,
+    help="Processes; as many as cores if not given.",
+)
+def check(seeds: range, steps: int, trace: Path | None, jobs: int | None) -> None:
+    """Run random clusters with random faults, and check every promise after every event.
+
+    The same seed gives the same history, to the byte.
+
+    \b
+    Examples:
+      rota sim check --seeds 1..2000
+      rota sim check --seeds 17 --trace history.txt
+    """  # noqa: D301 - click reads the control character
+    began_s = time.monotonic()
+    if trace is not None:
+        if len(seeds) > 1:
+            raise click.UsageError("--trace takes one seed alone, as in: --seeds 17 --trace history.txt")
+        try:
+            with trace.open("w", encoding="utf-8") as file:
+                results = [run_seed(seeds[0], steps, lambda line: print(line, file=file))]
+        except OSError as error:
+            raise click.UsageError(f"--trace: {trace} cannot be written: {error.strerror}") from error
+        found = _report(results, len(seeds), began_s)
+    else:
+        found = _report(run_seeds(seeds, steps, jobs or os.cpu_count() or 1), len(seeds), began_s)
+    sys.exit(1 if found else 0)
+
+
+def _report(results: Iterable[Found], seed_count: int, began_s: float) -> int:
+    """Prints what breaks as it is found, and the sum; how many seeds broke something."""
+    events = broken = 0
+    said_s = began_s
+    for done, found in enumerate(results, 1):
+        events += found.events
+        if found.invariant:
+            broken += 1
+            if broken <= SHOWN_MAX:
+                click.echo(f"seed {found.seed}: {found.message} (after {found.events} events)")
+                click.echo(
+                    f"  again, with its history: rota sim check --seeds {found.seed} --trace history.txt"
+                )
+        now_s = time.monotonic()
+        if sys.stderr.isatty() and now_s - said_s > PROGRESS_S:
+            said_s = now_s
+            click.echo(f"\r{done} of {seed_count} seeds, {broken} broken", nl=False, err=True)
+    if sys.stderr.isatty() and said_s > began_s:
+        click.echo("\r\033[K", nl=False, err=True)
+    time_s = time.monotonic() - began_s
+    click.echo(f"{seed_count:,} seeds, {events:,} events, {time_s:.1f} s: {broken or 'none'} broken")
+    return broken

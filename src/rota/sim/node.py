@@ -1,0 +1,324 @@
+"""A simulated node: the real node machine, a journal that survives crashes, processes that only take time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from rota.core.model.protocol import Down, Inventory, Pool
+from rota.core.model.resources import Resources
+from rota.core.model.spec import JobSpec
+from rota.core.model.states import Cause
+from rota.core.node.check import sanity_check
+from rota.core.node.entries import Attempt, Entry
+from rota.core.node.inputs import (
+    CloseStream,
+    Command,
+    Exited,
+    KillTree,
+    Leave,
+    NodeInput,
+    Outcome,
+    Received,
+    Shutdown,
+    Signal,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    StreamClosed,
+    StreamOpened,
+)
+from rota.core.node.recovery import recover
+from rota.sim.network import Stream
+from rota.sim.world import World
+
+SIGTERM, SIGKILL = 15, 9
+
+
+@dataclass(slots=True)
+class Process:
+    """A task's process, from the instant that the spawner makes it to the end of its tree."""
+
+    attempt: Attempt
+    job: int
+    number: int
+    spec: JobSpec
+    shape: Resources
+    told: bool = False
+    over: bool = False
+    killed_by: int = 0
+    started_at_ms: int = 0
+
+
+@dataclass(slots=True)
+class Sights:
+    """What the checkers see of processes: the truth, whatever anybody reports."""
+
+    started: Callable[["Node", Process], None]
+    ended: Callable[["Node", Process], None]
+
+
+@dataclass(slots=True)
+class Behaviour:
+    """How the tasks of a job behave, drawn at its submission."""
+
+    duration_ms_max: int = 500
+    failing: float = 0.0
+    unstartable: float = 0.0
+    stubborn: float = 0.0
+
+
+@dataclass(slots=True)
+class Node:
+    """A machine. `dial` finds a controller, or None; `behaviour` says how a job's tasks behave."""
+
+    world: World
+    id: str
+    name: str
+    resources: Resources
+    dial: Callable[["Node"], Stream | None]
+    behaviour: Callable[[int], Behaviour]
+    sights: Sights
+    on: bool = False
+    boots: int = 0
+    journals: int = 0
+    lives: int = 0
+    entries: list[Entry] = field(default_factory=list)
+    processes: dict[Attempt, Process] = field(default_factory=dict)
+    removed: bool = False
+    _stream: Stream | None = None
+    _wake_at_ms: int = 0
+    machine: object = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+    # ------------------------------------------------------------ power
+
+    def boot(self) -> None:
+        """The machine and its agent start."""
+        self.boots += 1
+        self.start_agent()
+
+    def start_agent(self) -> None:
+        """The agent starts, and goes on where its journal ends."""
+        self.on = True
+        self.lives += 1
+        self.journals += 1
+        recovered = recover(
+            self.entries,
+            boot_id=f"{self.id}-boot-{self.boots}",
+            journal_id=f"{self.id}-journal-{self.journals}",
+        )
+        self.entries = recovered.entries if recovered.begun else self.entries + recovered.entries
+        self.machine = recovered.machine
+        self._redial(1)
+
+    def crash_agent(self) -> None:
+        """The supervisor dies: its link kills every tree, and the journal stays."""
+        self.world.say(lambda: f"{self.name}: the agent dies")
+        self._gone()
+
+    def crash_power(self) -> None:
+        """The machine dies; of the journal some end may be lost."""
+        self.world.say(lambda: f"{self.name}: the power fails")
+        self._gone()
+        if self.entries and self.world.maybe(0.7):
+            del self.entries[self.world.chance.randint(1, len(self.entries)) :]
+        self.boots += 1
+
+    def shut_down(self) -> None:
+        """The agent is asked to end."""
+        if self.on:
+            self.step([Shutdown(200)])
+
+    def _gone(self) -> None:
+        self.on = False
+        self.lives += 1
+        self._wake_at_ms = 0
+        for process in list(self.processes.values()):
+            self._end(process)
+        self.processes.clear()
+        if self._stream is not None:
+            self._stream.end_by_node()
+            self._stream = None
+
+    # ------------------------------------------------------------ the stream
+
+    def _redial(self, delay_ms: int) -> None:
+        self._later(delay_ms, "dials", self._dial)
+
+    def _dial(self) -> None:
+        if self._stream is not None:
+            return
+        self._stream = self.dial(self)
+        if self._stream is None:
+            self._redial(self.world.chance.randint(50, 400))
+        else:
+            inventory = Inventory(pools=(Pool(resources=self.resources),))
+            self.step([StreamOpened(self._stream.number, inventory)])
+
+    def take_down(self, stream: Stream, message: Down) -> None:
+        """From a controller."""
+        if stream is self._stream:
+            self.step([Received(message)])
+
+    def take_hung_up(self, stream: Stream) -> None:
+        """The controller's end is gone."""
+        if stream is self._stream:
+            self._stream = None
+            self.step([StreamClosed()])
+            self._redial(self.world.chance.randint(10, 300))
+
+    # ------------------------------------------------------------ the machine
+
+    def step(self, inputs: list[NodeInput]) -> None:
+        """Law: write down, do, say. The agent may die between any two of them."""
+        machine = self.machine
+        outcome: Outcome = machine.step(inputs, self.world.now_ms, self.world.wall_ms)  # type: ignore[attr-defined]
+        lives = self.lives
+        if self.world.maybe(0.0005):
+            self._torn(outcome)
+            return
+        self.entries += outcome.entries
+        if len(self.entries) > 400:
+            self.entries = list(machine.snapshot())  # type: ignore[attr-defined]
+        sanity_check(machine)  # type: ignore[arg-type]
+        for command in outcome.commands:
+            if self.world.maybe(0.0005):
+                self.crash_agent()
+                self._later_life(self.start_agent)
+                return
+            self._do(command)
+            if self.lives != lives:
+                return
+        for message in outcome.messages:
+            if self._stream is not None:
+                self._stream.send_up(message)
+        if outcome.wake_at_ms is not None:
+            self._wake(max(outcome.wake_at_ms, self.world.now_ms + 1))
+
+    def _wake(self, at_ms: int) -> None:
+        if at_ms == self._wake_at_ms:
+            return
+        self._wake_at_ms = at_ms
+
+        def wake() -> None:
+            if at_ms == self._wake_at_ms:
+                self._wake_at_ms = 0
+                self.step([])
+            else:
+                self.world.void()
+
+        self._later(at_ms - self.world.now_ms, "wakes", wake)
+
+    def _torn(self, outcome: Outcome) -> None:
+        """The agent dies with only some of the entries written."""
+        self.entries += outcome.entries[: self.world.chance.randint(0, len(outcome.entries))]
+        self.crash_agent()
+        self._later_life(self.start_agent)
+
+    def _later_life(self, action: Callable[[], None]) -> None:
+        self.world.after(
+            self.world.chance.randint(50, 1500), f"{self.name} starts again", self._unless_on(action)
+        )
+
+    def _unless_on(self, action: Callable[[], None]) -> Callable[[], None]:
+        def act() -> None:
+            if not self.on and not self.removed:
+                action()
+
+        return act
+
+    def _later(self, delay_ms: int, what: str, action: Callable[[], None]) -> None:
+        """Something in this life of the agent."""
+        lives = self.lives
+
+        def act() -> None:
+            if self.lives == lives and self.on:
+                action()
+
+        self.world.after(delay_ms, f"{self.name} {what}", act)
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case Spawn():
+                self._later(
+                    self.world.chance.randint(0, 3), f"spawns {command.attempt}", lambda: self._spawn(command)
+                )
+            case Signal(attempt, signal, tree):
+                if tree:
+                    self._signal(attempt, signal)
+            case KillTree(attempt):
+                self._signal(attempt, SIGKILL)
+            case CloseStream(stream, reason, retry_ms, final):
+                self.world.say(lambda: f"{self.name} hangs up: {reason}")
+                if self._stream is not None and self._stream.number == stream:
+                    self._stream.end_by_node()
+                    self._stream = None
+                    if not final:
+                        self._redial(max(retry_ms, self.world.chance.randint(10, 300)))
+                    else:
+                        self.world.say(lambda: f"{self.name} is refused for good")
+            case Leave():
+                self._later(1, "leaves", self._leave)
+            case _:
+                pass
+
+    def _leave(self) -> None:
+        self._gone()
+
+    # ------------------------------------------------------------ processes
+
+    def _spawn(self, spawn: Spawn) -> None:
+        behaviour = self.behaviour(spawn.job)
+        chance = self.world.chance
+        if spawn.start_before_ms is not None and self.world.now_ms >= spawn.start_before_ms:
+            self.step([SpawnFailed(spawn.attempt, "too late", Cause.NODE_LOST)])
+            return
+        if chance.random() < behaviour.unstartable:
+            self.step([SpawnFailed(spawn.attempt, "no such program")])
+            return
+        machine = self.machine
+        spec = machine.template(spawn.job, spawn.version).spec  # type: ignore[attr-defined]
+        process = Process(spawn.attempt, spawn.job, spawn.number, spec, spec.resources)
+        process.started_at_ms = self.world.now_ms
+        self.processes[spawn.attempt] = process
+        self.sights.started(self, process)
+        code = chance.choice((1, 2, 3)) if chance.random() < behaviour.failing else 0
+        duration_ms = chance.randint(0, behaviour.duration_ms_max)
+        self._later(
+            max(duration_ms, 1), f"ends {spawn.attempt}", lambda: self._finish(process, Cause.EXIT, code)
+        )
+        self._later(0, f"tells of {spawn.attempt}", lambda: self._tell(process))
+
+    def _tell(self, process: Process) -> None:
+        process.told = True
+        self.step([Spawned(process.attempt, 1000 + process.attempt[1], process.started_at_ms)])
+
+    def _signal(self, attempt: Attempt, signal: int) -> None:
+        process = self.processes.get(attempt)
+        if process is None or process.over:
+            return
+        stubborn = self.world.chance.random() < self.behaviour(process.job).stubborn
+        if signal == SIGKILL or not stubborn:
+            process.killed_by = signal
+            self._later(
+                self.world.chance.randint(1, 10),
+                f"kills {attempt}",
+                lambda: self._finish(process, Cause.SIGNAL, signal),
+            )
+
+    def _finish(self, process: Process, cause: Cause, code: int) -> None:
+        if process.over:
+            return
+        if not process.told:
+            self._later(1, f"ends {process.attempt}", lambda: self._finish(process, cause, code))
+            return
+        self._end(process)
+        del self.processes[process.attempt]
+        duration_ms = self.world.now_ms - process.started_at_ms
+        self.step([Exited(process.attempt, cause, code, duration_ms, 1, 1, 100)])
+
+    def _end(self, process: Process) -> None:
+        if not process.over:
+            process.over = True
+            self.sights.ended(self, process)

@@ -1,0 +1,1 @@
+"""Where the cluster's records are kept: a small port, and what stands behind it."""

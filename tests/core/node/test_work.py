@@ -1,0 +1,435 @@
+"""Leases, grants, starts, stops, failures: the node's daily work."""
+
+from signal import SIGTERM, SIGUSR1
+
+import pytest
+
+from rota.core.model.protocol import (
+    Ack,
+    Drain,
+    Ended,
+    Forget,
+    Goodbye,
+    Grant,
+    Input,
+    Lease,
+    ReadOutput,
+    Recall,
+    Resize,
+    Slot,
+    Stop,
+)
+from rota.core.model.protocol import Template as TemplateMessage
+from rota.core.model.spec import JobSpec
+from rota.core.model.states import Cause, OnNodeLoss, StopReason
+from rota.core.node.entries import Drop, End, Granted, Intent, LeaseKept, Start, TemplateKept
+from rota.core.node.entries import Resize as Resized
+from rota.core.node.granting import DROP_RANGES_MAX, FAILURES_MAX, START_FAILURES_MAX
+from rota.core.node.inputs import (
+    CloseStream,
+    DeleteOutput,
+    Exited,
+    KillTree,
+    Leave,
+    SendOutput,
+    Shutdown,
+    Signal,
+    Spawn,
+    WriteInput,
+)
+from rota.core.node.machine import GOODBYE_MS_MAX
+from rota.core.node.running import INTENT_COUNT_MAX
+from tests.core.node.scene import LOST_AFTER_MS, SHAPE, WALL_MS, Scene, only, reports, spawns
+
+TERM = int(SIGTERM)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    """A node in a session, with a lease of two slots."""
+    made = Scene()
+    made.connect()
+    made.lease(slots=2)
+    return made
+
+
+# ---------------------------------------------------------------- starting
+
+
+def test_a_grant_is_written_down_intended_and_spawned_into_free_slots(scene: Scene) -> None:
+    outcome = only(scene.grant(((0, 2),)), entries=True, commands=True)
+    assert outcome.entries == [
+        TemplateKept(TemplateMessage(7, 1, JobSpec(command=("true",)), 1_000, "")),
+        Granted(10, 1, 7, 1, 1, 1, ((0, 2),), (), False),
+        Intent(10, ((0, 2),)),
+    ]
+    assert outcome.commands == [Spawn((10, 0, 1), 1, 1, 7, 1, 1), Spawn((10, 1, 1), 1, 0, 7, 1, 1)]
+
+
+def test_a_free_slot_takes_the_next_index(scene: Scene) -> None:
+    scene.grant(((0, 2),))
+    outcome = scene.ran((10, 0, 1))
+    at_ms = WALL_MS + scene.now_ms
+    assert outcome.entries == [
+        Start(10, 0, 1, 1, 101, 5_000, at_ms),
+        End(10, Ended(0, Cause.EXIT, 0, 1, "", at_ms, 20)),
+    ]
+    assert outcome.commands == [Spawn((10, 2, 1), 1, 1, 7, 1, 1)]
+
+
+def test_allocations_of_a_lease_run_in_order(scene: Scene) -> None:
+    scene.grant(((0, 0),), allocation=10, job=7)
+    scene.grant(((0, 1),), allocation=11, job=8)
+    scene.grant(((0, 0),), allocation=12, job=9)
+    assert spawns(scene.ran((10, 0, 1))) == [(11, 1, 1)]
+    assert spawns(scene.ran((11, 1, 1))) == [(12, 0, 1)]
+
+
+def test_an_intent_covers_a_bounded_number_of_indices_over_allocations() -> None:
+    scene = Scene()
+    scene.connect()
+    scene.down(
+        TemplateMessage(7, 1, JobSpec(command=("true",)), 1_000, ""),
+        Grant(10, 1, 7, 1, 1, 1, ((0, 9),)),
+        Grant(11, 1, 7, 1, 2, 1, ((0, 99),)),
+    )
+    assert scene.machine.held.allocations == {}, "there is no lease: all was dropped"
+    scene.lease()
+    outcome = scene.down(Grant(12, 1, 7, 1, 3, 1, ((0, 9),)), Grant(13, 1, 7, 1, 4, 1, ((0, 99),)))
+    intents = [entry for entry in outcome.entries if isinstance(entry, Intent)]
+    assert intents == [Intent(12, ((0, 9),)), Intent(13, ((0, INTENT_COUNT_MAX - 11),))]
+
+
+def test_jobs_that_may_not_start_twice_are_intended_one_by_one(scene: Scene) -> None:
+    outcome = scene.grant(((0, 9),), spec=JobSpec(command=("true",), on_node_loss=OnNodeLoss.HOLD))
+    assert outcome.entries[-1] == Intent(10, ((0, 1),))
+    outcome = scene.ran((10, 0, 1))
+    assert outcome.entries[-1] == Intent(10, ((2, 2),))
+
+
+def test_a_million_tasks_are_held_in_little(scene: Scene) -> None:
+    scene.check = False
+    scene.grant(((0, 999_999),))
+    held = scene.machine.held.allocations[10]
+    assert held.waiting.ranges() == ((INTENT_COUNT_MAX, 999_999),)
+    scene.down(Recall(10, 1, (), 500_000))
+    assert held.waiting.ranges() == ((INTENT_COUNT_MAX, 499_999),)
+
+
+def test_an_old_grant_is_ignored_and_a_new_one_adds_what_the_allocation_never_had(scene: Scene) -> None:
+    scene.grant(((0, 2),))
+    scene.ran((10, 0, 1))
+    only(scene.down(Grant(10, 1, 7, 1, 1, 1, ((0, 9),))))
+    scene.down(Grant(10, 1, 7, 1, 2, 1, ((0, 4),)))
+    held = scene.machine.held.allocations[10]
+    assert held.waiting.ranges() == ((3, 4),)
+    assert held.intended.ranges() == ((1, 2),)
+
+
+def test_what_was_given_back_can_be_granted_again(scene: Scene) -> None:
+    scene.grant(((0, 5),))
+    scene.down(Recall(10, 1, ((4, 5),)))
+    scene.down(Grant(10, 1, 7, 1, 2, 1, ((4, 4),)))
+    assert scene.machine.held.allocations[10].waiting.ranges() == ((4, 4),)
+
+
+def test_a_grant_without_its_template_ends_the_stream(scene: Scene) -> None:
+    outcome = only(scene.down(Grant(10, 1, 7, 1, 1, 1, ((0, 0),))), commands=True)
+    assert outcome.commands == [CloseStream(1, "allocation 10 came without the template of job 7")]
+    assert scene.machine.held.grant == 0
+
+
+def test_a_grant_with_lines_gives_each_task_its_own(scene: Scene) -> None:
+    outcome = scene.grant(((3, 3), (8, 8)), lines=("three", "eight"))
+    lines = [command.line for command in outcome.commands if isinstance(command, Spawn)]
+    assert lines == ["three", "eight"]
+    (close,) = scene.grant(((0, 1),), lines=("one",), allocation=11).commands
+    assert close == CloseStream(1, "allocation 11 has 2 tasks and 1 lines")
+
+
+# ---------------------------------------------------------------- leases
+
+
+def test_freed_slots_never_come_back(scene: Scene) -> None:
+    assert scene.down(Resize(1, 1)).entries == [Resized(1, (1,))]
+    outcome = scene.down(Lease(1, SHAPE, (Slot(0), Slot(1), Slot(2)), "default"))
+    assert outcome.entries == [LeaseKept(1, SHAPE, "default", (Slot(0), Slot(2)), 3)]
+
+
+def test_a_lease_that_is_gone_is_remembered_until_the_leader_knows(scene: Scene) -> None:
+    scene.down(Resize(1, 0))
+    stale = Lease(1, SHAPE, (Slot(0), Slot(1)), "default")
+    only(scene.down(stale))
+    assert list(scene.machine.held.leases) == [1]
+    scene.connect(acknowledged=1)
+    assert list(scene.machine.held.leases) == []
+
+
+def test_busy_slots_are_freed_as_tasks_end(scene: Scene) -> None:
+    scene.grant(((0, 9),))
+    scene.spawned((10, 0, 1), (10, 1, 1))
+    only(scene.down(Resize(1, 1)))
+    outcome = scene.exited((10, 0, 1))
+    assert outcome.entries[1:] == [Resized(1, (1,))]
+    assert spawns(outcome) == []
+    assert spawns(scene.exited((10, 1, 1))) == [(10, 2, 1)]
+
+
+def test_a_lease_without_slots_gives_its_work_back(scene: Scene) -> None:
+    scene.grant(((0, 9),))
+    scene.down(Resize(1, 0))
+    scene.ran((10, 0, 1))
+    outcome = scene.ran((10, 1, 1))
+    assert outcome.entries[2:] == [Drop(10, ((2, 9),)), Resized(1, (0,))]
+    # What is granted on it now comes back at once.
+    outcome = scene.grant(((20, 21),), allocation=11)
+    assert outcome.entries[-1] == Drop(11, ((20, 21),))
+    assert outcome.commands == []
+
+
+def test_slots_that_the_leader_does_not_know_are_freed(scene: Scene) -> None:
+    scene.grant(((0, 0),))
+    only(scene.down(Lease(1, SHAPE, (Slot(0),), "default")))
+    assert scene.ran((10, 0, 1)).entries[2:] == [Resized(1, (1,))]
+
+
+# ---------------------------------------------------------------- recalls and stops
+
+
+def test_a_recall_takes_from_the_end_what_has_not_started(scene: Scene) -> None:
+    scene.grant(((0, 9),))
+    assert scene.down(Recall(10, 5, (), 3)).entries == [Drop(10, ((7, 9),), 5)]
+    assert scene.down(Recall(10, 6, (), 99)).entries == [Drop(10, ((2, 6),), 6)]
+    assert scene.down(Recall(10, 7, (), 99)).entries == [Drop(10, (), 7)]
+
+
+def test_a_recall_by_name_takes_those_alone(scene: Scene) -> None:
+    scene.grant(((0, 9),))
+    assert scene.down(Recall(10, 5, ((0, 3), (9, 12)))).entries == [Drop(10, ((2, 3), (9, 9)), 5)]
+    assert scene.down(Recall(99, 6, ((0, 3),))).entries == [Drop(99, (), 6)]
+
+
+def test_a_large_drop_comes_in_pieces_and_the_last_answers(scene: Scene) -> None:
+    scene.check = False
+    scene.grant(tuple((index, index) for index in range(0, 4 * DROP_RANGES_MAX, 2)))
+    drops = scene.down(Recall(10, 5, (), 1_000_000)).entries
+    assert [len(drop.indices) for drop in drops if isinstance(drop, Drop)] == [DROP_RANGES_MAX] * 1 + [
+        2 * DROP_RANGES_MAX - DROP_RANGES_MAX - 2
+    ]
+    assert [drop.answers for drop in drops if isinstance(drop, Drop)] == [0, 5]
+    assert scene.machine.held.allocations[10].waiting.ranges() == ()
+
+
+def test_a_stop_drops_what_waits_and_ends_what_runs(scene: Scene) -> None:
+    scene.grant(((0, 9),))
+    scene.spawned((10, 0, 1), (10, 1, 1))
+    outcome = scene.down(Stop(10, 9, (), StopReason.CANCEL, 2_000))
+    assert outcome.entries == [Drop(10, ((2, 9),), 9)]
+    assert outcome.commands == [Signal((10, 0, 1), TERM, True), Signal((10, 1, 1), TERM, True)]
+    outcome = scene.exited((10, 0, 1), cause=Cause.SIGNAL, code=TERM, after_ms=100)
+    (end,) = outcome.entries
+    assert isinstance(end, End)
+    assert (end.ended.cause, end.ended.code) == (Cause.STOPPED, TERM)
+    outcome = scene.step(after_ms=1_900)
+    assert outcome.commands == [KillTree((10, 1, 1))]
+    only(scene.step(after_ms=60_000), messages=True, commands=True)
+    outcome = scene.exited((10, 1, 1), cause=Cause.SIGNAL, code=9)
+    (end,) = outcome.entries
+    assert isinstance(end, End)
+    assert end.ended.cause == Cause.STOPPED
+
+
+def test_what_had_ended_before_the_signal_ends_as_it_did(scene: Scene) -> None:
+    scene.grant(((0, 0),))
+    scene.spawned((10, 0, 1))
+    scene.down(Stop(10, 9, (), StopReason.CANCEL))
+    outcome = scene.step(Exited((10, 0, 1), Cause.EXIT, 0, ended_before_signal=True))
+    (end,) = outcome.entries
+    assert isinstance(end, End)
+    assert end.ended.cause == Cause.EXIT
+
+
+def test_a_stop_between_spawn_and_start_is_not_lost(scene: Scene) -> None:
+    scene.grant(((0, 0),))
+    assert scene.down(Stop(10, 9, (), StopReason.PREEMPT)).commands == []
+    assert scene.spawned((10, 0, 1)).commands == [Signal((10, 0, 1), TERM, True)]
+    (end,) = scene.exited((10, 0, 1), code=1).entries
+    assert isinstance(end, End)
+    assert end.ended.cause == Cause.PREEMPTED
+
+
+def test_a_stop_of_some_indices_leaves_the_others(scene: Scene) -> None:
+    scene.grant(((0, 9),))
+    scene.spawned((10, 0, 1), (10, 1, 1))
+    outcome = scene.down(Stop(10, 9, ((1, 3),), StopReason.DEADLINE))
+    assert outcome.entries == [Drop(10, ((2, 3),), 9)]
+    assert outcome.commands == [Signal((10, 1, 1), TERM, True)]
+    outcome = scene.exited((10, 1, 1), cause=Cause.SIGNAL, code=TERM)
+    assert isinstance(outcome.entries[0], End)
+    assert outcome.entries[0].ended.cause == Cause.DEADLINE
+    assert spawns(outcome) == [(10, 4, 1)]
+
+
+def test_a_stop_may_be_repeated_and_may_shorten_the_grace(scene: Scene) -> None:
+    scene.grant(((0, 0),))
+    scene.spawned((10, 0, 1))
+    scene.down(Stop(10, 9, (), StopReason.CANCEL, 10_000))
+    assert scene.down(Stop(10, 9, (), StopReason.CANCEL, 10_000)).commands == []
+    assert scene.down(Stop(10, 11, (), StopReason.CANCEL, 0)).commands == [KillTree((10, 0, 1))]
+    assert scene.down(Stop(10, 12, (), StopReason.CANCEL, 0)).commands == []
+
+
+def test_a_superseded_attempt_is_killed_at_once(scene: Scene) -> None:
+    scene.grant(((0, 0),))
+    scene.spawned((10, 0, 1))
+    assert scene.down(Stop(10, 9, (), StopReason.SUPERSEDED)).commands == [KillTree((10, 0, 1))]
+
+
+# ---------------------------------------------------------------- time
+
+
+def test_a_time_limit_warns_terminates_and_kills(scene: Scene) -> None:
+    spec = JobSpec(command=("sleep",), time_limit=10_000, signal="USR1@4s", grace=1_000)
+    scene.grant(((0, 0),), spec=spec)
+    scene.spawned((10, 0, 1))
+    assert scene.step(after_ms=5_999).commands == []
+    assert scene.step(after_ms=1).commands == [Signal((10, 0, 1), int(SIGUSR1), False)]
+    assert scene.step(after_ms=4_000).commands == [Signal((10, 0, 1), TERM, True)]
+    assert scene.step(after_ms=1_000).commands == [KillTree((10, 0, 1))]
+    (end,) = scene.exited((10, 0, 1), cause=Cause.SIGNAL, code=9).entries
+    assert isinstance(end, End)
+    assert end.ended.cause == Cause.TIME_LIMIT
+
+
+def test_a_task_that_ends_in_time_leaves_no_timer(scene: Scene) -> None:
+    scene.grant(((0, 0),), spec=JobSpec(command=("sleep",), time_limit=1_000))
+    scene.ran((10, 0, 1))
+    assert scene.machine.attempts.next_ms() is None
+
+
+def test_fenced_attempts_are_killed_when_the_leader_may_call_the_node_lost(scene: Scene) -> None:
+    scene.grant(((0, 9),), spec=JobSpec(command=("x",), on_node_loss=OnNodeLoss.RERUN_FENCED))
+    scene.spawned((10, 0, 1), (10, 1, 1))
+    heard_ms = scene.now_ms
+    scene.disconnect()
+    assert scene.outcome.wake_at_ms == heard_ms + LOST_AFTER_MS
+    assert scene.step(after_ms=LOST_AFTER_MS - 1).commands == []
+    outcome = scene.step(after_ms=1)
+    # What waits could start when the node is back, while another node runs it already: it is given back.
+    assert outcome.entries == [Drop(10, ((2, 9),))]
+    assert outcome.commands == [KillTree((10, 0, 1)), KillTree((10, 1, 1))]
+    outcome = scene.exited((10, 0, 1), (10, 1, 1), cause=Cause.SIGNAL, code=9)
+    assert [entry.ended.cause for entry in outcome.entries if isinstance(entry, End)] == [Cause.NODE_LOST] * 2
+    only(outcome, entries=True)
+    scene.connect()
+    assert spawns(scene.grant(((0, 1),), allocation=11)) == [(11, 0, 1), (11, 1, 1)]
+
+
+def test_fenced_starts_carry_their_time_and_others_pass_them_by(scene: Scene) -> None:
+    fenced = JobSpec(command=("x",), on_node_loss=OnNodeLoss.RERUN_FENCED)
+    outcome = scene.grant(((0, 3),), spec=fenced)
+    times = [command.start_before_ms for command in outcome.commands if isinstance(command, Spawn)]
+    assert times == [1_000 + LOST_AFTER_MS] * 2
+    scene.grant(((0, 3),), allocation=11, job=8)
+    scene.disconnect()
+    scene.step(after_ms=LOST_AFTER_MS)
+    outcome = scene.failed((10, 0, 1), "too late")
+    assert spawns(outcome) == [(11, 0, 1)]
+
+
+# ---------------------------------------------------------------- failures in a row
+
+
+def test_failed_starts_in_a_row_stall_the_job(scene: Scene) -> None:
+    scene.grant(((0, 99),))
+    scene.grant(((0, 99),), allocation=11)
+    scene.grant(((0, 99),), allocation=12, job=8)
+    for index in range(START_FAILURES_MAX - 1):
+        scene.failed((10, index, 1))
+    outcome = scene.failed((10, 2, 1))
+    assert outcome.entries[:3] == [
+        End(10, Ended(2, Cause.START_FAILED, message="no such program", started=False)),
+        Drop(11, ((0, 99),), 0, True),
+        Drop(10, ((4, 99),), 0, True),
+    ]
+    assert spawns(outcome) == [(12, 0, 1)]
+    # What was granted before the leader knew comes back too.
+    assert scene.grant(((0, 9),), allocation=13).entries[-1] == Drop(13, ((0, 9),), 0, True)
+
+
+def test_a_stall_is_said_even_where_nothing_is_left(scene: Scene) -> None:
+    scene.grant(((0, 2),))
+    for index in range(START_FAILURES_MAX):
+        scene.failed((10, index, 1))
+    assert scene.outcome.entries[-1] == Drop(10, (), 0, True)
+
+
+def test_failures_in_a_row_stall_and_a_success_begins_anew(scene: Scene) -> None:
+    scene.check = False
+    scene.grant(((0, 999),))
+    for index in range(FAILURES_MAX - 1):
+        scene.ran((10, index, 1), code=1)
+    scene.ran((10, FAILURES_MAX - 1, 1))
+    for index in range(FAILURES_MAX, 2 * FAILURES_MAX - 1):
+        scene.ran((10, index, 1), code=1)
+        assert not any(isinstance(entry, Drop) for entry in scene.outcome.entries)
+    outcome = scene.ran((10, 2 * FAILURES_MAX - 1, 1), code=1)
+    assert [entry.stalled for entry in outcome.entries if isinstance(entry, Drop)] == [True]
+
+
+def test_failures_that_are_the_jobs_own_do_not_stall(scene: Scene) -> None:
+    scene.check = False
+    scene.grant(((0, 999),), never_stall=True)
+    for index in range(3 * FAILURES_MAX):
+        scene.failed((10, index, 1))
+    assert spawns(scene.outcome)
+
+
+# ---------------------------------------------------------------- going away, and small things
+
+
+def test_draining_gives_back_what_waits_and_what_comes(scene: Scene) -> None:
+    scene.grant(((0, 9),))
+    scene.spawned((10, 0, 1), (10, 1, 1))
+    assert scene.down(Drain(True)).entries == [Drop(10, ((2, 9),))]
+    assert scene.grant(((0, 3),), allocation=11).entries[-1] == Drop(11, ((0, 3),))
+    only(scene.exited((10, 0, 1)), entries=True)
+    scene.down(Drain(False))
+    assert spawns(scene.grant(((0, 3),), allocation=12)) == [(12, 0, 1)]
+
+
+def test_a_shutdown_stops_gives_all_back_and_says_goodbye(scene: Scene) -> None:
+    scene.grant(((0, 9),))
+    scene.spawned((10, 0, 1), (10, 1, 1))
+    outcome = scene.step(Shutdown(3_000))
+    assert outcome.entries == [Drop(10, ((2, 9),))]
+    assert outcome.commands == [Signal((10, 0, 1), TERM, True), Signal((10, 1, 1), TERM, True)]
+    outcome = scene.exited((10, 0, 1), (10, 1, 1), cause=Cause.SIGNAL, code=TERM, after_ms=50)
+    assert [entry.ended.cause for entry in outcome.entries if isinstance(entry, End)] == [Cause.PREEMPTED] * 2
+    assert outcome.entries[-1] == Resized(1, (0, 1))
+    assert outcome.commands == []
+    assert reports(outcome)[-1].last_sequence == scene.machine.held.sequence
+    outcome = scene.down(Ack(scene.machine.held.sequence))
+    assert outcome.commands == [Leave()]
+    assert outcome.messages == [Goodbye("the agent was asked to end")]
+
+
+def test_a_shutdown_does_not_wait_for_a_leader_that_is_not_there(scene: Scene) -> None:
+    scene.disconnect()
+    assert scene.step(Shutdown(3_000)).commands == [Leave()]
+
+
+def test_a_shutdown_waits_a_while_for_a_leader_that_does_not_answer(scene: Scene) -> None:
+    assert scene.step(Shutdown(3_000)).commands == []
+    outcome = scene.step(after_ms=GOODBYE_MS_MAX)
+    assert outcome.commands == [Leave()]
+
+
+def test_output_is_deleted_read_and_input_written_by_the_shell(scene: Scene) -> None:
+    read = ReadOutput(1, 7, 10, 0, 1, 1, 0, 0, True)
+    assert scene.down(Forget((3, 4))).commands == [DeleteOutput((3, 4))]
+    assert scene.down(read).commands == [SendOutput(read, False)]
+    scene.grant(((0, 0),))
+    assert scene.down(read).commands == [SendOutput(read, True)]
+    piece = Input(10, 0, 0, b"text", True)
+    assert scene.down(piece).commands == [WriteInput(piece)]
