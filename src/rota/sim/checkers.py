@@ -122,7 +122,8 @@ class Checkers:
                 require(holds, "committed-first", f"{body} says more than {known}")
             case Lease():
                 known = records.get(lease_key(node, body.lease))
-                holds = isinstance(known, LeaseDesired) and set(body.slots) <= set(known.slots)
+                slots = [slot.slot for slot in body.slots]
+                holds = isinstance(known, LeaseDesired) and max(slots, default=0) < known.next_slot
                 require(holds, "committed-first", f"{body} says more than {known}")
             case Ack():
                 known = records.get(node_status_key(node))

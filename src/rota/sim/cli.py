@@ -64,7 +64,8 @@ def sim() -> None:
     default=None,
     help="Processes; as many as cores if not given.",
 )
-def check(seeds: range, steps: int, trace: Path | None, jobs: int | None) -> None:
+@click.option("-x", "--first", is_flag=True, help="Stop at the first seed that breaks something.")
+def check(seeds: range, steps: int, trace: Path | None, jobs: int | None, first: bool) -> None:
     """Run random clusters with random faults, and check every promise after every event.
 
     The same seed gives the same history, to the byte.
@@ -80,18 +81,26 @@ def check(seeds: range, steps: int, trace: Path | None, jobs: int | None) -> Non
             raise click.UsageError("--trace takes one seed alone, as in: --seeds 17 --trace history.txt")
         try:
             with trace.open("w", encoding="utf-8") as file:
-                results = [run_seed(seeds[0], steps, lambda line: print(line, file=file))]
+                history = [run_seed(seeds[0], steps, lambda line: print(line, file=file))]
         except OSError as error:
             raise click.UsageError(f"--trace: {trace} cannot be written: {error.strerror}") from error
-        found = _report(results, len(seeds), began_s)
+        found = _report(history, len(seeds), began_s)
     else:
-        found = _report(run_seeds(seeds, steps, jobs or os.cpu_count() or 1), len(seeds), began_s)
+        results = run_seeds(seeds, steps, jobs or os.cpu_count() or 1)
+        found = _report(_until_broken(results) if first else results, len(seeds), began_s)
     sys.exit(1 if found else 0)
+
+
+def _until_broken(results: Iterable[Found]) -> Iterable[Found]:
+    for found in results:
+        yield found
+        if found.invariant:
+            return
 
 
 def _report(results: Iterable[Found], seed_count: int, began_s: float) -> int:
     """Prints what breaks as it is found, and the sum; how many seeds broke something."""
-    events = broken = 0
+    events = broken = done = 0
     said_s = began_s
     for done, found in enumerate(results, 1):
         events += found.events
@@ -109,5 +118,5 @@ def _report(results: Iterable[Found], seed_count: int, began_s: float) -> int:
     if sys.stderr.isatty() and said_s > began_s:
         click.echo("\r\033[K", nl=False, err=True)
     time_s = time.monotonic() - began_s
-    click.echo(f"{seed_count:,} seeds, {events:,} events, {time_s:.1f} s: {broken or 'none'} broken")
+    click.echo(f"{done:,} seeds, {events:,} events, {time_s:.1f} s: {broken or 'none'} broken")
     return broken

@@ -71,7 +71,8 @@ class Stream:
             self.node_open = False
             world = self._network.world
             if not world.maybe(0.3):
-                world.after(world.chance.randint(1, DELAY_MS_MAX), f"{self} ends", self._tell_server)
+                at_ms = self.not_before(world.now_ms + world.chance.randint(1, DELAY_MS_MAX), up=True)
+                world.after(at_ms - world.now_ms, f"{self} ends", self._tell_server)
 
     def end_by_server(self) -> None:
         """The controller hangs up, or is gone."""
@@ -79,7 +80,8 @@ class Stream:
             self.server_open = False
             world = self._network.world
             if not world.maybe(0.3):
-                world.after(world.chance.randint(1, DELAY_MS_MAX), f"{self} ends", self._tell_node)
+                at_ms = self.not_before(world.now_ms + world.chance.randint(1, DELAY_MS_MAX), up=False)
+                world.after(at_ms - world.now_ms, f"{self} ends", self._tell_node)
 
     def _tell_server(self) -> None:
         if self.server_open:

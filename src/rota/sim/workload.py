@@ -46,7 +46,7 @@ def random_job(chance: Random, known: list[int], nodes: list[str]) -> JobSpec:
 def random_behaviour(chance: Random) -> Behaviour:
     """How its tasks behave."""
     return Behaviour(
-        duration_ms_max=chance.choice((1, 20, 300, 3_000)),
+        duration_ms_max=chance.choice((1, 20, 300, 3_000, 30_000)),
         failing=chance.choice((0.0, 0.0, 0.1, 1.0)),
         unstartable=chance.choice((0.0, 0.0, 0.0, 0.1, 1.0)),
         stubborn=chance.choice((0.0, 0.0, 1.0)),

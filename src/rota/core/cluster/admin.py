@@ -22,7 +22,6 @@ from rota.core.cluster.records import (
     Idempotency,
     NodeConfig,
     NodeStatus,
-    allocation_key,
     idempotency_key,
     inventory_key,
     lease_key,
@@ -33,7 +32,7 @@ from rota.core.cluster.records import (
     user_key,
 )
 from rota.core.cluster.state import Allocation, Node
-from rota.core.cluster.tasks import close_if_done, leave, record_ends
+from rota.core.cluster.tasks import close_if_done, let_go, record_ends
 from rota.core.cluster.work import Work
 from rota.core.model.protocol import AllocationReport, Drain, Ended, Refused
 from rota.core.model.spec import QUEUE_DEFAULT
@@ -239,7 +238,7 @@ def _end_on_removal(work: Work, allocation: Allocation) -> None:
     unclaimed = allocation.unclaimed
     if unclaimed:
         record_ends(work, allocation, unclaimed, Cause.NODE_LOST, "the node was removed")
-        work.put(allocation_key(allocation.node.id, allocation.id), leave(allocation.desired, unclaimed))
+        let_go(work, allocation, unclaimed)
     ended = tuple(
         Ended(index, Cause.NODE_LOST, message="the node was removed", started=False)
         for index in allocation.remaining

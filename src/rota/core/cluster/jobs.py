@@ -29,7 +29,7 @@ from rota.core.cluster.tasks import (
     TaskWriter,
     close_if_done,
     fold,
-    leave,
+    let_go,
     put_desired,
     put_job_status,
     record_ends,
@@ -309,8 +309,9 @@ def release(work: Work, item: ReleaseJob) -> None:
         writer = TaskWriter(work, job)
         writer.count_attempts(kept)
         writer.failed_by(kept, Cause.NODE_LOST, 0)
-        put_desired(work, allocation, leave(allocation.desired, kept))
+        let_go(work, allocation, kept)
         writer.flush()
+        close_if_done(work, allocation)
     work.event(EventKind.JOB_RELEASED, job=job.id, by=item.by, message=f"{count} tasks were held")
     work.reply(item.ticket, Done(count))
     work.touch(job)

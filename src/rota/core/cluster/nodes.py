@@ -15,7 +15,7 @@ from rota.core.cluster.tasks import (
     add_result,
     close_if_done,
     fold,
-    leave,
+    let_go,
     put_desired,
     record_ends,
     stop,
@@ -205,8 +205,9 @@ def cancel_lost(work: Work, allocation: Allocation, indices: BitMap) -> None:
     writer.count_attempts(indices)
     writer.failed_by(indices, Cause.NODE_LOST, 0)
     writer.finish(indices, TaskState.CANCELLED)
-    put_desired(work, allocation, leave(allocation.desired, indices))
+    let_go(work, allocation, indices)
     writer.flush()
+    close_if_done(work, allocation)
 
 
 def reclaim(work: Work, job: Job, *, ask: bool = False) -> None:

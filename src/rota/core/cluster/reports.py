@@ -9,7 +9,6 @@ from rota.core.cluster import nodes
 from rota.core.cluster.records import (
     ResultBlock,
     TaskDetail,
-    allocation_key,
     allocation_status_key,
     lease_key,
 )
@@ -20,7 +19,7 @@ from rota.core.cluster.tasks import (
     add_result,
     close_if_done,
     close_lease_if_empty,
-    leave,
+    let_go,
     put_job_status,
     say_ended,
     supersede_others,
@@ -249,9 +248,9 @@ def _apply(
     work: Work, allocation: Allocation, writer: TaskWriter, started: BitMap, succeeded: BitMap, ends: _Ends
 ) -> None:
     """Makes the changes that a report's ends add up to."""
-    job, status, desired = allocation.job, allocation.status, allocation.desired
+    job, desired = allocation.job, allocation.desired
     if job.lost and started:
-        supersede_others(work, allocation, (started - status.started) & allocation.owned)
+        supersede_others(work, allocation, (started - allocation.status.started) & allocation.owned)
     stopped = (ends.dropped & desired.stop) if desired.stop_reason is StopReason.CANCEL else BitMap()
     cancelled_waiting = ends.dropped & allocation.owned if job.ending else stopped & allocation.owned
     writer.finish(cancelled_waiting, TaskState.CANCELLED)
@@ -259,15 +258,9 @@ def _apply(
     left = ends.left | ends.dropped
     changed = started | succeeded | ends.failed | ends.cancelled
     if left:
-        work.put(allocation_key(allocation.node.id, allocation.id), leave(desired, left))
-    if (
-        changed - status.started
-        or succeeded
-        or ends.failed
-        or ends.cancelled
-        or ends.cpu_ms
-        or left & status.started
-    ):
+        let_go(work, allocation, left)
+    status = allocation.status
+    if changed - status.started - left or succeeded or ends.failed or ends.cancelled or ends.cpu_ms:
         work.put(
             allocation_status_key(allocation.node.id, allocation.id),
             replace(

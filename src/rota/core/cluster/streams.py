@@ -20,7 +20,7 @@ from rota.core.cluster.records import (
 )
 from rota.core.cluster.soft import Session
 from rota.core.cluster.state import Allocation, Node
-from rota.core.cluster.tasks import close_if_done, leave, record_ends, stop
+from rota.core.cluster.tasks import close_if_done, let_go, record_ends, stop
 from rota.core.cluster.work import Work
 from rota.core.model import indexset
 from rota.core.model.protocol import (
@@ -125,6 +125,9 @@ def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
     if refused is not None or node is None:
         assert refused is not None
         refused.hello_sent_ms = hello.sent_ms
+        if not refused.retry_ms:
+            # For good: only who truly leads may say so.
+            work.confirm_wanted = True
         work.outcome.orders.append(Send(node_id, stream, Down(work.cluster.commit.term, 0, 1, refused)))
         work.close(node_id, stream, refused.message)
         if node is not None and not node.config.removed:
@@ -283,7 +286,7 @@ def _end_what_is_gone(work: Work, node: Node, session: Session, allocation: Allo
     unclaimed = gone & allocation.unclaimed
     if unclaimed:
         record_ends(work, allocation, unclaimed, Cause.NODE_LOST, "the node came back without it")
-        work.put(allocation_key(node.id, allocation.id), leave(allocation.desired, unclaimed))
+        let_go(work, allocation, unclaimed)
     owned = gone & allocation.owned
     started = allocation.status.started
     ended = tuple(
@@ -318,7 +321,7 @@ def _compare_allocation(work: Work, node: Node, session: Session, allocation: Al
         missing = allocation.unclaimed - allocation.ended - held
         if missing:
             record_ends(work, allocation, missing, Cause.NODE_LOST, "the node came back without it")
-            work.put(allocation_key(node.id, allocation.id), leave(desired, missing))
+            let_go(work, allocation, missing)
         close_if_done(work, allocation)
         if allocation.id not in node.allocations:
             return

@@ -241,14 +241,31 @@ def fold(work: Work, allocation: Allocation) -> None:
     writer.flush()
 
 
-def leave(desired: AllocationDesired, indices: BitMap) -> AllocationDesired:
-    """The allocation without these indices."""
-    return replace(
-        desired,
-        indices=desired.indices - indices,
-        kept=desired.kept - indices,
-        stop=desired.stop - indices,
+def let_go(work: Work, allocation: Allocation, indices: BitMap) -> None:
+    """These are the allocation's no longer, whatever was known of them there. It is not closed here."""
+    desired, status = allocation.desired, allocation.status
+    known = status.started | status.succeeded | status.failed | status.cancelled
+    if not known.isdisjoint(indices):
+        work.put(
+            allocation_status_key(allocation.node.id, allocation.id),
+            replace(
+                status,
+                started=status.started - indices,
+                succeeded=status.succeeded - indices,
+                failed=status.failed - indices,
+                cancelled=status.cancelled - indices,
+            ),
+        )
+    work.put(
+        allocation_key(allocation.node.id, allocation.id),
+        replace(
+            desired,
+            indices=desired.indices - indices,
+            kept=desired.kept - indices,
+            stop=desired.stop - indices,
+        ),
     )
+    work.touch(allocation.job)
 
 
 def stop(
@@ -271,18 +288,8 @@ def supersede(work: Work, allocation: Allocation, indices: BitMap) -> None:
     writer.failed_by(indices, Cause.NODE_LOST, 0)
     writer.flush()
     stop(work, allocation, indices, StopReason.SUPERSEDED)
-    status = allocation.status
-    work.put(
-        allocation_status_key(allocation.node.id, allocation.id),
-        replace(
-            status,
-            started=status.started - indices,
-            succeeded=status.succeeded - indices,
-            failed=status.failed - indices,
-            cancelled=status.cancelled - indices,
-        ),
-    )
-    put_desired(work, allocation, leave(allocation.desired, indices))
+    let_go(work, allocation, indices)
+    close_if_done(work, allocation)
 
 
 def supersede_others(work: Work, allocation: Allocation, started: BitMap) -> None:

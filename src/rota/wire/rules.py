@@ -1,0 +1,171 @@
+"""The rules that no single field can keep, one function for each; `validate` applies them all."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from rota.core.model import indexset
+from rota.core.model.spec import TASK_COUNT_MAX
+from rota.wire.gen.v1 import cluster_pb2, job_pb2, job_service_pb2
+from rota.wire.problems import Path, Problem
+from rota.wire.units import UnitError, bytes_text, milliseconds_text, parse_signal, quoted
+
+SPEC_BYTES_MAX = 1280 * 1024
+"""A job, serialised: so that its template fits into what nodes accept, whatever else is in it."""
+
+JOB_NUMBER_MAX = 2**63 - 1
+CYCLE_SHOWN_MAX = 8
+
+
+def submission(request: job_service_pb2.SubmitJobsRequest) -> list[Problem]:
+    """What is wrong with jobs as a whole, and among them."""
+    problems = []
+    for number, job in enumerate(request.jobs):
+        for check in (_command, _tasks, _kind, _signal, _size):
+            problems += [Problem(("jobs", number, *path), says) for path, says in check(job)]
+    return problems + _dependencies(request.jobs)
+
+
+_Found = list[tuple[Path, str]]
+"""Problems of one job, with the path within it."""
+
+
+def _command(job: job_pb2.JobSpec) -> _Found:
+    if not (job.command or job.script or job.path):
+        return [(("command",), "is missing: a job needs a command, a script or a path")]
+    if job.command and not job.command[0] and not job.script:
+        return [(("command", 0), "is empty; a command begins with the name of a program")]
+    return []
+
+
+def _task_count(job: job_pb2.JobSpec) -> int | None:
+    """How many tasks the array and the lines make; None where they are no array."""
+    if not job.array:
+        return len(job.lines) or 1
+    try:
+        return len(indexset.parse(job.array, TASK_COUNT_MAX))
+    except indexset.NotIndices:
+        return None  # which has been said of the field
+
+
+def _tasks(job: job_pb2.JobSpec) -> _Found:
+    count = _task_count(job)
+    found: _Found = []
+    if count is not None and job.lines and count != len(job.lines):
+        has = f"has {len(job.lines):,} lines for the {count:,} tasks of array"
+        says = f"{has}; give one line a task, or leave array out"
+        found.append((("lines",), says))
+    if job.stdin and count != 1 and count is not None:
+        says = f"only a job of one task can read standard input, and this one has {count:,}"
+        found.append((("stdin",), says))
+    return found
+
+
+def _kind(job: job_pb2.JobSpec) -> _Found:
+    if job.kind != job_pb2.JOB_KIND_SERVICE:
+        says = "only a service has replicas; say `kind: service`, or `array: 0-9` for ten tasks"
+        return [(("replicas",), says)] if job.replicas else []
+    found: _Found = []
+    if not job.replicas:
+        found.append((("replicas",), "is missing: a service needs at least 1"))
+    for name, given in (("array", bool(job.array)), ("lines", bool(job.lines)), ("stdin", job.stdin)):
+        if given:
+            found.append(((name,), "is not for a service, whose instances are all alike; say `replicas`"))
+    return found
+
+
+def _signal(job: job_pb2.JobSpec) -> _Found:
+    try:
+        ahead_ms = parse_signal(job.signal).ahead_ms if job.signal else 0
+    except UnitError:
+        return []  # which has been said of the field
+    if not ahead_ms:
+        return []
+    if not job.time_limit:
+        return [(("signal",), f"{quoted(job.signal)} counts from the end of a time_limit, and there is none")]
+    if ahead_ms >= job.time_limit:
+        limit = milliseconds_text(job.time_limit)
+        return [(("signal",), f"{quoted(job.signal)} would come before the start: the time_limit is {limit}")]
+    return []
+
+
+def _size(job: job_pb2.JobSpec) -> _Found:
+    size = job.ByteSize()
+    if size <= SPEC_BYTES_MAX:
+        return []
+    most = bytes_text(SPEC_BYTES_MAX)
+    return [((), f"is {size:,} bytes in all; at most {most} are allowed: put what is large into a file")]
+
+
+# ---------------------------------------------------------------- dependencies
+
+
+def _dependencies(jobs: Sequence[job_pb2.JobSpec]) -> list[Problem]:
+    places: dict[str, list[int]] = {}
+    for number, job in enumerate(jobs):
+        if job.name:
+            places.setdefault(job.name, []).append(number)
+    problems = []
+    waits: dict[int, list[int]] = {}
+    ambiguous: set[str] = set()
+    for number, job in enumerate(jobs):
+        for place, dependency in enumerate(job.after):
+            name = dependency.job
+            if name.isascii() and name.isdigit():
+                says = None if 0 < int(name) <= JOB_NUMBER_MAX else f"{quoted(name)} is no job's number"
+            elif name in places:
+                waits.setdefault(number, []).append(places[name][0])
+                ambiguous.update({name} if len(places[name]) > 1 else ())
+                says = None
+            else:
+                says = _unknown(name, places) if name else None
+            if says is not None:
+                problems.append(Problem(("jobs", number, "after", place, "job"), says))
+    for name in sorted(ambiguous):
+        first, *others = places[name]
+        says = f"{quoted(name)} is jobs[{first}] too; what another job comes after needs a name of its own"
+        problems += [Problem(("jobs", number, "name"), says) for number in others]
+    return problems + _circle(jobs, waits)
+
+
+def _unknown(name: str, places: dict[str, list[int]]) -> str:
+    near = difflib.get_close_matches(name, places, 1)
+    hint = f"did you mean {near[0]}?" if near else "a job submitted before is named by its number"
+    return f"no job of this submission is named {quoted(name)}; {hint}"
+
+
+def _circle(jobs: Sequence[job_pb2.JobSpec], waits: dict[int, list[int]]) -> list[Problem]:
+    try:
+        TopologicalSorter(waits).prepare()
+    except CycleError as error:
+        circle: list[int] = error.args[1]
+        names = [jobs[number].name for number in circle]
+        if len(names) > CYCLE_SHOWN_MAX:
+            names = [*names[: CYCLE_SHOWN_MAX - 2], "...", names[-1]]
+        says = f"the jobs wait for one another in a circle: {' -> '.join(names)}"
+        return [Problem(("jobs", circle[0], "after"), says)]
+    return []
+
+
+# ---------------------------------------------------------------- queues
+
+
+def queue(request: cluster_pb2.CreateQueueRequest) -> list[Problem]:
+    """What is wrong with a queue as a whole."""
+    asked = request.queue
+    if (
+        asked.HasField("priority_min")
+        and asked.HasField("priority_max")
+        and asked.priority_min > asked.priority_max
+    ):
+        says = f"{asked.priority_min} is above priority_max, which is {asked.priority_max}"
+        return [Problem(("queue", "priority_min"), says)]
+    return []
+
+
+WHOLE: dict[str, Sequence[Callable[[Any], list[Problem]]]] = {
+    "rota.v1.SubmitJobsRequest": [submission],
+    "rota.v1.CreateQueueRequest": [queue],
+}
+"""The rules of whole messages, by the message's name."""

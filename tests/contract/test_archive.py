@@ -1,0 +1,132 @@
+"""The archive face, alike in every store."""
+
+import pytest
+
+from rota.core.cluster.records import Block, JobBlock, JobConfig, ResultBlock, job_key
+from rota.core.model.states import Cause
+from rota.store.port import Fenced
+from rota.wire.records import encode_block
+from tests.contract.conftest import Opened, changes
+
+
+def results(job: int, indices: list[int], allocation: int = 1) -> ResultBlock:
+    count = len(indices)
+    return ResultBlock(
+        job=job,
+        allocation=allocation,
+        node_id="n",
+        index=list(indices),
+        attempt=[1] * count,
+        cause=[Cause.EXIT] * count,
+        code=[0] * count,
+        started_at_ms=[1_700_000_000_000] * count,
+        duration_ms=[5] * count,
+        cpu_user_ms=[1] * count,
+        cpu_system_ms=[1] * count,
+        memory_peak_kib=[100] * count,
+        messages={indices[0]: "said"},
+    )
+
+
+def archived(job: int, at_ms: int = 0) -> JobBlock:
+    return JobBlock(job, [(job_key(job), JobConfig(f"owner of {job}"))], at_ms)
+
+
+async def append(opened: Opened, *blocks: Block) -> None:
+    fence = (await opened.store.load("meta/")).fence
+    appended = changes(fence, {})
+    appended.blocks.extend(blocks)
+    await opened.store.commit(appended, fence)
+
+
+async def test_results_are_found_by_job_and_index_in_the_order_appended(opened: Opened) -> None:
+    late, early = results(1, [100, 101], allocation=2), results(1, [0, 5, 50], allocation=3)
+    await append(opened, late, early)
+    await append(opened, results(2, [5]), results(1, [5], allocation=4))
+    found = await opened.archive.results(1, 0, 200)
+    assert found == [late, early, results(1, [5], allocation=4)]
+    assert [block.allocation for block in await opened.archive.results(1, 5, 5)] == [3, 4]
+    assert [block.allocation for block in await opened.archive.results(1, 101, 4_000_000)] == [2]
+    assert await opened.archive.results(1, 102, 4_000_000) == []
+    assert await opened.archive.results(1, 6, 49) == [], "within the block's bounds, but not in it"
+    assert await opened.archive.results(3, 0, 4_000_000) == []
+
+
+async def test_a_block_without_attempts_is_no_matter(opened: Opened) -> None:
+    await append(opened, ResultBlock(1, 1, "n"), results(1, [0]))
+    assert await opened.archive.results(1, 0, 4_000_000) == [results(1, [0])]
+    assert await opened.archive.archived_job(1) is None
+
+
+async def test_blocks_and_records_are_one_commit(opened: Opened) -> None:
+    refused = changes(0, {})
+    refused.blocks.append(results(1, [1]))
+    with pytest.raises(Fenced):
+        await opened.store.commit(refused, 5)
+    assert await opened.archive.results(1, 0, 9) == []
+    bad = results(1, [1])
+    bad.duration_ms = [-1]
+    refused.blocks.append(bad)
+    with pytest.raises(ValueError, match="range"):
+        await opened.store.commit(refused, 0)
+    assert await opened.archive.results(1, 0, 9) == []
+    assert (await opened.store.load()).fence == 0
+
+
+async def test_archived_jobs_are_whole_and_listed_from_the_newest(opened: Opened) -> None:
+    await append(opened, *(archived(job) for job in (3, 1, 300, 20)), results(4, [0]))
+    assert await opened.archive.archived_job(20) == archived(20)
+    assert await opened.archive.archived_job(4) is None
+    assert await opened.archive.archived_jobs(0, 10) == [300, 20, 3, 1]
+    assert await opened.archive.archived_jobs(0, 2) == [300, 20]
+    assert await opened.archive.archived_jobs(20, 10) == [3, 1]
+    assert await opened.archive.archived_jobs(1, 10) == []
+
+
+async def test_a_job_archived_again_is_there_once(opened: Opened) -> None:
+    await append(opened, archived(1, at_ms=1))
+    await append(opened, archived(1, at_ms=2))
+    assert await opened.archive.archived_jobs(0, 10) == [1]
+    assert await opened.archive.archived_job(1) == archived(1, at_ms=2)
+
+
+async def test_forgotten_jobs_leave_nothing(opened: Opened) -> None:
+    await append(opened, archived(1), results(1, [0]), archived(2), results(2, [0]), results(3, [0]))
+    await opened.archive.forget([1, 3, 99])
+    assert await opened.archive.archived_jobs(0, 10) == [2]
+    assert [len(await opened.archive.results(job, 0, 9)) for job in (1, 2, 3)] == [0, 1, 0]
+
+
+async def test_blocks_are_pruned_by_age(opened: Opened) -> None:
+    start = opened.clock.ms
+    for day in range(4):
+        opened.clock.ms = start + day
+        await append(opened, archived(day + 1), results(day + 1, [day]))
+    assert await opened.archive.prune(start, 2**60) == 0
+    assert await opened.archive.prune(start + 2, 2**60) == 4
+    assert await opened.archive.archived_jobs(0, 10) == [4, 3]
+    assert [len(await opened.archive.results(job, 0, 9)) for job in (1, 2, 3, 4)] == [0, 0, 1, 1]
+
+
+async def test_blocks_are_pruned_by_quota_the_oldest_first(opened: Opened) -> None:
+    block = results(1, [7])
+    size = len(encode_block(block))
+    start = opened.clock.ms
+    for number in (3, 1, 2, 0):
+        opened.clock.ms = start + number
+        await append(opened, results(1, [number]))
+    assert await opened.archive.prune(0, 4 * size) == 0
+    assert await opened.archive.prune(0, 4 * size - 1) == 1
+    assert [block.index for block in await opened.archive.results(1, 0, 9)] == [[3], [1], [2]]
+    assert await opened.archive.prune(0, size) == 2
+    assert [block.index for block in await opened.archive.results(1, 0, 9)] == [[3]]
+    assert await opened.archive.prune(0, 0) == 1
+    assert await opened.archive.results(1, 0, 9) == []
+
+
+async def test_many_blocks_are_pruned(opened: Opened) -> None:
+    await append(opened, *(results(1, [number]) for number in range(1_201)))
+    opened.clock.ms += 1
+    await append(opened, results(1, [5_000]))
+    assert await opened.archive.prune(opened.clock.ms, 2**60) == 1_201
+    assert [block.index for block in await opened.archive.results(1, 0, 9_999)] == [[5_000]]
