@@ -165,7 +165,7 @@ class Checkers:
         for job in jobs.values():
             check_job(job)
             self._check_moves(job)
-        for node in cluster.nodes.values():
+        for node in cluster.nodes.values() if outcome.changes else ():
             check_node(node)
             self._check_node_move(node.id, node.status.state)
         if self.world.event_count % LOAD_CHECK_EVENTS == 0:

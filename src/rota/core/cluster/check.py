@@ -160,8 +160,10 @@ def task_states(job: Job) -> dict[int, tuple[TaskState, int]]:
 
     The holder of a task that a lost node's allocation would take back is that one, below zero.
     """
-    holders = {index: -one.id for one in job.lost.values() for index in one.unclaimed}
-    holders |= {index: one.id for one in job.allocations.values() for index in one.owned}
+    holders = {index: -one.id for one in job.lost.values() for index in one.desired.indices}
+    for one in job.allocations.values():
+        if not one.desired.lost:
+            holders |= dict.fromkeys(one.owned, one.id)
     return {index: (state, holders.get(index, 0)) for index, state in _states(job).items()}
 
 

@@ -146,8 +146,9 @@ def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
     status = replace(
         node.status, boot_id=hello.boot_id, journal_id=hello.journal_id, away=False, journal_new=fresh
     )
-    if new_journal:
-        status = replace(status, acknowledged=0)
+    # What was acknowledged to this journal once counts, also where another one came between.
+    known = 0 if new_journal else status.acknowledged
+    status = replace(status, acknowledged=max(known, hello.acknowledged))
     # Also where nothing in it changed: the session's number must not be used again.
     work.put(node_status_key(node_id), status)
     if node.inventory != hello.inventory:

@@ -69,6 +69,7 @@ class Hello:
     term: int
     inventory: Inventory
     sent_ms: int
+    acknowledged: int = 0
 
 
 @dataclass(slots=True)

@@ -86,6 +86,7 @@ class Talk:
                 session.term,
                 inventory,
                 self._hello_ms,
+                held.acknowledged,
             )
         )
         pages = list(holding(held))
