@@ -7,3 +7,6 @@ import os
 # cipher. gRPC reads it when it is imported; should it have been imported before, `peers` still refuses each
 # call.
 os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES128-GCM-SHA256"
+
+# Whoever knocks with something else than TLS is not worth a line in the log.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

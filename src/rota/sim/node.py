@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from rota.core.cluster.check import InvariantBroken
 from rota.core.model.protocol import Down, Inventory, Pool
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
@@ -181,7 +182,10 @@ class Node:
         self.entries += outcome.entries
         if len(self.entries) > 400:
             self.entries = list(machine.snapshot())  # type: ignore[attr-defined]
-        sanity_check(machine)  # type: ignore[arg-type]
+        try:
+            sanity_check(machine)  # type: ignore[arg-type]
+        except AssertionError as bug:
+            raise InvariantBroken("node-state", f"{self.name}: {bug}") from bug
         for command in outcome.commands:
             if self.world.maybe(0.0005):
                 self.crash_agent()

@@ -26,7 +26,7 @@ _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 
 
 def value_of(text: str, field: Any, unit: int) -> Any:
-    """The value for a field that is one text, number or enum. `unit` is that of its rules. Raises UnitError."""
+    """The value for a field that is one text, number or enum, `unit` being its rules'. Raises UnitError."""
     if field.type == FieldDescriptor.TYPE_STRING:
         return text
     if field.enum_type is not None:

@@ -64,6 +64,8 @@ class _Ends:
     attempted: BitMap = field(default_factory=BitMap)
     cpu_ms: int = 0
     memory_peak_bytes: int = 0
+    # The earliest start among those that ended; 0 for none.
+    began_at_ms: int = 0
 
 
 def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
@@ -100,6 +102,7 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
     ends.dropped = indexset.from_ranges(report.dropped) & open_
     if block.index:
         work.outcome.blocks.append(block)
+        ends.began_at_ms = min(filter(None, block.started_at_ms), default=0)
     _apply(work, allocation, writer, started, succeeded, ends)
     if report.stalled:
         _stalled(work, node, job)
@@ -278,8 +281,15 @@ def _apply(
     if job.lost:
         nodes.reclaim(work, job)
     if started and job.status.state is JobState.PENDING:
-        put_job_status(work, job, state=JobState.RUNNING, reason="", started_at_ms=work.wall_ms)
+        put_job_status(work, job, state=JobState.RUNNING, reason="", started_at_ms=_began_ms(work, job, ends))
         work.event(EventKind.JOB_STARTED, job=job.id, node=allocation.node.config.name)
+
+
+def _began_ms(work: Work, job: Job, ends: _Ends) -> int:
+    """When the job's first attempt began: by the node's clock, as far as that can be true."""
+    if not ends.began_at_ms:
+        return work.wall_ms
+    return min(max(ends.began_at_ms, job.config.submitted_at_ms), work.wall_ms)
 
 
 def _stalled(work: Work, node: Node, job: Job) -> None:

@@ -1,0 +1,27 @@
+"""ClusterService."""
+
+import rota
+from rota.controller.api import views
+from rota.controller.api.desk import Call, Desk
+from rota.wire.gen.v1 import cluster_pb2
+
+
+class Clusters:
+    """The cluster itself."""
+
+    CONTRACT = cluster_pb2.DESCRIPTOR.services_by_name["ClusterService"]
+
+    def __init__(self, desk: Desk, leader: str) -> None:
+        self._desk = desk
+        self._leader = leader
+
+    async def get_cluster(
+        self, _: cluster_pb2.GetClusterRequest, call: Call
+    ) -> cluster_pb2.GetClusterResponse:
+        """The cluster in numbers, and who asks."""
+        answer = await self._desk.read(lambda machine: views.summary(machine.cluster))
+        answer.version = rota.__version__
+        answer.now_ms = self._desk.loop.now_ms()
+        answer.principal = call.caller.name
+        answer.leader = self._leader
+        return answer

@@ -1,0 +1,269 @@
+"""JobService."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TypeVar
+
+import grpc
+from pyroaring import BitMap
+
+from rota.controller.api import views
+from rota.controller.api.desk import Call, Desk, find_job
+from rota.controller.api.errors import ApiError, error
+from rota.controller.api.reading import OutputReader
+from rota.controller.api.writing import InputWriter
+from rota.core.cluster.inputs import CancelJob, Done, HoldJob, Input, ReleaseJob, RetryJob, Submit, Submitted
+from rota.core.cluster.state import Job
+from rota.core.cluster.step import Machine
+from rota.core.model import indexset
+from rota.core.model.spec import TASK_COUNT_MAX, JobSpec
+from rota.core.model.states import JobState, TaskState
+from rota.store.port import Archive
+from rota.wire.convert import ConvertError, codec
+from rota.wire.gen.v1 import job_pb2, job_service_pb2
+
+PAGE_SIZE_DEFAULT = 100
+WATCH_INTERVAL_S_MIN = 0.2
+
+T = TypeVar("T")
+
+_SPEC = codec(JobSpec, job_pb2.JobSpec)
+
+
+class Jobs:
+    """What users submit, and what becomes of it."""
+
+    CONTRACT = job_service_pb2.DESCRIPTOR.services_by_name["JobService"]
+
+    def __init__(self, desk: Desk, archive: Archive, reader: OutputReader, writer: InputWriter) -> None:
+        self._desk = desk
+        self._archive = archive
+        self._reader = reader
+        self._writer = writer
+
+    # ------------------------------------------------------------ changes
+
+    async def submit_jobs(
+        self, request: job_service_pb2.SubmitJobsRequest, call: Call
+    ) -> job_service_pb2.SubmitJobsResponse:
+        """Accepts all jobs or none."""
+        specs = tuple(_spec(f"jobs[{number}]", message) for number, message in enumerate(request.jobs))
+        key = request.idempotency_key
+        body = job_service_pb2.SubmitJobsRequest(jobs=request.jobs)
+        digest = hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
+        caller = call.caller
+        answer = await self._desk.change(
+            lambda ticket: Submit(ticket, caller.name, specs, caller.account, key, digest), Submitted
+        )
+        call.about = "jobs " + indexset.text(answer.jobs)
+        return job_service_pb2.SubmitJobsResponse(ids=answer.jobs, repeated_request=answer.repeated)
+
+    async def cancel_job(
+        self, request: job_service_pb2.CancelJobRequest, call: Call
+    ) -> job_service_pb2.CancelJobResponse:
+        """Ends what runs and drops what waits."""
+        indices = _indices(request.indices)
+        grace_ms = request.grace if request.HasField("grace") else None
+        by = call.caller.name
+        view, _ = await self._change(
+            request.id, call, lambda ticket: CancelJob(ticket, by, request.id, indices, grace_ms)
+        )
+        return job_service_pb2.CancelJobResponse(job=view)
+
+    async def hold_job(
+        self, request: job_service_pb2.HoldJobRequest, call: Call
+    ) -> job_service_pb2.HoldJobResponse:
+        """Nothing new of the job starts."""
+        by = call.caller.name
+        view, _ = await self._change(request.id, call, lambda ticket: HoldJob(ticket, by, request.id))
+        return job_service_pb2.HoldJobResponse(job=view)
+
+    async def release_job(
+        self, request: job_service_pb2.ReleaseJobRequest, call: Call
+    ) -> job_service_pb2.ReleaseJobResponse:
+        """Ends a hold."""
+        by = call.caller.name
+        view, _ = await self._change(request.id, call, lambda ticket: ReleaseJob(ticket, by, request.id))
+        return job_service_pb2.ReleaseJobResponse(job=view)
+
+    async def retry_job(
+        self, request: job_service_pb2.RetryJobRequest, call: Call
+    ) -> job_service_pb2.RetryJobResponse:
+        """Puts failed and cancelled tasks back."""
+        indices = _indices(request.indices)
+        by = call.caller.name
+        view, count = await self._change(
+            request.id, call, lambda ticket: RetryJob(ticket, by, request.id, indices)
+        )
+        return job_service_pb2.RetryJobResponse(job=view, task_count=count)
+
+    async def _change(self, number: int, call: Call, make: Callable[[int], Input]) -> tuple[job_pb2.Job, int]:
+        call.about = f"job {number}"
+        await self._desk.own_job(call.caller, number)
+        done = await self._desk.change(make, Done)
+        return await self._look(number, self._view), done.count
+
+    # ------------------------------------------------------------ reads
+
+    async def list_jobs(
+        self, request: job_service_pb2.ListJobsRequest, _: Call
+    ) -> job_service_pb2.ListJobsResponse:
+        """Jobs, the newest first."""
+        before = _page(request.page_token)
+        size = request.page_size or PAGE_SIZE_DEFAULT
+        states = {JobState(state) for state in request.states}
+        labels = request.labels.items()
+
+        def wanted(job: Job) -> bool:
+            return (
+                (before is None or job.id < before)
+                and (not states or job.status.state in states)
+                and (not request.queue or job.spec.queue == request.queue)
+                and (not request.owner or job.config.owner == request.owner)
+                and (not request.name or job.spec.name == request.name)
+                and (not labels or labels <= set(job.spec.labels))
+            )
+
+        def look(machine: Machine) -> job_service_pb2.ListJobsResponse:
+            response = job_service_pb2.ListJobsResponse()
+            last = 0
+            for job in reversed(machine.cluster.jobs.values()):
+                if not wanted(job):
+                    continue
+                if len(response.jobs) == size:
+                    response.next_page_token = str(last)
+                    break
+                response.jobs.append(views.job_brief(machine.cluster, job, self._desk.loop.wall_ms()))
+                last = job.id
+            return response
+
+        return await self._desk.read(look)
+
+    async def get_job(
+        self, request: job_service_pb2.GetJobRequest, _: Call
+    ) -> job_service_pb2.GetJobResponse:
+        """One job."""
+        return job_service_pb2.GetJobResponse(job=await self._look(request.id, self._view))
+
+    async def watch_job(
+        self, request: job_service_pb2.WatchJobRequest, _: Call
+    ) -> AsyncGenerator[job_service_pb2.WatchJobResponse]:
+        """The job now and at each change, at most one in WATCH_INTERVAL_S_MIN and its end at once."""
+        clock = asyncio.get_running_loop().time
+        sent, sent_s = None, -WATCH_INTERVAL_S_MIN
+        with self._desk.loop.watch_job(request.id) as news:
+            while True:
+                news.clear()
+                view, ended = await self._look(
+                    request.id, lambda machine, job: (self._view(machine, job), job.ended)
+                )
+                wait_s = sent_s + WATCH_INTERVAL_S_MIN - clock()
+                if ended or wait_s <= 0:
+                    wait_s = 0
+                    # That time passes is no change.
+                    elapsed_ms, view.elapsed_ms = view.elapsed_ms, 0
+                    if view != sent:
+                        sent, sent_s = view, clock()
+                        answer = job_service_pb2.WatchJobResponse(job=view)
+                        answer.job.elapsed_ms = elapsed_ms
+                        yield answer
+                    if ended:
+                        return
+                await _wait(news, wait_s)
+
+    async def list_tasks(
+        self, request: job_service_pb2.ListTasksRequest, _: Call
+    ) -> job_service_pb2.ListTasksResponse:
+        """Tasks by index, each with the attempt that is on a node; ended attempts are GetTask's."""
+        after = _page(request.page_token)
+        size = request.page_size or PAGE_SIZE_DEFAULT
+        indices = _indices(request.indices)
+
+        def look(machine: Machine, job: Job) -> job_service_pb2.ListTasksResponse:
+            found = job.all if indices is None else job.all & indices
+            if request.states:
+                found = found & views.tasks_in(job, map(TaskState, request.states))
+            if after is not None:
+                found = found - BitMap(range(after + 1))
+            page = indexset.take_first(found, size)
+            now_ms = self._desk.loop.now_ms()
+            return job_service_pb2.ListTasksResponse(
+                tasks=[views.task(machine.cluster, job, index, now_ms, ()) for index in page],
+                next_page_token=str(page.max()) if len(found) > len(page) else "",
+            )
+
+        return await self._look(request.job, look)
+
+    async def get_task(
+        self, request: job_service_pb2.GetTaskRequest, _: Call
+    ) -> job_service_pb2.GetTaskResponse:
+        """One task with all its attempts."""
+        blocks = await self._archive.results(request.job, request.index, request.index)
+
+        def look(machine: Machine, job: Job) -> job_pb2.Task:
+            if request.index not in job.all:
+                raise error(grpc.StatusCode.NOT_FOUND, f"job {job.id} has no task {request.index}")
+            return views.task(machine.cluster, job, request.index, self._desk.loop.now_ms(), blocks)
+
+        return job_service_pb2.GetTaskResponse(task=await self._look(request.job, look))
+
+    async def list_failures(
+        self, request: job_service_pb2.ListFailuresRequest, _: Call
+    ) -> job_service_pb2.ListFailuresResponse:
+        """Failed tasks by cause and code."""
+        groups = await self._look(request.job, lambda _, job: views.failures(job))
+        return job_service_pb2.ListFailuresResponse(groups=groups)
+
+    async def _look(self, number: int, look: Callable[[Machine, Job], T]) -> T:
+        return await self._desk.read(lambda machine: look(machine, find_job(machine.cluster, number)))
+
+    def _view(self, machine: Machine, job: Job) -> job_pb2.Job:
+        return views.job(machine.cluster, job, self._desk.loop.wall_ms())
+
+    # ------------------------------------------------------------ output and input
+
+    def read_output(
+        self, request: job_service_pb2.ReadOutputRequest, _: Call
+    ) -> AsyncGenerator[job_service_pb2.ReadOutputResponse]:
+        """What an attempt has written, and writes."""
+        return self._reader.read(request)
+
+    async def write_input(
+        self, requests: AsyncIterator[job_service_pb2.WriteInputRequest], call: Call
+    ) -> job_service_pb2.WriteInputResponse:
+        """Standard input."""
+        return await self._writer.write(requests, call)
+
+
+def _spec(path: str, message: job_pb2.JobSpec) -> JobSpec:
+    try:
+        return _SPEC.from_message(message)
+    except ConvertError as wrong:
+        at = f"{path}.{wrong.path}" if wrong.path else path
+        raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, [(at, wrong.says)]) from wrong
+
+
+def _indices(text: str) -> BitMap | None:
+    return indexset.parse(text, TASK_COUNT_MAX) if text else None
+
+
+def _page(token: str) -> int | None:
+    if not token:
+        return None
+    if not token.isdecimal():
+        raise error(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"'{token}' is not a next_page_token of this listing",
+            "page_token",
+        )
+    return int(token)
+
+
+async def _wait(news: asyncio.Event, timeout_s: float) -> None:
+    """Until there is news, or for so long where the time is not 0."""
+    try:
+        async with asyncio.timeout(timeout_s or None):
+            await news.wait()
+    except TimeoutError:
+        return

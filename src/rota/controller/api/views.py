@@ -1,0 +1,462 @@
+"""The cluster as the contract shows it: functions of committed state, which change nothing."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pyroaring import BitMap
+
+from rota.core.cluster.records import Event, QueueConfig, ResultBlock, TokenConfig
+from rota.core.cluster.soft import Soft
+from rota.core.cluster.state import Allocation, Cluster, Job, Node
+from rota.core.model import indexset
+from rota.core.model.protocol import Inventory
+from rota.core.model.resources import NOTHING, Resources
+from rota.core.model.spec import JobSpec
+from rota.core.model.states import TASK_ENDS, Cause, JobState, NodeState, PendingReason, TaskState
+from rota.wire.convert import codec
+from rota.wire.gen.v1 import cluster_pb2, job_pb2, node_pb2
+
+EXIT_TIME_LIMIT = 124
+EXIT_ROTA = 125
+EXIT_SIGNAL = 128
+EXIT_CANCELLED = 130
+EXIT_KILLED = 137
+
+_SPEC = codec(JobSpec, job_pb2.JobSpec)
+_RESOURCES = codec(Resources, job_pb2.Resources)
+_INVENTORY = codec(Inventory, node_pb2.Inventory)
+_EVENT = codec(Event, cluster_pb2.Event)
+
+
+# ---------------------------------------------------------------- jobs
+
+
+@dataclass(slots=True)
+class _NodeSum:
+    allocated: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    cpu_ms: int = 0
+    memory_peak_bytes: int = 0
+
+    @property
+    def ended(self) -> int:
+        return self.succeeded + self.failed + self.cancelled
+
+
+def job(cluster: Cluster, one: Job, wall_ms: int) -> job_pb2.Job:
+    """All that is said of a job."""
+    view = job_brief(cluster, one, wall_ms)
+    view.spec.CopyFrom(_SPEC.to_message(one.spec))
+    return view
+
+
+def job_brief(cluster: Cluster, one: Job, wall_ms: int) -> job_pb2.Job:
+    """The same, of the spec only name, queue, priority and labels."""
+    config, status, spec = one.config, one.status, one.spec
+    sums = _sums(one)
+    view = job_pb2.Job(
+        id=one.id,
+        spec=job_pb2.JobSpec(
+            name=spec.name, queue=spec.queue, priority=spec.priority, labels=dict(spec.labels)
+        ),
+        owner=config.owner,
+        state=int(status.state),  # type: ignore[arg-type]
+        reason=_reason(cluster, one),
+        cause=int(status.cause or 0),  # type: ignore[arg-type]
+        tasks=task_counts(one),
+        version=config.version,
+        cancelled=config.cancelled,
+        held=config.held,
+        submitted_at_ms=config.submitted_at_ms,
+        started_at_ms=status.started_at_ms,
+        ended_at_ms=status.ended_at_ms,
+        elapsed_ms=_elapsed_ms(one, wall_ms),
+        cpu_ms=sum(each.cpu_ms for each in sums.values()),
+        memory_peak_bytes=max((each.memory_peak_bytes for each in sums.values()), default=0),
+        nodes=[_job_node(cluster, one, node, each) for node, each in sums.items()],
+    )
+    if one.ended:
+        view.exit_code = exit_code(one)
+    return view
+
+
+def _reason(cluster: Cluster, one: Job) -> str:
+    """Why the job is where it is; for one that waits, what it waits for."""
+    if one.status.reason or one.status.state is not JobState.PENDING:
+        return one.status.reason
+    if one.config.held:
+        return f"held; to let it go on: rota release {one.id}"
+    waits = [str(after.job) for after in one.config.after if after.job in cluster.active]
+    if waits:
+        return f"waits for job {', '.join(waits)} to end"
+    if not any(node.status.state is NodeState.READY for node in cluster.nodes.values()):
+        return "no node is ready; see: rota node ls"
+    return ""
+
+
+def task_counts(one: Job) -> job_pb2.TaskCounts:
+    """How many tasks are where; those that wait for a lost node are pending and held."""
+    placed = running = kept = 0
+    for allocation in one.allocations.values():
+        if allocation.desired.lost:
+            kept += len(allocation.remaining)
+        else:
+            placed += len(allocation.remaining)
+            running += allocation.remaining.intersection_cardinality(allocation.status.started)
+    return job_pb2.TaskCounts(
+        total=len(one.all),
+        pending=len(one.pending) + kept,
+        allocated=placed - running,
+        running=running,
+        succeeded=one.count_succeeded,
+        failed=one.count_failed,
+        cancelled=one.count_cancelled,
+        backoff=one.pending.intersection_cardinality(one.delayed),
+        held=one.pending.intersection_cardinality(one.held) + kept,
+    )
+
+
+def _elapsed_ms(one: Job, wall_ms: int) -> int:
+    status = one.status
+    if not status.started_at_ms:
+        return 0
+    return max(0, (status.ended_at_ms or wall_ms) - status.started_at_ms)
+
+
+def _sums(one: Job) -> dict[str, _NodeSum]:
+    """What each node has done and holds: closed allocations' tallies and the open ones."""
+    sums: dict[str, _NodeSum] = {
+        node: _NodeSum(
+            0, 0, tally.succeeded, tally.failed, tally.cancelled, tally.cpu_ms, tally.memory_peak_bytes
+        )
+        for node, tally in one.tallies.items()
+    }
+    for allocation in one.allocations.values():
+        each = sums.setdefault(allocation.node.id, _NodeSum())
+        status, owned = allocation.status, allocation.owned
+        if not allocation.desired.lost:
+            running = allocation.remaining.intersection_cardinality(status.started)
+            each.running += running
+            each.allocated += len(allocation.remaining) - running
+        each.succeeded += owned.intersection_cardinality(status.succeeded)
+        each.failed += owned.intersection_cardinality(status.failed)
+        each.cancelled += owned.intersection_cardinality(status.cancelled)
+        each.cpu_ms += status.cpu_ms
+        each.memory_peak_bytes = max(each.memory_peak_bytes, status.memory_peak_bytes)
+    return sums
+
+
+def _job_node(cluster: Cluster, one: Job, node: str, each: _NodeSum) -> job_pb2.JobNode:
+    return job_pb2.JobNode(
+        node=node_name(cluster, node),
+        node_id=node,
+        allocated=each.allocated,
+        running=each.running,
+        succeeded=each.succeeded,
+        failed=each.failed,
+        cancelled=each.cancelled,
+        ended_percent=100 * each.ended / len(one.all) if one.all else 0.0,
+        cpu_ms=each.cpu_ms,
+        memory_peak_bytes=each.memory_peak_bytes,
+    )
+
+
+def exit_code(one: Job) -> int:
+    """What `rota run` ends with: that of the first task (by index) that did not succeed, else 0."""
+    if one.status.state is JobState.SUCCEEDED:
+        return 0
+    if one.status.state is JobState.CANCELLED:
+        return EXIT_CANCELLED
+    first: tuple[int, Cause, int] | None = None
+    for segment in sorted(one.exceptions):
+        failed = one.segment(segment).failed
+        for group in one.exceptions[segment].groups:
+            indices = group.indices & failed
+            if indices and (first is None or indices.min() < first[0]):
+                first = (indices.min(), group.cause, group.code)
+        if first is not None:
+            return exit_code_of(first[1], first[2])
+    return EXIT_ROTA
+
+
+def exit_code_of(cause: Cause, code: int) -> int:
+    """The exit code of an attempt that ended so."""
+    match cause:
+        case Cause.EXIT:
+            return code
+        case Cause.SIGNAL:
+            return EXIT_SIGNAL + code
+        case Cause.OOM:
+            return EXIT_KILLED
+        case Cause.TIME_LIMIT | Cause.DEADLINE:
+            return EXIT_TIME_LIMIT
+        case Cause.STOPPED | Cause.PREEMPTED:
+            return EXIT_CANCELLED
+        case _:
+            return EXIT_ROTA
+
+
+def failures(one: Job) -> list[job_pb2.FailureGroup]:
+    """Failed tasks by cause and code, the largest group first."""
+    groups: dict[tuple[Cause, int], tuple[BitMap, str]] = {}
+    for segment, exceptions in sorted(one.exceptions.items()):
+        failed = one.segment(segment).failed
+        for group in exceptions.groups:
+            known, message = groups.get((group.cause, group.code), (BitMap(), ""))
+            groups[group.cause, group.code] = (known | (group.indices & failed), message or group.message)
+    for allocation in one.allocations.values():
+        for segment, part in indexset.segments_of(allocation.owned & allocation.status.failed):
+            for group in one.exceptions_of(segment).groups:
+                known, message = groups.get((group.cause, group.code), (BitMap(), ""))
+                groups[group.cause, group.code] = (known | (group.indices & part), message or group.message)
+    return [
+        job_pb2.FailureGroup(
+            cause=int(cause),  # type: ignore[arg-type]
+            code=code,
+            count=len(indices),
+            indices=indexset.text(indices),
+            message=message,
+        )
+        for (cause, code), (indices, message) in sorted(groups.items(), key=lambda item: -len(item[1][0]))
+        if indices
+    ]
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def tasks_in(one: Job, states: Iterable[TaskState]) -> BitMap:
+    """The indices of a job whose tasks are in one of these states."""
+    wanted = set(states)
+    result = BitMap()
+    if TaskState.PENDING in wanted:
+        result |= one.pending
+    for segment in one.segments.values():
+        for state, indices in (
+            (TaskState.SUCCEEDED, segment.succeeded),
+            (TaskState.FAILED, segment.failed),
+            (TaskState.CANCELLED, segment.cancelled),
+        ):
+            if state in wanted:
+                result |= indices
+    for allocation in one.allocations.values():
+        for state, indices in _parts(allocation):
+            if state in wanted:
+                result |= indices
+    return result
+
+
+def _parts(allocation: Allocation) -> list[tuple[TaskState, BitMap]]:
+    status, owned, running = allocation.status, allocation.owned, allocation.running
+    ended = [
+        (TaskState.SUCCEEDED, owned & status.succeeded),
+        (TaskState.FAILED, owned & status.failed),
+        (TaskState.CANCELLED, owned & status.cancelled),
+    ]
+    if allocation.desired.lost:
+        return [(TaskState.PENDING, allocation.remaining), *ended]
+    return [(TaskState.RUNNING, running), (TaskState.ALLOCATED, allocation.remaining - running), *ended]
+
+
+def holder(one: Job, index: int) -> Allocation | None:
+    """The allocation that a task is on, if it is on one."""
+    if index not in one.owned:
+        return None
+    return next(allocation for allocation in one.allocations.values() if index in allocation.owned)
+
+
+def task_state(one: Job, index: int) -> TaskState:
+    """The state of one task."""
+    allocation = holder(one, index)
+    if allocation is not None:
+        return next(state for state, indices in _parts(allocation) if index in indices)
+    segment = one.segment(index // indexset.SEGMENT_SIZE)
+    if index in segment.succeeded:
+        return TaskState.SUCCEEDED
+    if index in segment.failed:
+        return TaskState.FAILED
+    return TaskState.CANCELLED if index in segment.cancelled else TaskState.PENDING
+
+
+def task(cluster: Cluster, one: Job, index: int, now_ms: int, blocks: Iterable[ResultBlock]) -> job_pb2.Task:
+    """One task; its attempts are those of the blocks that ended, and the one that is on a node."""
+    state = task_state(one, index)
+    allocation = holder(one, index)
+    detail = one.exceptions_of(index // indexset.SEGMENT_SIZE).tasks.get(index)
+    view = job_pb2.Task(
+        job=one.id,
+        index=index,
+        state=int(state),  # type: ignore[arg-type]
+        attempts=_ended_attempts(cluster, index, blocks),
+        stop_requested=state not in TASK_ENDS
+        and (one.ending or (allocation is not None and index in allocation.desired.stop)),
+    )
+    if state is TaskState.PENDING:
+        view.pending_reason = int(_pending_reason(cluster, one, index))  # type: ignore[assignment]
+        if detail is not None and detail.retry_at_ms:
+            view.retry_in_ms = max(0, detail.retry_at_ms - now_ms)
+    ended = one.attempts(index)
+    view.attempt_count = ended + (state is TaskState.SUCCEEDED)
+    if allocation is not None and index in allocation.remaining:
+        number = attempt_number(allocation, index)
+        if index in allocation.status.started:
+            view.attempt_count = max(view.attempt_count, number)
+        view.attempts.add(
+            number=number,
+            node=allocation.node.config.name,
+            node_id=allocation.node.id,
+            allocation=allocation.id,
+        )
+    return view
+
+
+def attempt_number(allocation: Allocation, index: int) -> int:
+    """The attempt at a task that an allocation is on, as people count."""
+    return allocation.desired.first_attempt + dict(allocation.status.runs).get(index, 1) - 1
+
+
+def _ended_attempts(cluster: Cluster, index: int, blocks: Iterable[ResultBlock]) -> list[job_pb2.Attempt]:
+    result = []
+    for block in blocks:
+        for row, of in enumerate(block.index):
+            if of != index:
+                continue
+            result.append(
+                job_pb2.Attempt(
+                    number=block.attempt[row],
+                    node=node_name(cluster, block.node_id),
+                    node_id=block.node_id,
+                    allocation=block.allocation,
+                    cause=int(block.cause[row]),  # type: ignore[arg-type]
+                    code=block.code[row],
+                    message=block.messages.get(index, ""),
+                    started_at_ms=block.started_at_ms[row],
+                    duration_ms=block.duration_ms[row],
+                    cpu_user_ms=block.cpu_user_ms[row],
+                    cpu_system_ms=block.cpu_system_ms[row],
+                    memory_peak_bytes=block.memory_peak_kib[row] * 1024,
+                )
+            )
+    return sorted(result, key=lambda attempt: attempt.number)
+
+
+def _pending_reason(cluster: Cluster, one: Job, index: int) -> PendingReason:
+    if one.config.held or index in one.held or index in one.owned:
+        return PendingReason.HELD
+    if index in one.delayed:
+        return PendingReason.BACKOFF
+    if any(after.job in cluster.active for after in one.config.after):
+        return PendingReason.DEPENDENCY
+    return PendingReason.QUEUED
+
+
+# ---------------------------------------------------------------- nodes
+
+
+def node_name(cluster: Cluster, node: str) -> str:
+    """A node's name; its UUID where it is forgotten."""
+    found = cluster.nodes.get(node)
+    return found.config.name if found is not None else node
+
+
+def node(one: Node, soft: Soft, now_ms: int, address: str) -> node_pb2.Node:
+    """All that is said of a node."""
+    # A node that has never been heard has said no journal; heard_ms is the leader's beginning at least.
+    heard_ms = soft.heard_ms.get(one.id) if one.status.journal_id else None
+    running = sum(
+        allocation.remaining.intersection_cardinality(allocation.status.started)
+        for allocation in one.allocations.values()
+    )
+    labels = {**dict(one.inventory.labels), **dict(one.config.labels)}
+    return node_pb2.Node(
+        id=one.id,
+        name=one.config.name,
+        state=int(one.status.state),  # type: ignore[arg-type]
+        cordoned=one.config.cordoned,
+        draining=one.config.draining,
+        labels=labels,
+        inventory=_INVENTORY.to_message(one.inventory),
+        capacity=resources(one.capacity()),
+        charged=resources(one.total_charged()),
+        running=running,
+        allocated=sum(len(allocation.remaining) for allocation in one.allocations.values()) - running,
+        silent_ms=-1 if heard_ms is None else max(0, now_ms - heard_ms),
+        address=address,
+        boot_id=one.status.boot_id,
+        reason=one.status.reason,
+        drain_deadline_ms=one.config.drain_deadline_ms or 0,
+    )
+
+
+def resources(amount: Resources) -> job_pb2.Resources:
+    """Amounts of resources."""
+    return _RESOURCES.to_message(amount)
+
+
+# ---------------------------------------------------------------- the rest
+
+
+def queue(cluster: Cluster, name: str, config: QueueConfig) -> cluster_pb2.Queue:
+    """A queue, with how many jobs it has."""
+    view = cluster_pb2.Queue(
+        name=name,
+        weight=config.weight,
+        priority_min=config.priority_min,
+        priority_max=config.priority_max,
+        charged=resources(cluster.queue_charged.get(name, NOTHING)),
+    )
+    if config.quota is not None:
+        view.quota.CopyFrom(resources(config.quota))
+    for one in cluster.active.values():
+        if one.spec.queue == name:
+            if one.status.state is JobState.RUNNING:
+                view.jobs_running += 1
+            else:
+                view.jobs_pending += 1
+    return view
+
+
+def token(name: str, config: TokenConfig) -> cluster_pb2.Token:
+    """A token, without its secret."""
+    return cluster_pb2.Token(
+        id=name,
+        kind=int(config.kind),  # type: ignore[arg-type]
+        created_at_ms=config.created_at_ms,
+        expires_at_ms=config.expires_at_ms,
+        uses_left=config.uses_left,
+        revoked=config.revoked,
+        created_by=config.created_by,
+    )
+
+
+def event(one: Event) -> cluster_pb2.Event:
+    """An event."""
+    return _EVENT.to_message(one)
+
+
+def summary(cluster: Cluster) -> cluster_pb2.GetClusterResponse:
+    """The cluster in numbers."""
+    nodes = [one for one in cluster.nodes.values() if not one.config.removed]
+    ready = [one for one in nodes if one.status.state is NodeState.READY]
+    running = sum(one.status.state is JobState.RUNNING for one in cluster.active.values())
+    return cluster_pb2.GetClusterResponse(
+        uuid=cluster.meta.uuid,
+        incarnation=cluster.meta.incarnation,
+        term=cluster.commit.term,
+        nodes_ready=len(ready),
+        nodes=len(nodes),
+        jobs_pending=len(cluster.active) - running,
+        jobs_running=running,
+        capacity=resources(_sum(ready, Node.capacity)),
+        charged=resources(_sum(ready, Node.total_charged)),
+    )
+
+
+def _sum(nodes: Iterable[Node], amount: Callable[[Node], Resources]) -> Resources:
+    total = NOTHING
+    for one in nodes:
+        total = total.plus(amount(one))
+    return total

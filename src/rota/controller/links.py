@@ -1,0 +1,227 @@
+"""The node protocol over gRPC: what nodes say goes into the loop, what the leader orders goes out to them.
+
+A stream is one Connect call of one node. Its reader hands over one message at a time and waits while the
+loop's inbox is full, so a node that floods is slowed by TCP; its writer has a bounded queue, and a node
+that does not read is cut off when that is full: its next Hello says what it holds, so nothing is lost by
+that.
+
+Messages are taken as bytes, so that one over the protocol's limit is refused before it is parsed.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from rota.controller.output import Outputs, next_message
+from rota.controller.peers import peer_of
+from rota.core.cluster.inputs import Close, FromNode, Order, Send, StreamClosed
+from rota.core.model.protocol import MESSAGE_BYTES_MAX, Up
+from rota.wire.convert import ConvertError
+from rota.wire.gen.v1 import link_pb2
+from rota.wire.link import down_to_messages, up_from_message
+from rota.wire.validate import validate
+
+QUEUE_COUNT_MAX = 4096
+QUEUE_BYTES_MAX = 16 * 1024 * 1024
+# Whoever has much to send that can wait lets the queue fall to this first: heartbeats stand in it too.
+ROOM_BYTES = 128 * 1024
+# The protocol's limit is on the message's content; the envelope adds a little.
+SLACK_BYTES = 4 * 1024
+
+_log = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class Inbox(Protocol):
+    """Where a node's messages go; the loop is one."""
+
+    @property
+    def leading(self) -> bool:
+        """Whether nodes may connect."""
+        ...
+
+    async def tell(self, message: FromNode) -> None:
+        """Hands over a message; waits while there is no room."""
+        ...
+
+    def closed(self, stream: StreamClosed) -> None:
+        """Says that a stream has ended; there is always room for that."""
+        ...
+
+
+@dataclass(slots=True)
+class _End:
+    """How a stream ends: the status that its node sees."""
+
+    code: grpc.StatusCode
+    details: str
+
+
+@dataclass(slots=True)
+class _Stream:
+    number: int
+    node: str
+    address: str
+    waiting: list[bytes] = field(default_factory=list)
+    waiting_bytes: int = 0
+    end: _End | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, data: bytes) -> None:
+        if self.end is not None:
+            return
+        self.waiting.append(data)
+        self.waiting_bytes += len(data)
+        if self.waiting_bytes > ROOM_BYTES:
+            self.room.clear()
+        if len(self.waiting) > QUEUE_COUNT_MAX or self.waiting_bytes > QUEUE_BYTES_MAX:
+            self.waiting.clear()
+            self.finish(_End(grpc.StatusCode.RESOURCE_EXHAUSTED, "the node does not read what it is sent"))
+        self.changed.set()
+
+    def finish(self, end: _End) -> None:
+        """The stream ends once what waits is sent."""
+        self.end = self.end or end
+        self.changed.set()
+        self.room.set()
+
+
+class Links:
+    """All streams of nodes."""
+
+    def __init__(self, inbox: Inbox, outputs: Outputs) -> None:
+        self._inbox = inbox
+        self._outputs = outputs
+        self._streams: dict[int, _Stream] = {}
+        # The stream that each node opened last.
+        self._latest: dict[str, _Stream] = {}
+        self._numbers = count(1)
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """LinkService for a server with mutual TLS."""
+        return grpc.method_handlers_generic_handler(
+            link_pb2.DESCRIPTOR.services_by_name["LinkService"].full_name,
+            {
+                "Connect": grpc.stream_stream_rpc_method_handler(_for_nodes(self._connect)),
+                "PushOutput": grpc.stream_stream_rpc_method_handler(_for_nodes(self._outputs.push)),
+            },
+        )
+
+    def carry_out(self, order: Order) -> None:
+        """Sends a message or ends a stream; a stream that is gone has been reported as closed."""
+        stream = self._streams.get(order.stream)
+        if stream is None:
+            return
+        match order:
+            case Send(message=message):
+                for piece in down_to_messages(message):
+                    stream.put(piece.SerializeToString())
+            case Close(reason=reason):
+                stream.finish(_End(grpc.StatusCode.ABORTED, reason))
+
+    def close_all(self, reason: str) -> None:
+        """Ends every stream: the nodes come back and say what they hold."""
+        for stream in self._streams.values():
+            stream.finish(_End(grpc.StatusCode.UNAVAILABLE, reason))
+
+    def address(self, node: str) -> str:
+        """Where a node connects from, as gRPC writes it; empty where it does not."""
+        stream = self._latest.get(node)
+        return stream.address if stream is not None else ""
+
+    async def room(self, node: str) -> None:
+        """Waits until little is queued for a node, or it has gone."""
+        stream = self._latest.get(node)
+        if stream is not None:
+            await stream.room.wait()
+
+    async def _connect(self, node: str, context: Context) -> None:
+        if not self._inbox.leading:
+            context.set_code(grpc.StatusCode.UNAVAILABLE)
+            context.set_details("the controller does not lead now; try again")
+            return
+        stream = _Stream(next(self._numbers), node, context.peer())
+        stream.room.set()
+        self._streams[stream.number] = self._latest[node] = stream
+        reader = asyncio.create_task(self._receive(stream, context), name=f"stream {stream.number} up")
+        writer = asyncio.create_task(_send(stream, context), name=f"stream {stream.number} down")
+        try:
+            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if reader.done() and not writer.done() and stream.end is not None:
+                # What is wrong with the node's message is said by the status; what was queued before it
+                # still goes.
+                await writer
+        finally:
+            stream.room.set()
+            del self._streams[stream.number]
+            if self._latest[node] is stream:
+                del self._latest[node]
+            reader.cancel()
+            writer.cancel()
+            self._inbox.closed(StreamClosed(node, stream.number))
+            await asyncio.gather(reader, writer, return_exceptions=True)
+        if stream.end is not None:
+            context.set_code(stream.end.code)
+            context.set_details(stream.end.details)
+
+    async def _receive(self, stream: _Stream, context: Context) -> None:
+        while (data := await next_message(context)) is not None:
+            try:
+                message = _parse(data)
+            except ConvertError as error:
+                _log.warning("node %s sent what is no message: %s", stream.node, error)
+                stream.finish(_End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
+                return
+            await self._inbox.tell(FromNode(stream.node, stream.number, message))
+
+
+async def _send(stream: _Stream, context: Context) -> None:
+    while True:
+        while not stream.waiting and stream.end is None:
+            stream.changed.clear()
+            await stream.changed.wait()
+        if not stream.waiting:
+            return
+        batch, stream.waiting = stream.waiting, []
+        for data in batch:
+            await context.write(data)
+            stream.waiting_bytes -= len(data)
+            if stream.waiting_bytes <= ROOM_BYTES:
+                stream.room.set()
+
+
+def _parse(data: bytes) -> Up:
+    if len(data) > MESSAGE_BYTES_MAX + SLACK_BYTES:
+        raise ConvertError(f"the message has {len(data)} bytes; at most {MESSAGE_BYTES_MAX} are allowed")
+    try:
+        message = link_pb2.ConnectRequest.FromString(data)
+    except DecodeError as error:
+        raise ConvertError("the bytes are no message of the node protocol") from error
+    problems = validate(message)
+    if problems:
+        raise ConvertError(str(problems[0]))
+    return up_from_message(message)
+
+
+def _for_nodes(handler: Callable[[str, Context], Any]) -> Callable[[Any, Context], Any]:
+    """Lets the handler be called by the holders of nodes' certificates alone, with the node's UUID."""
+
+    async def handle(_: Any, context: Context) -> None:
+        peer = peer_of(context.auth_context(), context.peer())
+        if peer is None or peer.kind != "node":
+            context.set_code(grpc.StatusCode.PERMISSION_DENIED)
+            context.set_details("this service is for nodes: connect with a node's certificate")
+            return
+        await handler(peer.name, context)
+
+    return handle

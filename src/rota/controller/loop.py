@@ -1,0 +1,377 @@
+"""The controller's loop: one turn after the other, for as long as this process leads.
+
+What happens to the cluster comes in through `ask` (somebody waits for the answer), `tell` and `closed`
+(nodes); it is taken by the next turn. Reads are run between turns, on committed state alone. A turn that
+the store does not take leaves the machine ahead of the store: it is thrown away, all who wait are told to
+try again, streams are ended, and the cluster is loaded anew. While the store takes no writes, reads go on.
+
+Cluster time is the last committed `now_ms` and the time on the boot clock since this process began to lead.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, count
+from typing import Any, Literal, Protocol, TypeVar
+
+from rota.controller.turn import Turn
+from rota.core.cluster.inputs import (
+    Done,
+    Enrolled,
+    Found,
+    FromNode,
+    Input,
+    Lead,
+    Order,
+    Outcome,
+    Refusal,
+    StreamClosed,
+    Submitted,
+)
+from rota.core.cluster.records import SCHEMA
+from rota.core.cluster.soft import Settings
+from rota.core.cluster.state import Cluster
+from rota.core.cluster.step import Machine
+from rota.store.port import Store, StoreError
+
+INBOX_COUNT_MAX = 10_000
+RETRY_S_MIN = 0.1
+RETRY_S_MAX = 5.0
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Answer = Submitted | Done | Enrolled | Refusal
+
+
+class Unavailable(Exception):
+    """What was asked cannot be done now, and may have been done or not: ask again."""
+
+
+class News(asyncio.Event):
+    """Set when something has changed; whoever waits is told when there will be no more."""
+
+    retired = False
+
+    async def wait(self) -> Literal[True]:
+        """Until it is set. Raises Unavailable where that is for the last time."""
+        await super().wait()
+        if self.retired:
+            raise Unavailable("the controller is stopping; try again")
+        return True
+
+    def retire(self) -> None:
+        """There will be no more."""
+        self.retired = True
+        self.set()
+
+
+class SchemaTooNew(Exception):
+    """The records were written by a later version."""
+
+
+class Nodes(Protocol):
+    """Where orders go; `rota.controller.links` is one."""
+
+    def carry_out(self, order: Order) -> None:
+        """Sends a message, or ends a stream."""
+        ...
+
+    def close_all(self, reason: str) -> None:
+        """Ends all streams."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """`boot_ms`: the boot clock, which counts while the machine sleeps. `wall_ms`: since 1970."""
+
+    boot_ms: Callable[[], int]
+    wall_ms: Callable[[], int]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Those who wait for a turn's end."""
+
+    tickets: dict[int, asyncio.Future[Answer]] = field(default_factory=dict)
+    reads: list[tuple[Callable[[Machine], Any], asyncio.Future[Any]]] = field(default_factory=list)
+    job_watchers: dict[int, set[News]] = field(default_factory=dict)
+    event_watchers: set[News] = field(default_factory=set)
+
+    def watchers(self) -> list[News]:
+        """All of them."""
+        return [*self.event_watchers, *chain.from_iterable(self.job_watchers.values())]
+
+
+class Loop:
+    """Drives the machine over one store. `cluster` is the UUID of a cluster that is new."""
+
+    def __init__(self, store: Store, clock: Clock, settings: Settings, cluster: str) -> None:
+        self._store = store
+        self._clock = clock
+        self._settings = settings
+        self._new_cluster = cluster
+        self._nodes: Nodes | None = None
+        self._machine: Machine | None = None
+        self._turning = False
+        self._leading = False
+        self._retired = False
+        self._stopping = False
+        self._why_not = "the controller is starting; try again"
+        self._time_base_ms = 0
+        self._boot_base_ms = 0
+        self._inbox: asyncio.Queue[Input] = asyncio.Queue(INBOX_COUNT_MAX)
+        self._closings: list[StreamClosed] = []
+        self._wake = asyncio.Event()
+        self._waiting = _Waiting()
+        self._tickets = count(1)
+
+    # ------------------------------------------------------------ for those around it
+
+    @property
+    def leading(self) -> bool:
+        """Whether changes are taken and nodes may connect."""
+        return self._leading
+
+    def connect(self, nodes: Nodes) -> None:
+        """Says where orders go; called once, before `run`."""
+        self._nodes = nodes
+
+    def now_ms(self) -> int:
+        """Cluster time."""
+        return self._time_base_ms + self._clock.boot_ms() - self._boot_base_ms
+
+    def wall_ms(self) -> int:
+        """The wall clock."""
+        return self._clock.wall_ms()
+
+    async def ask(self, make: Callable[[int], Input]) -> Answer:
+        """The answer to an input, made with its ticket, after the commit. Raises Unavailable."""
+        self._check_leading()
+        ticket = next(self._tickets)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.tickets[ticket] = answer
+        try:
+            await self._put(make(ticket))
+            return await answer
+        finally:
+            self._waiting.tickets.pop(ticket, None)
+
+    async def tell(self, message: FromNode) -> None:
+        """Takes a node's message, once there is room."""
+        await self._put(message)
+
+    def closed(self, stream: StreamClosed) -> None:
+        """Takes the end of a node's stream."""
+        self._closings.append(stream)
+        self._wake.set()
+
+    async def read(self, look: Callable[[Machine], T]) -> T:
+        """What a function finds in the committed state. Raises Unavailable, and what the function raises."""
+        if self._machine is None:
+            raise Unavailable(self._why_not)
+        if not self._turning:
+            return look(self._machine)
+        found: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.reads.append((look, found))
+        return await found
+
+    @contextmanager
+    def watch_job(self, job: int) -> Iterator[News]:
+        """Set after each commit that touched a job."""
+        news = News()
+        if self._retired:
+            news.retire()
+        watchers = self._waiting.job_watchers.setdefault(job, set())
+        watchers.add(news)
+        try:
+            yield news
+        finally:
+            watchers.discard(news)
+            if not watchers:
+                self._waiting.job_watchers.pop(job, None)
+
+    @contextmanager
+    def watch_events(self) -> Iterator[News]:
+        """Set after each commit with events."""
+        news = News()
+        if self._retired:
+            news.retire()
+        self._waiting.event_watchers.add(news)
+        try:
+            yield news
+        finally:
+            self._waiting.event_watchers.discard(news)
+
+    def retire(self) -> None:
+        """Ends what waits for news, ahead of `stop`: that could take for ever."""
+        self._retired = True
+        for news in self._waiting.watchers():
+            news.retire()
+
+    def stop(self) -> None:
+        """Ends `run` once the turn under way is committed."""
+        self._stopping = True
+        self._wake.set()
+
+    def _check_leading(self) -> None:
+        if not self._leading or self._stopping:
+            raise Unavailable(self._why_not)
+
+    async def _put(self, item: Input) -> None:
+        await self._inbox.put(item)
+        self._wake.set()
+
+    # ------------------------------------------------------------ turns
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Leads until `stop`; `ready` is called at the first commit. Raises SchemaTooNew."""
+        retry_s = RETRY_S_MIN
+        while not self._stopping:
+            try:
+                turn = await self._load()
+                await self._lead(turn)
+                retry_s = RETRY_S_MIN
+                ready()
+                await self._turns(turn)
+            except StoreError as failed:
+                _log.error("the store failed: %s", failed)
+                self._drop(f"the controller's store failed ({failed}); try again")
+                await self._read_only(retry_s)
+                retry_s = min(2 * retry_s, RETRY_S_MAX)
+        self._drop("the controller is stopping; try again")
+
+    async def _load(self) -> Turn:
+        loaded = await self._store.load()
+        machine = Machine(self._settings, loaded.records)
+        if machine.cluster.meta.schema > SCHEMA:
+            raise SchemaTooNew(
+                f"the store has schema {machine.cluster.meta.schema}, beyond {SCHEMA}: update Rota"
+            )
+        self._time_base_ms = machine.cluster.commit.now_ms
+        self._boot_base_ms = self._clock.boot_ms()
+        self._machine = machine
+        return Turn(machine, self._store, loaded.fence)
+
+    async def _lead(self, turn: Turn) -> None:
+        first: list[Input] = [Lead()]
+        if not turn.machine.cluster.meta.uuid:
+            first.insert(0, Found(self._new_cluster))
+        self._wake.set()
+        await self._turn(turn, first)
+        self._leading = True
+
+    async def _turns(self, turn: Turn) -> None:
+        wake_at_ms: int | None = 0
+        while not self._stopping:
+            await self._sleep(wake_at_ms)
+            wake_at_ms = await self._turn(turn, self._arrived())
+
+    async def _turn(self, turn: Turn, arrived: list[Input]) -> int | None:
+        self._turning = True
+        try:
+            outcome = await turn.run(arrived, self.now_ms(), self._clock.wall_ms(), self._speak)
+        finally:
+            self._turning = False
+        self._answer_reads(turn.machine)
+        self._tell_watchers(turn.machine.cluster, outcome)
+        return outcome.wake_at_ms
+
+    def _arrived(self) -> list[Input]:
+        self._wake.clear()
+        arrived = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
+        arrived += self._closings
+        self._closings.clear()
+        return arrived
+
+    async def _sleep(self, wake_at_ms: int | None) -> None:
+        """Until something arrives, or it is `wake_at_ms` in cluster time."""
+        if self._wake.is_set():
+            return
+        late_s = None if wake_at_ms is None else max(0.0, (wake_at_ms - self.now_ms()) / 1000)
+        try:
+            async with asyncio.timeout(late_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    # ------------------------------------------------------------ after the commit
+
+    def _speak(self, outcome: Outcome) -> None:
+        assert self._nodes is not None
+        for order in outcome.orders:
+            self._nodes.carry_out(order)
+        for reply in outcome.replies:
+            waiting = self._waiting.tickets.get(reply.ticket)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(reply.answer)
+
+    def _answer_reads(self, machine: Machine) -> None:
+        reads, self._waiting.reads = self._waiting.reads, []
+        for look, found in reads:
+            if found.done():
+                continue
+            try:
+                found.set_result(look(machine))
+            except Exception as error:  # noqa: BLE001 (whatever it is, it is the reader's)
+                found.set_exception(error)
+
+    def _tell_watchers(self, cluster: Cluster, outcome: Outcome) -> None:
+        if outcome.events:
+            for news in self._waiting.event_watchers:
+                news.set()
+        if self._waiting.job_watchers:
+            for job in touched(cluster, outcome):
+                for news in self._waiting.job_watchers.get(job, ()):
+                    news.set()
+
+    # ------------------------------------------------------------ when the store fails
+
+    def _drop(self, why: str) -> None:
+        """Forgets the machine, and tells all who wait to try again."""
+        self._leading = False
+        self._machine = None
+        self._why_not = why
+        assert self._nodes is not None
+        self._nodes.close_all(why)
+        self._arrived()
+        waiting = [*self._waiting.tickets.values(), *(found for _, found in self._waiting.reads)]
+        self._waiting.reads.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(Unavailable(why))
+        for news in self._waiting.watchers():
+            news.set()
+
+    async def _read_only(self, seconds: float) -> None:
+        """Waits before the next try to lead; what can be loaded can be read meanwhile."""
+        try:
+            await self._load()
+        except StoreError as failed:
+            _log.error("the store cannot be read: %s", failed)
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._stopping:
+                    await self._wake.wait()
+                    self._arrived()
+        except TimeoutError:
+            return
+
+
+def touched(cluster: Cluster, outcome: Outcome) -> set[int]:
+    """The jobs of which something changed."""
+    jobs: set[int] = set()
+    for key in outcome.changes:
+        match key.split("/", 4):
+            case [_, "job", job, *_]:
+                jobs.add(int(job, 16))
+            case [_, node, "alloc", allocation]:
+                found = cluster.nodes.get(node)
+                held = found.allocations.get(int(allocation, 16)) if found is not None else None
+                if held is not None:
+                    jobs.add(held.desired.job)
+    return jobs

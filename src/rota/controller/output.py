@@ -1,0 +1,205 @@
+"""Output on its way from a node to a reader: between ReadOutput's answers and PushOutput's streams.
+
+A reading is opened under a request number, which a ReadOutput message takes to the node; the node opens a
+PushOutput stream and names the number. It may send as many bytes as it has credit for: a window at first,
+then what the reader has taken. So a reading holds at most WINDOW_BYTES here, however fast the node and slow
+the reader.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from itertools import count
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from rota.wire.gen.v1 import link_pb2
+
+WINDOW_BYTES = 512 * 1024
+CREDIT_BYTES_MIN = WINDOW_BYTES // 4
+ANSWER_S_MAX = 15.0
+READINGS_MAX = 1000
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Piece = link_pb2.PushOutputRequest
+
+
+class OutputLost(Exception):
+    """The node stopped answering; another reading may go on at the offset reached."""
+
+
+class TooManyReadings(Exception):
+    """READINGS_MAX readings are open."""
+
+
+class Reading:
+    """One attempt's standard output or error, on its way to one reader."""
+
+    def __init__(self, request: int, node: str) -> None:
+        self.request = request
+        self.node = node
+        self._pieces: deque[Piece] = deque()
+        self._changed = asyncio.Event()
+        self._answered = asyncio.Event()
+        self._lost = ""
+        self._finished = False
+        self._outstanding = 0
+        self._taken = 0
+        self._credit_wanted = asyncio.Event()
+        self.closed = False
+        # The node has said that the attempt has ended and all has been sent.
+        self.ended = False
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """What the node sends, until it has no more, or says why it has none. Raises OutputLost."""
+        try:
+            async with asyncio.timeout(ANSWER_S_MAX):
+                await self._answered.wait()
+        except TimeoutError as late:
+            raise OutputLost("the node did not answer") from late
+        while True:
+            while not self._pieces:
+                if self._finished:
+                    return
+                if self._lost:
+                    raise OutputLost(self._lost)
+                self._changed.clear()
+                await self._changed.wait()
+            piece = self._pieces.popleft()
+            self.ended = piece.end or bool(piece.error)
+            yield piece
+            if self.ended:
+                return
+            self._taken += len(piece.data)
+            if self._taken >= CREDIT_BYTES_MIN:
+                self._credit_wanted.set()
+
+    def answer(self) -> bool:
+        """A stream of the node begins to answer; False where one already has."""
+        if self._answered.is_set():
+            return False
+        self._answered.set()
+        self._outstanding = WINDOW_BYTES
+        return True
+
+    def offer(self, piece: Piece) -> bool:
+        """A piece from the node; False where it had no credit for it."""
+        self._outstanding -= len(piece.data)
+        if self._outstanding < 0:
+            return False
+        self._pieces.append(piece)
+        self._changed.set()
+        return True
+
+    def finish(self) -> None:
+        """The node has sent what there is."""
+        self._finished = True
+        self._changed.set()
+
+    def lose(self, why: str) -> None:
+        """No more comes from the node; what is here is still given out."""
+        self._lost = self._lost or why
+        self._answered.set()
+        self._changed.set()
+
+    def close(self) -> None:
+        """The reader has gone."""
+        self.closed = True
+        self._pieces.clear()
+        self._credit_wanted.set()
+
+    async def credit(self) -> int:
+        """Bytes that the node may send more, once it is worth a message; 0 when the reader has gone."""
+        await self._credit_wanted.wait()
+        self._credit_wanted.clear()
+        if self.closed:
+            return 0
+        taken, self._taken = self._taken, 0
+        self._outstanding += taken
+        return taken
+
+
+class Outputs:
+    """All readings."""
+
+    def __init__(self) -> None:
+        self._readings: dict[int, Reading] = {}
+        self._numbers = count(1)
+
+    @contextmanager
+    def reading(self, node: str) -> Iterator[Reading]:
+        """A reading of a node's, for as long as the block runs. Raises TooManyReadings."""
+        if len(self._readings) >= READINGS_MAX:
+            raise TooManyReadings(f"{READINGS_MAX} outputs are being read already")
+        reading = Reading(next(self._numbers), node)
+        self._readings[reading.request] = reading
+        try:
+            yield reading
+        finally:
+            del self._readings[reading.request]
+            reading.close()
+
+    def close_all(self, why: str) -> None:
+        """Ends all readings."""
+        for reading in self._readings.values():
+            reading.lose(why)
+
+    async def push(self, node: str, context: Context) -> None:
+        """PushOutput, called by `node`."""
+        first = await _read(context)
+        reading = self._readings.get(first.request) if first is not None else None
+        if first is None or reading is None or reading.node != node or not reading.answer():
+            # The reader has gone meanwhile, or never was: the node stops.
+            await context.write(link_pb2.PushOutputResponse(stop=True).SerializeToString())
+            return
+        why = "the node's connection was lost"
+        receiver = asyncio.create_task(_receive(reading, first, context), name=f"output {reading.request} in")
+        creditor = asyncio.create_task(_credit(reading, context), name=f"output {reading.request} credit")
+        try:
+            done, _ = await asyncio.wait({receiver, creditor}, return_when=asyncio.FIRST_COMPLETED)
+            if all(task.result() for task in done):
+                reading.finish()
+            else:
+                why = "the node sent more than it may"
+                context.set_code(grpc.StatusCode.RESOURCE_EXHAUSTED)
+                context.set_details(why)
+        finally:
+            receiver.cancel()
+            creditor.cancel()
+            reading.lose(why)
+            await asyncio.gather(receiver, creditor, return_exceptions=True)
+
+
+async def _receive(reading: Reading, piece: Piece | None, context: Context) -> bool:
+    """Hands the node's pieces over, up to the end of its stream; False where it broke a rule."""
+    while piece is not None:
+        if not reading.offer(piece):
+            return False
+        if piece.end or piece.error:
+            return True
+        piece = await _read(context)
+    return True
+
+
+async def _credit(reading: Reading, context: Context) -> bool:
+    await context.write(link_pb2.PushOutputResponse(credit_bytes=WINDOW_BYTES).SerializeToString())
+    while credit := await reading.credit():
+        await context.write(link_pb2.PushOutputResponse(credit_bytes=credit).SerializeToString())
+    await context.write(link_pb2.PushOutputResponse(stop=True).SerializeToString())
+    return True
+
+
+async def _read(context: Context) -> Piece | None:
+    data = await next_message(context)
+    try:
+        return None if data is None else Piece.FromString(data)
+    except DecodeError:
+        return None
+
+
+async def next_message(context: Context) -> bytes | None:
+    """The next message of a stream, None at its end."""
+    data: object = await context.read()
+    return data if isinstance(data, bytes) else None

@@ -1,0 +1,137 @@
+"""Clusters of this machine, as `rota up` makes them: each with a home of its own, stopped in any case."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROTA = [sys.executable, "-m", "rota.main"]
+CALL_S_MAX = 50.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A home, and the command line in it. The working directory of calls is `place`."""
+
+    home: Path
+    place: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("ROTA_")}
+        return {**inherited, "ROTA_HOME": str(self.home)}
+
+    def __call__(
+        self, *arguments: str | Path, stdin: bytes | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `rota` to its end."""
+        done = self.raw(*arguments, stdin=stdin, **environment)
+        out, err = (text.decode(errors="replace") for text in (done.stdout, done.stderr))
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+    def raw(
+        self, *arguments: str | Path, stdin: bytes | None = None, **environment: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        """The same, with its output as bytes."""
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+        return subprocess.run(
+            [*ROTA, *map(str, arguments)],
+            env={**self.environment, **environment},
+            cwd=self.place,
+            capture_output=True,
+            timeout=CALL_S_MAX,
+            check=False,
+            **given,
+        )
+
+    def ok(self, *arguments: str | Path, stdin: bytes | None = None, **environment: str) -> str:
+        """What it prints; it must succeed."""
+        done = self(*arguments, stdin=stdin, **environment)
+        assert done.returncode == 0, done
+        return done.stdout
+
+    def json(self, *arguments: str | Path) -> Any:
+        """What it prints with `-o json`."""
+        return json.loads(self.ok(*arguments, "-o", "json"))
+
+    def submit(self, *arguments: str | Path, stdin: bytes | None = None) -> str:
+        """The number of a new job."""
+        return self.ok("submit", "-o", "name", *arguments, stdin=stdin).strip()
+
+    def begin(self, *arguments: str | Path, **more: Any) -> "subprocess.Popen[bytes]":
+        """Runs `rota` and does not wait."""
+        given = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+        return subprocess.Popen([*ROTA, *map(str, arguments)], env=self.environment, cwd=self.place, **given)
+
+    def pid(self, name: str) -> int:
+        """The process that a pid file names."""
+        return int((self.home / "run" / f"{name}.pid").read_text())
+
+
+def processes_of(home: Path) -> list[int]:
+    """All processes that name a home on their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if os.fsencode(home) in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def stop(cluster: Cluster) -> None:
+    """Ends everything of a home and removes it."""
+    try:
+        cluster("down", "--timeout", "10s")
+    finally:
+        left = processes_of(cluster.home)
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(cluster.home, ignore_errors=True)
+        shutil.rmtree(cluster.place, ignore_errors=True)
+    assert not left, "processes were left"
+
+
+def make() -> Cluster:
+    """A home that does not exist yet, in a short path, and a directory to work in."""
+    place = Path(tempfile.mkdtemp(prefix="rp-", dir="/tmp"))
+    return Cluster(Path(tempfile.mkdtemp(prefix="rh-", dir="/tmp")) / "h", place)
+
+
+@pytest.fixture
+def new_home() -> Iterator[Cluster]:
+    """A home where nothing runs yet."""
+    made = make()
+    yield made
+    stop(made)
+    made.home.parent.rmdir()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of two nodes with four cores each, shared by the tests of a module."""
+    made = make()
+    try:
+        made.ok("up", "--detach", "--nodes", "2", "--cpu", "4")
+        yield made
+    finally:
+        stop(made)
+        made.home.parent.rmdir()
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> Callable[[], Path]:
+    """Makes paths of files that tests and tasks tell each other things with."""
+    numbers = iter(range(1000))
+    return lambda: tmp_path / f"signal-{next(numbers)}"

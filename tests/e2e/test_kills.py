@@ -1,0 +1,112 @@
+"""Processes of a cluster are killed while it works: what ran once, twice, never."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Cluster
+
+TASK_COUNT = 1_000
+KILL_COUNT = 12
+STEP_S_MAX = 120.0
+SEED = 20_261_121
+
+
+def wait_until(happened: Callable[[], object], what: str) -> None:
+    """Looks again and again, for a limited time."""
+    pause = threading.Event()
+    until_s = time.monotonic() + STEP_S_MAX
+    while not happened():
+        assert time.monotonic() < until_s, f"waited {STEP_S_MAX} s for {what}"
+        pause.wait(0.002)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+def has_lines(path: Path, count: int) -> bool:
+    return len(lines(path)) >= count
+
+
+def kill(cluster: Cluster, process: str) -> None:
+    """SIGKILL; whoever watches it starts it again, or `rota up` does."""
+    pid = cluster.pid(process)
+    os.kill(pid, signal.SIGKILL)
+    if process != "link-0":
+        wait_until(lambda: gone(pid), f"{process} to be gone")
+        cluster.ok("up", "--detach")
+    wait_until(lambda: cluster_pid(cluster, process) not in (0, pid), f"{process} to be there again")
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def cluster_pid(cluster: Cluster, process: str) -> int:
+    try:
+        return cluster.pid(process)
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def run_under_kills(cluster: Cluster, victims: list[str], seed: int) -> tuple[Counter[str], list[str]]:
+    """The array, while one of the victims is killed whenever so many tasks have run."""
+    chance = random.Random(seed)
+    ran = cluster.place / "ran"
+    cluster.ok("up", "--detach", "--cpu", "8")
+    job = cluster.submit(
+        "--array",
+        f"0-{TASK_COUNT - 1}",
+        "--cpu",
+        "1",
+        "--",
+        "sh",
+        "-c",
+        f"echo {{index}} >> {ran}; sleep 0.01",
+    )
+    said = [f"seed {seed}"]
+    for count in sorted(chance.sample(range(1, TASK_COUNT - 50), KILL_COUNT)):
+        wait_until(partial(has_lines, ran, count), f"{count} tasks to have run")
+        victim = chance.choice(victims)
+        said.append(f"{len(lines(ran))}: {victim}")
+        kill(cluster, victim)
+    done = cluster("wait", job)
+    assert done.returncode == 0, (done, cluster("show", job), said)
+    counts = cluster.json("show", job)["tasks"]
+    assert counts["succeeded"] == str(TASK_COUNT), counts
+    return Counter(lines(ran)), said
+
+
+def figures(ran: Counter[str], said: list[str]) -> str:
+    times = Counter(ran[str(index)] for index in range(TASK_COUNT))
+    return f"{dict(sorted(times.items()))} (times run: tasks); killed when so many had run: {', '.join(said)}"
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("seed", [SEED, SEED + 1])
+def test_controller_and_link_killed_every_task_runs_once(new_home: Cluster, seed: int) -> None:
+    ran, said = run_under_kills(new_home, ["controller", "link-0"], seed)
+    print(figures(ran, said))
+    assert ran == Counter(str(index) for index in range(TASK_COUNT)), figures(ran, said)
+
+
+@pytest.mark.ci
+def test_supervisor_killed_every_task_runs(new_home: Cluster) -> None:
+    """What ran when it died may run again, and nothing else: eight slots and their intents a kill."""
+    ran, said = run_under_kills(new_home, ["agent-0"], SEED)
+    print(figures(ran, said))
+    assert set(ran) == {str(index) for index in range(TASK_COUNT)}, figures(ran, said)
+    again = sum(times - 1 for times in ran.values())
+    assert again <= 8 * KILL_COUNT, figures(ran, said)

@@ -1,0 +1,245 @@
+"""Output from a node to a reader: offsets, ends, credits, and readers that go away."""
+
+import asyncio
+import resource
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from rota.controller import output
+from rota.wire.gen.v1 import job_pb2, job_service_pb2, link_pb2
+from tests.shell.controller.harness import PlayedNode, Running, running
+
+STDOUT = job_service_pb2.OUTPUT_STREAM_STDOUT
+PIECE = b"x" * 65536
+
+
+async def task_that_runs(run: Running, node: PlayedNode) -> link_pb2.Grant:
+    """A job of one task that the node says it has started."""
+    await node.come_up()
+    spec = job_pb2.JobSpec(command=["true"])
+    await run.admin().jobs.SubmitJobs(job_service_pb2.SubmitJobsRequest(jobs=[spec]))
+    grant: link_pb2.Grant = await node.hear("grant")
+    started = link_pb2.AllocationReport(allocation=grant.allocation)
+    started.started.bounds.extend([0, 0])
+    report = link_pb2.Report(journal_id=node.hello().journal_id, first_sequence=1, last_sequence=1)
+    report.allocations.append(started)
+    await node.say(report=report)
+    await node.hear("ack")
+    return grant
+
+
+def read(run: Running, **fields: Any) -> Any:
+    request = job_service_pb2.ReadOutputRequest(job=1, stream=STDOUT, **fields)
+    return run.admin().jobs.ReadOutput(request)
+
+
+async def pushing(node: PlayedNode) -> tuple[link_pb2.ReadOutput, Any, int]:
+    """Answers the leader's ReadOutput: the call, and the first credit."""
+    wanted: link_pb2.ReadOutput = await node.hear("read_output")
+    call: Any = node.link.PushOutput()
+    await call.write(link_pb2.PushOutputRequest(request=wanted.request))
+    credit = await call.read()
+    return wanted, call, credit.credit_bytes
+
+
+async def test_what_the_node_pushes_is_what_the_reader_gets(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        grant = await task_that_runs(run, node)
+        reader = read(run, offset=3, tail_lines=7, follow=True)
+        wanted, call, credit = await pushing(node)
+        assert (wanted.allocation, wanted.index, wanted.attempt) == (grant.allocation, 0, 1)
+        assert (wanted.stream, wanted.offset, wanted.tail_lines, wanted.follow) == (1, 3, 7, True)
+        assert credit == output.WINDOW_BYTES
+        await call.write(link_pb2.PushOutputRequest(offset=3, data=b"lo\n"))
+        await call.write(link_pb2.PushOutputRequest(offset=6, data=b"!", gap_bytes=5))
+        await call.write(link_pb2.PushOutputRequest(offset=12, end=True))
+        await call.done_writing()
+        answers = [answer async for answer in reader]
+        assert [(answer.offset, answer.data, answer.gap_bytes, answer.end) for answer in answers] == [
+            (3, b"lo\n", 0, False),
+            (6, b"!", 5, False),
+            (12, b"", 0, True),
+        ]
+        assert {(answer.attempt, answer.stream) for answer in answers} == {(1, STDOUT)}
+
+
+async def test_both_streams_come_side_by_side(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await task_that_runs(run, node)
+        reader = run.admin().jobs.ReadOutput(job_service_pb2.ReadOutputRequest(job=1))
+        for _ in range(2):
+            wanted, call, _ = await pushing(node)
+            await call.write(link_pb2.PushOutputRequest(data=b"%d" % wanted.stream))
+            await call.write(link_pb2.PushOutputRequest(end=True))
+        answers = [answer async for answer in reader]
+        assert sorted((answer.stream, answer.data) for answer in answers if answer.data) == [
+            (1, b"1"),
+            (2, b"2"),
+        ]
+        assert sorted(answer.stream for answer in answers if answer.end) == [1, 2]
+
+
+async def test_200_megabytes_pass_through_a_small_window(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await task_that_runs(run, node)
+        reader = read(run, follow=True)
+        _, call, credit = await pushing(node)
+        pieces = 200 * 1024 * 1024 // len(PIECE)
+        before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        async def push() -> None:
+            left = credit
+            for number in range(pieces):
+                while left < len(PIECE):
+                    left += (await call.read()).credit_bytes
+                left -= len(PIECE)
+                await call.write(link_pb2.PushOutputRequest(offset=number * len(PIECE), data=PIECE))
+            await call.write(link_pb2.PushOutputRequest(offset=pieces * len(PIECE), end=True))
+            await call.done_writing()
+
+        pusher = asyncio.create_task(push())
+        got = 0
+        async for answer in reader:
+            assert answer.offset == got
+            got += len(answer.data)
+        await pusher
+        assert got == pieces * len(PIECE)
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+        assert grown_kib < 64 * 1024, "both ends of it are in this process"
+
+
+async def test_a_reader_that_stops_reading_stops_the_node_and_nobody_else(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await task_that_runs(run, node)
+        reader = read(run, follow=True)
+        _, call, credit = await pushing(node)
+        sent = 0
+        while credit - sent >= len(PIECE):
+            await call.write(link_pb2.PushOutputRequest(offset=sent, data=PIECE))
+            sent += len(PIECE)
+        for sent_ms in range(10):
+            await node.beat(sent_ms)
+        reading = next(iter(run.controller._outputs._readings.values()))
+        assert reading._outstanding >= 0
+        reader.cancel()
+        async with asyncio.timeout(20):
+            while not (answer := await call.read()).stop:
+                assert answer is not grpc.aio.EOF
+        assert run.controller._outputs._readings == {}
+
+
+async def test_a_node_that_sends_more_than_it_may_is_stopped(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await task_that_runs(run, node)
+        reader = read(run, follow=True)
+        _, call, credit = await pushing(node)
+        big = b"x" * (credit + 1)
+        await call.write(link_pb2.PushOutputRequest(data=big))
+        assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            async for _ in reader:
+                pass
+        assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_another_node_cannot_answer_for_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node, thief = await run.join("n1"), await run.join("n2")
+        await task_that_runs(run, node)
+        reader = read(run)
+        wanted: link_pb2.ReadOutput = await node.hear("read_output")
+        false: Any = thief.link.PushOutput()
+        await false.write(link_pb2.PushOutputRequest(request=wanted.request, data=b"lies", end=True))
+        assert (await false.read()).stop
+        true: Any = node.link.PushOutput()
+        await true.write(link_pb2.PushOutputRequest(request=wanted.request, data=b"truth", end=True))
+        assert [answer.data async for answer in reader] == [b"truth"]
+
+
+async def test_a_connection_that_is_lost_is_said_and_the_offset_reached_is_kept(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await task_that_runs(run, node)
+        reader = read(run, follow=True)
+        _, call, _ = await pushing(node)
+        await call.write(link_pb2.PushOutputRequest(data=b"half"))
+        assert (await reader.read()).data == b"half"
+        call.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await reader.read()
+        assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "read on at the last offset" in (failed.value.details() or "")
+
+
+async def test_a_node_that_is_away_is_to_be_tried_again(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await task_that_runs(run, node)
+        with run.controller.loop.watch_events() as news:
+            node.call.cancel()
+            async with asyncio.timeout(20):
+                await news.wait()
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await read(run).read()
+        assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "node n1 is not connected" in (failed.value.details() or "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [({}, "has not started"), ({"attempt": 3}, "has no attempt 3")],
+)
+async def test_where_there_is_nothing_it_is_said_why(
+    tmp_path: Path, fields: dict[str, int], says: str
+) -> None:
+    async with running(tmp_path) as run:
+        spec = job_pb2.JobSpec(command=["true"])
+        await run.admin().jobs.SubmitJobs(job_service_pb2.SubmitJobsRequest(jobs=[spec]))
+        answers = [answer async for answer in read(run, **fields)]
+        assert [(answer.end, says in answer.unavailable) for answer in answers] == [(True, True)]
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await read(run, index=9).read()
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_output_that_is_not_kept_is_said_to_be_elsewhere(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await node.come_up()
+        spec = job_pb2.JobSpec(command=["true"], stdout="/var/out.txt")
+        await run.admin().jobs.SubmitJobs(job_service_pb2.SubmitJobsRequest(jobs=[spec]))
+        grant: link_pb2.Grant = await node.hear("grant")
+        report = link_pb2.Report(journal_id=node.hello().journal_id, first_sequence=1, last_sequence=1)
+        report.allocations.add(allocation=grant.allocation).started.bounds.extend([0, 0])
+        await node.say(report=report)
+        await node.hear("ack")
+        answers = [answer async for answer in read(run)]
+        assert [answer.unavailable for answer in answers] == [
+            "standard output went to /var/out.txt on node n1"
+        ]
+
+
+async def test_a_reader_that_follows_waits_for_the_task_to_start(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        spec = job_pb2.JobSpec(command=["true"])
+        await run.admin().jobs.SubmitJobs(job_service_pb2.SubmitJobsRequest(jobs=[spec]))
+        reader = read(run, follow=True)
+        answers = asyncio.ensure_future(reader.read())
+        node = await run.join("n1")
+        await node.come_up()
+        grant: link_pb2.Grant = await node.hear("grant")
+        assert not answers.done()
+        report = link_pb2.Report(journal_id=node.hello().journal_id, first_sequence=1, last_sequence=1)
+        report.allocations.add(allocation=grant.allocation).started.bounds.extend([0, 0])
+        await node.say(report=report)
+        _, call, _ = await pushing(node)
+        await call.write(link_pb2.PushOutputRequest(data=b"hello", end=True))
+        assert (await answers).data == b"hello"
