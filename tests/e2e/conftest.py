@@ -94,6 +94,7 @@ def stop(cluster: Cluster) -> None:
     try:
         cluster("down", "--timeout", "10s")
     finally:
+        logs = {path.name: path.read_text() for path in (cluster.home / "log").glob("*.log")}
         left = processes_of(cluster.home)
         for pid in left:
             with suppress(ProcessLookupError):
@@ -101,6 +102,8 @@ def stop(cluster: Cluster) -> None:
         shutil.rmtree(cluster.home, ignore_errors=True)
         shutil.rmtree(cluster.place, ignore_errors=True)
     assert not left, "processes were left"
+    broken = {name: log for name, log in logs.items() if "Traceback" in log}
+    assert not broken, f"something went wrong unseen: {broken}"
 
 
 def make() -> Cluster:

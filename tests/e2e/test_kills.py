@@ -3,38 +3,22 @@
 import os
 import random
 import signal
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Cluster
+from tests.e2e.waiting import gone, wait_until, words
 
 TASK_COUNT = 1_000
 KILL_COUNT = 12
-STEP_S_MAX = 120.0
 SEED = 20_261_121
 
 
-def wait_until(happened: Callable[[], object], what: str) -> None:
-    """Looks again and again, for a limited time."""
-    pause = threading.Event()
-    until_s = time.monotonic() + STEP_S_MAX
-    while not happened():
-        assert time.monotonic() < until_s, f"waited {STEP_S_MAX} s for {what}"
-        pause.wait(0.002)
-
-
-def lines(path: Path) -> list[str]:
-    return path.read_text().split() if path.exists() else []
-
-
 def has_lines(path: Path, count: int) -> bool:
-    return len(lines(path)) >= count
+    return len(words(path)) >= count
 
 
 def kill(cluster: Cluster, process: str) -> None:
@@ -45,13 +29,6 @@ def kill(cluster: Cluster, process: str) -> None:
         wait_until(lambda: gone(pid), f"{process} to be gone")
         cluster.ok("up", "--detach")
     wait_until(lambda: cluster_pid(cluster, process) not in (0, pid), f"{process} to be there again")
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def cluster_pid(cluster: Cluster, process: str) -> int:
@@ -80,13 +57,13 @@ def run_under_kills(cluster: Cluster, victims: list[str], seed: int) -> tuple[Co
     for count in sorted(chance.sample(range(1, TASK_COUNT - 50), KILL_COUNT)):
         wait_until(partial(has_lines, ran, count), f"{count} tasks to have run")
         victim = chance.choice(victims)
-        said.append(f"{len(lines(ran))}: {victim}")
+        said.append(f"{len(words(ran))}: {victim}")
         kill(cluster, victim)
     done = cluster("wait", job)
     assert done.returncode == 0, (done, cluster("show", job), said)
     counts = cluster.json("show", job)["tasks"]
     assert counts["succeeded"] == str(TASK_COUNT), counts
-    return Counter(lines(ran)), said
+    return Counter(words(ran)), said
 
 
 def figures(ran: Counter[str], said: list[str]) -> str:

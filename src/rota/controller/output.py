@@ -49,6 +49,7 @@ class Reading:
         self._taken = 0
         self._credit_wanted = asyncio.Event()
         self.closed = False
+        self.all_received = False
         # The node has said that the attempt has ended and all has been sent.
         self.ended = False
 
@@ -104,16 +105,24 @@ class Reading:
         self._answered.set()
         self._changed.set()
 
+    def stop_crediting(self) -> None:
+        """Nothing more is to come, or to be allowed."""
+        self.all_received = True
+        self._credit_wanted.set()
+
     def close(self) -> None:
         """The reader has gone."""
         self.closed = True
         self._pieces.clear()
         self._credit_wanted.set()
 
-    async def credit(self) -> int:
-        """Bytes that the node may send more, once it is worth a message; 0 when the reader has gone."""
+    async def credit(self) -> int | None:
+        """Bytes that the node may send more, once it is worth a message; 0 when the reader has gone, None
+        when the node has sent all."""
         await self._credit_wanted.wait()
         self._credit_wanted.clear()
+        if self.all_received:
+            return None
         if self.closed:
             return 0
         taken, self._taken = self._taken, 0
@@ -159,6 +168,10 @@ class Outputs:
         creditor = asyncio.create_task(_credit(reading, context), name=f"output {reading.request} credit")
         try:
             done, _ = await asyncio.wait({receiver, creditor}, return_when=asyncio.FIRST_COMPLETED)
+            if receiver in done:
+                # Not cancelled: a call must not end while a write is on its way.
+                reading.stop_crediting()
+                done.add(await _finished(creditor))
             if all(task.result() for task in done):
                 reading.finish()
             else:
@@ -187,8 +200,14 @@ async def _credit(reading: Reading, context: Context) -> bool:
     await context.write(link_pb2.PushOutputResponse(credit_bytes=WINDOW_BYTES).SerializeToString())
     while credit := await reading.credit():
         await context.write(link_pb2.PushOutputResponse(credit_bytes=credit).SerializeToString())
-    await context.write(link_pb2.PushOutputResponse(stop=True).SerializeToString())
+    if credit is not None:
+        await context.write(link_pb2.PushOutputResponse(stop=True).SerializeToString())
     return True
+
+
+async def _finished(task: asyncio.Task[bool]) -> asyncio.Task[bool]:
+    await asyncio.wait({task})
+    return task
 
 
 async def _read(context: Context) -> Piece | None:

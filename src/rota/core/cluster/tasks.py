@@ -282,7 +282,7 @@ def supersede(work: Work, allocation: Allocation, indices: BitMap) -> None:
     """Another attempt at these has started: the lost one ends here as NODE_LOST and never counts."""
     job = allocation.job
     record_ends(
-        work, allocation, indices, Cause.NODE_LOST, "another attempt had started when the node came back"
+        work, allocation, indices, Cause.NODE_LOST, "the node was lost, and another attempt has started"
     )
     writer = TaskWriter(work, job)
     writer.failed_by(indices, Cause.NODE_LOST, 0)
