@@ -118,7 +118,8 @@ class Reading:
 
     async def credit(self) -> int | None:
         """Bytes that the node may send more, once it is worth a message; 0 when the reader has gone, None
-        when the node has sent all."""
+        when the node has sent all.
+        """
         await self._credit_wanted.wait()
         self._credit_wanted.clear()
         if self.all_received:

@@ -85,7 +85,13 @@ def run_seed(seed: int, steps: int = STEPS_DEFAULT, trace: Callable[[str], None]
         return Found(seed, simulation.world.event_count, broken.name, str(broken), digest.hexdigest())
     except AssertionError as bug:
         where = _where(bug)
-        return Found(seed, simulation.world.event_count, "assertion", f"assertion: {where}: {bug!r}", digest.hexdigest())
+        return Found(
+            seed,
+            simulation.world.event_count,
+            "assertion",
+            f"assertion: {where}: {bug!r}",
+            digest.hexdigest(),
+        )
     return Found(seed, simulation.world.event_count, "", "", digest.hexdigest())
 
 

@@ -94,6 +94,8 @@ def _reason(cluster: Cluster, one: Job) -> str:
         return f"waits for job {', '.join(waits)} to end"
     if not any(node.status.state is NodeState.READY for node in cluster.nodes.values()):
         return "no node is ready; see: rota node ls"
+    if one.pending - one.delayed - one.held:
+        return "waits for room on a node; see: rota node ls"
     return ""
 
 

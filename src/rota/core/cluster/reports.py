@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import accumulate
 
 from pyroaring import BitMap
 
@@ -64,8 +65,6 @@ class _Ends:
     attempted: BitMap = field(default_factory=BitMap)
     cpu_ms: int = 0
     memory_peak_bytes: int = 0
-    # The earliest start among those that ended; 0 for none.
-    began_at_ms: int = 0
 
 
 def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
@@ -80,6 +79,8 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
         return
     job = allocation.job
     open_ = allocation.desired.indices - allocation.ended
+    if job.status.state is JobState.PENDING:
+        _begin_job(work, allocation, report, open_)
     block = ResultBlock(job.id, allocation.id, node.id)
     ends = _Ends()
     succeeded = indexset.from_ranges(report.succeeded) & open_
@@ -102,7 +103,6 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
     ends.dropped = indexset.from_ranges(report.dropped) & open_
     if block.index:
         work.outcome.blocks.append(block)
-        ends.began_at_ms = min(filter(None, block.started_at_ms), default=0)
     _apply(work, allocation, writer, started, succeeded, ends)
     if report.stalled:
         _stalled(work, node, job)
@@ -280,16 +280,22 @@ def _apply(
     close_if_done(work, allocation)
     if job.lost:
         nodes.reclaim(work, job)
-    if started and job.status.state is JobState.PENDING:
-        put_job_status(work, job, state=JobState.RUNNING, reason="", started_at_ms=_began_ms(work, job, ends))
-        work.event(EventKind.JOB_STARTED, job=job.id, node=allocation.node.config.name)
 
 
-def _began_ms(work: Work, job: Job, ends: _Ends) -> int:
-    """When the job's first attempt began: by the node's clock, as far as that can be true."""
-    if not ends.began_at_ms:
-        return work.wall_ms
-    return min(max(ends.began_at_ms, job.config.submitted_at_ms), work.wall_ms)
+def _begin_job(work: Work, allocation: Allocation, report: AllocationReport, open_: BitMap) -> None:
+    """With the first attempt that has started the job runs, since then by the node's clock, if that can be."""
+    job = allocation.job
+    ended = [one for one in report.ended if one.started and one.index in open_]
+    succeeded = indexset.from_ranges(report.succeeded) & open_
+    if not (ended or succeeded or indexset.from_ranges(report.started) & open_):
+        return
+    times = [one.started_at_ms for one in ended]
+    if succeeded:
+        times += accumulate(report.columns.started_at_ms)
+    began_ms = min(filter(None, times), default=work.wall_ms)
+    began_ms = min(max(began_ms, job.config.submitted_at_ms), work.wall_ms)
+    put_job_status(work, job, state=JobState.RUNNING, reason="", started_at_ms=began_ms)
+    work.event(EventKind.JOB_STARTED, job=job.id, node=allocation.node.config.name)
 
 
 def _stalled(work: Work, node: Node, job: Job) -> None:

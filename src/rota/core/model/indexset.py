@@ -6,10 +6,13 @@ Software Library", 2018) by way of pyroaring.
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from pyroaring import BitMap
 
-from rota.core.model.protocol import Ranges
+if TYPE_CHECKING:
+    # Messages are not loaded for the sake of a name: commands start with this.
+    from rota.core.model.protocol import Ranges
 
 INDEX_MAX = 2**32 - 2
 SEGMENT_SIZE = 65_536
@@ -27,7 +30,7 @@ def full(count: int) -> BitMap:
     return BitMap(range(count)) if count else BitMap()
 
 
-def from_ranges(ranges: Ranges) -> BitMap:
+def from_ranges(ranges: "Ranges") -> BitMap:
     """The set of the wire's ranges."""
     result = BitMap()
     for first, last in ranges:
@@ -35,7 +38,7 @@ def from_ranges(ranges: Ranges) -> BitMap:
     return result
 
 
-def to_ranges(indices: BitMap) -> Ranges:
+def to_ranges(indices: BitMap) -> "Ranges":
     """The wire's ranges of a set, in time linear in the number of ranges."""
     result: list[tuple[int, int]] = []
     rank = 0

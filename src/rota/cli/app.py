@@ -1,0 +1,185 @@
+"""The root of the command line, and how errors look: one line each, never a traceback."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+import rota
+from rota.cli.group import Entry, LazyGroup
+
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_NOT_FOUND = 3
+EXIT_REFUSED = 4
+EXIT_UNREACHABLE = 5
+EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+
+DEBUG_VARIABLE = "ROTA_DEBUG"
+
+_WORK, _CLUSTER, _OTHER = "Work", "Cluster", "Other"
+
+ENTRIES = {
+    "run": Entry("rota.cli.run:run", "run a command and show what it prints", _WORK),
+    "submit": Entry("rota.cli.submit:submit", "submit a command, a script or a job file", _WORK),
+    "ls": Entry("rota.cli.jobs:ls", "list jobs", _WORK),
+    "show": Entry("rota.cli.show:show", "show a job, its failures, or one task", _WORK),
+    "logs": Entry("rota.cli.logs:logs", "print what tasks have written", _WORK),
+    "wait": Entry("rota.cli.wait:wait", "wait until jobs have ended", _WORK),
+    "cancel": Entry("rota.cli.jobs:cancel", "end jobs, or some of their tasks", _WORK),
+    "hold": Entry("rota.cli.jobs:hold", "start nothing new of jobs", _WORK),
+    "release": Entry("rota.cli.jobs:release", "end a hold", _WORK),
+    "retry": Entry("rota.cli.jobs:retry", "run failed and cancelled tasks again", _WORK),
+    "events": Entry("rota.cli.events:events", "what happened", _WORK),
+    "node": Entry(
+        "rota.cli.node:node", "list, show, cordon, drain, resume, label and remove nodes", _CLUSTER
+    ),
+    "queue": Entry("rota.cli.queue:queue", "create, list and remove queues", _CLUSTER),
+    "token": Entry("rota.cli.token:token", "create, list and revoke join tokens", _CLUSTER),
+    "cluster": Entry("rota.cli.cluster:cluster", "the cluster in numbers", _CLUSTER),
+    "completion": Entry("rota.cli.completion:completion", "completion for bash, zsh and fish", _OTHER),
+}
+
+_SAYS = """Rota runs programs on a set of machines.
+
+\b
+  rota up                      a cluster on this machine
+  rota run -- echo hello       run a command there
+  rota submit --array 0-99 -- ./render {index}
+  rota ls                      what became of it
+"""
+
+
+class Root(LazyGroup):
+    """`rota`: a LazyGroup whose commands are shown by heading, with the options of all."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "rota", ENTRIES, _SAYS, "'rota COMMAND --help' shows a command's options and examples."
+        )
+        self.params += [
+            click.Option(
+                ["--home"],
+                metavar="DIR",
+                expose_value=False,
+                is_eager=True,
+                callback=_set_home,
+                help="Use the cluster in this directory (default: ROTA_HOME, else ~/.rota).",
+            ),
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,
+                callback=_print_version,
+                help="Print the version.",
+            ),
+        ]
+
+
+def _set_home(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value:
+        os.environ["ROTA_HOME"] = str(Path(value).expanduser().absolute())
+
+
+def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"rota {rota.__version__}")
+        ctx.exit()
+
+
+def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit code. Every error has become a line on standard error."""
+    try:
+        result = root.main(args=arguments, prog_name="rota", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as nothing:
+        click.echo(nothing.format_message(), err=True)
+        return EXIT_USAGE
+    except click.UsageError as wrong:
+        command = wrong.ctx.command_path if wrong.ctx is not None else "rota"
+        return _say(wrong.ctx, [f"{usage_text(wrong)} (see '{command} --help')"], EXIT_USAGE)
+    except click.ClickException as wrong:
+        return _say(None, [wrong.format_message()], wrong.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return broken_pipe()
+    except Exception as error:  # noqa: BLE001 (the last resort: a user sees a line, not a traceback)
+        return present(error)
+
+
+def broken_pipe() -> int:
+    """Whoever read our output is gone: ends quietly."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    return EXIT_PIPE
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error."""
+    click.echo(f"rota: {text}", err=True)
+
+
+def problem_lines(problems: Sequence[str], limit: int = 10) -> list[str]:
+    """At most `limit` of them, then how many more there are."""
+    lines = list(problems[:limit])
+    if len(problems) > limit:
+        lines.append(f"and {len(problems) - limit} more")
+    return lines
+
+
+def present(error: Exception) -> int:
+    """Says what went wrong; returns the exit code for it."""
+    # gRPC and protobuf are imported where a client was used, and not on an early error.
+    from rota.client import errors
+
+    codes = {
+        errors.InvalidRequest: EXIT_USAGE,
+        errors.NotFound: EXIT_NOT_FOUND,
+        errors.Refused: EXIT_REFUSED,
+        errors.NoCluster: EXIT_UNREACHABLE,
+        errors.Unreachable: EXIT_UNREACHABLE,
+    }
+    if isinstance(error, errors.RotaError):
+        return _say(None, problem_lines(error.problems), codes.get(type(error), EXIT_BUG))
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return _say(None, [f"{error.filename}: {error.strerror}"], EXIT_BUG)
+    return _report_bug(error)
+
+
+def _say(ctx: click.Context | None, lines: Sequence[str], code: int) -> int:
+    command = ctx.command_path if ctx is not None else "rota"
+    for line in lines:
+        click.echo(f"{command}: {line}", err=True)
+    return code
+
+
+def usage_text(wrong: click.UsageError) -> str:
+    """What is wrong with a command line, in one line."""
+    text = wrong.format_message().rstrip(".")
+    if isinstance(wrong, click.NoSuchOption):
+        near = wrong.possibilities
+        text = f"there is no option '{wrong.option_name}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    return " ".join((text[:1].lower() + text[1:]).split())
+
+
+def _report_bug(error: Exception) -> int:
+    import tempfile
+    import traceback
+
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(error)
+        return EXIT_BUG
+    with tempfile.NamedTemporaryFile("w", prefix="rota-bug-", suffix=".txt", delete=False) as file:
+        file.write(f"rota {rota.__version__}: {' '.join(sys.argv)}\n\n")
+        traceback.print_exception(error, file=file)
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return _say(None, [f"this is a bug in Rota ({what}); please report it with {file.name}"], EXIT_BUG)
+
+
+root = Root()

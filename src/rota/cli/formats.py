@@ -1,0 +1,111 @@
+"""Values as people read them in tables and sentences."""
+
+import time
+from datetime import datetime
+
+from rota.client import units
+from rota.client.messages import Cause, Job, PendingReason, Resources, TaskCounts
+
+NOTHING = "-"
+
+# What a pending task waits for.
+WAITS = {
+    PendingReason.PENDING_REASON_QUEUED: "for room on a node; 'rota node ls' shows them",
+    PendingReason.PENDING_REASON_BACKOFF: "before it is tried again",
+    PendingReason.PENDING_REASON_DEPENDENCY: "for the jobs that it comes after",
+    PendingReason.PENDING_REASON_HELD: "because it is held; 'rota release' ends that",
+}
+
+
+def safe(text: str) -> str:
+    """A text from elsewhere, on one line, with nothing in it that a terminal would obey."""
+    return "".join(sign if sign.isprintable() else _escape(sign) for sign in text)
+
+
+def _escape(sign: str) -> str:
+    return sign.encode("unicode_escape").decode()
+
+
+def clock(at_ms: int) -> str:
+    """A point in time on this machine's clock: `2026-11-21 10:05:00`."""
+    if not at_ms:
+        return NOTHING
+    return datetime.fromtimestamp(at_ms / 1000).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def age(at_ms: int) -> str:
+    """How long ago: `3m`."""
+    if not at_ms:
+        return NOTHING
+    passed_s = max(0, int(time.time() - at_ms / 1000))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
+        if passed_s >= size:
+            return f"{passed_s // size}{unit}"
+    return f"{passed_s}s"
+
+
+def duration(amount_ms: int) -> str:
+    """`1h30m`; nothing for 0."""
+    return units.milliseconds_about(amount_ms) if amount_ms else NOTHING
+
+
+def size(amount_bytes: int) -> str:
+    """`1.4GiB`; nothing for 0."""
+    return units.bytes_about(amount_bytes) if amount_bytes else NOTHING
+
+
+def resources(amount: Resources) -> str:
+    """`cpu=2 memory=4GiB power=10`."""
+    parts = []
+    if amount.cpu:
+        parts.append(f"cpu={units.thousandths_text(amount.cpu)}")
+    if amount.memory:
+        parts.append(f"memory={units.bytes_about(amount.memory)}")
+    if amount.gpu:
+        parts.append(f"gpu={units.thousandths_text(amount.gpu)}")
+    if amount.disk:
+        parts.append(f"disk={units.bytes_about(amount.disk)}")
+    parts += [f"{name}={units.thousandths_text(each)}" for name, each in sorted(amount.named.items())]
+    return " ".join(parts) or NOTHING
+
+
+def counts(tasks: TaskCounts) -> str:
+    """`100 tasks: 40 succeeded, 2 running, 58 pending`, what there is none of left out."""
+    parts = [
+        f"{count:,} {what}"
+        for count, what in (
+            (tasks.succeeded, "succeeded"),
+            (tasks.failed, "failed"),
+            (tasks.cancelled, "cancelled"),
+            (tasks.running, "running"),
+            (tasks.allocated, "allocated"),
+            (tasks.pending, "pending"),
+        )
+        if count
+    ]
+    notes = [
+        f"{count:,} {what}" for count, what in ((tasks.backoff, "backing off"), (tasks.held, "held")) if count
+    ]
+    of = "1 task" if tasks.total == 1 else f"{tasks.total:,} tasks"
+    return f"{of}: " + ", ".join(parts) + (f" ({', '.join(notes)})" if notes else "")
+
+
+def ended(tasks: TaskCounts) -> int:
+    """How many tasks have ended, however."""
+    return tasks.succeeded + tasks.failed + tasks.cancelled
+
+
+def outcome(cause: Cause.ValueType, code: int) -> str:
+    """How an attempt ended: `EXIT 3`, `SIGNAL 9`, `OOM`."""
+    name = Cause.Name(cause).removeprefix("CAUSE_")
+    return f"{name} {code}" if cause in (Cause.CAUSE_EXIT, Cause.CAUSE_SIGNAL) else name
+
+
+def command(job: Job) -> str:
+    """What a job runs, on one line."""
+    import shlex
+
+    words = [*job.spec.command, *([job.spec.path] if job.spec.path else [])]
+    if job.spec.script:
+        words.insert(0, "(script)")
+    return shlex.join(words).replace("'(script)'", "(script)")

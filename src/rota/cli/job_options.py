@@ -1,0 +1,294 @@
+"""The options that describe a job, for `rota run`, `rota submit` and the `#ROTA` lines of scripts."""
+
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from rota.cli.app import usage_text
+from rota.cli.states import choices, value
+from rota.client.errors import InvalidRequest, RotaError
+from rota.client.messages import DependencyWhen, JobSpec
+from rota.client.texts import problems_of, set_named, set_text
+from rota.client.units import UnitError
+
+F = TypeVar("F", bound=Callable[..., Any])
+Options = dict[str, Any]
+
+SCRIPT_MARK = "#ROTA"
+SCRIPT_BYTES_MAX = 1_048_576
+LINES_BYTES_MAX = 1_048_576
+
+# What an option's text becomes: option, field of the contract, placeholder, help.
+_FIELDS = [
+    ("--name", "name", "NAME", "A name for people; also for --after in job files."),
+    ("--cpu", "resources.cpu", "N", "Cores of a task, as 2 or 0.5 (default: 1)."),
+    ("--memory", "resources.memory", "SIZE", "Memory of a task, as 500MB or 2GiB."),
+    ("--gpu", "resources.gpu", "N", "GPUs of a task."),
+    ("--disk", "resources.disk", "SIZE", "Disk space of a task."),
+    ("--array", "array", "INDICES", "One task an index: 0-99,200 or 0-98:2; {index} in arguments."),
+    ("--max-running", "max_running", "N", "At most so many tasks at once."),
+    ("--max-failures", "max_failures", "N", "Stop the job once more tasks than this have failed."),
+    ("--cwd", "cwd", "DIR", "The tasks' directory (default: this one)."),
+    ("--path", "path", "FILE", "One more argument: a script that agents with --scripts-dir check."),
+    ("--time-limit", "time_limit", "DURATION", "Stop a task after so long, as 90s or 1h30m."),
+    ("--signal", "signal", "SIGNAL@TIME", "Send a signal so long before the time limit: USR1@60s."),
+    ("--grace", "grace", "DURATION", "Time between TERM and KILL (default: 10s)."),
+    ("--retries", "retries", "N", "Try a failed task again so often."),
+    ("--backoff", "backoff", "DURATION", "Wait so long before a retry, doubled each time."),
+    ("--on-node-loss", "on_node_loss", "WHAT", "When a node is lost: rerun, rerun_fenced, hold or cancel."),
+    ("--rerun-after", "rerun_after", "DURATION", "For rerun: wait so long for a silent node."),
+    ("--queue", "queue", "NAME", "The queue (default: default)."),
+    ("--priority", "priority", "N", "Higher runs first."),
+    ("--node", "node", "NAME", "Run on this node alone."),
+    ("--stdout", "stdout", "PATH|none", "Write standard output to a file on the node, or keep none."),
+    ("--stderr", "stderr", "PATH|none", "The same for standard error."),
+    ("--retention", "retention", "DURATION", "Keep the ended job and its output so long (default: 7d)."),
+]
+_FIELD_OF = {option[2:].replace("-", "_"): (option, path) for option, path, _, _ in _FIELDS}
+
+_REPEATED = [
+    ("--resource", "resource", "NAME=N", "Another resource of a task, as power=10."),
+    ("--env", "env", "K=V|K", "A variable for the tasks; K alone takes its value from here."),
+    ("--after", "after", "ID[:WHEN]", "Start when a job has succeeded, or :finished, or :failed."),
+    ("--label", "label", "K=V", "A label, for 'rota ls --label'."),
+]
+
+
+def job_options(function: F) -> F:
+    """All of them; the function gets them as keywords, which `spec_of` understands."""
+    for option, parameter, metavar, says in reversed(_REPEATED):
+        function = click.option(option, parameter, multiple=True, metavar=metavar, help=says)(function)
+    lines = click.option(
+        "--each-line", metavar="FILE", help="One task a line of a file; {line} in arguments."
+    )
+    function = lines(function)
+    for option, _, metavar, says in reversed(_FIELDS):
+        function = click.option(option, metavar=metavar, help=says)(function)
+    return function
+
+
+def spec_of(
+    options: Mapping[str, Any],
+    *,
+    command: Sequence[str] = (),
+    script: str = "",
+    stdin: bool = False,
+    places: Mapping[str, str] | None = None,
+    problems: Sequence[str] = (),
+) -> JobSpec:
+    """The job that options describe. Raises InvalidRequest with all that is wrong.
+
+    `places`: where an option stands, if not on the command line (`job.sh:3`). `problems`: what is known to be
+    wrong already.
+    """
+    made = _Made(places or {}, problems)
+    made.spec.command.extend(command)
+    made.spec.script = script
+    for parameter, (option, path) in _FIELD_OF.items():
+        text = options.get(parameter)
+        if text is not None:
+            made.try_to(parameter, option, partial(set_text, made.spec, path, text))
+    for parameter, act in (
+        ("resource", made.resource),
+        ("env", made.env),
+        ("after", made.after),
+        ("label", made.label),
+    ):
+        for text in options.get(parameter) or ():
+            made.try_to(parameter, f"--{parameter}", partial(act, text))
+    if options.get("each_line"):
+        made.try_to("each_line", "--each-line", partial(made.lines, options["each_line"]))
+    made.spec.cwd = absolute(made.spec.cwd)
+    made.spec.stdin = stdin and not made.spec.array and not made.spec.lines
+    if not made.problems:
+        made.check()
+    if made.problems:
+        raise InvalidRequest(made.problems)
+    return made.spec
+
+
+@contextmanager
+def named_by_options() -> Iterator[None]:
+    """What the cluster refuses of the one job submitted is told by its option: `--cpu`, not `jobs[0]...`."""
+    try:
+        yield
+    except RotaError as error:
+        raise type(error)(map(_by_option, error.problems)) from error
+
+
+def _by_option(problem: str) -> str:
+    match = re.fullmatch(r"jobs\[0\]\.([^ :]+): (.*)", problem, re.DOTALL)
+    return f"{_option_of(match[1])[1]}: {match[2]}" if match is not None else problem
+
+
+def absolute(cwd: str) -> str:
+    """A task's directory, seen from here: the client's own where none is given."""
+    return os.path.normpath(Path.cwd() / cwd)
+
+
+class _Made:
+    """A job in the making."""
+
+    def __init__(self, places: Mapping[str, str], problems: Sequence[str]) -> None:
+        self.spec = JobSpec()
+        self.problems = list(problems)
+        self._places = places
+
+    def try_to(self, parameter: str, option: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except UnitError as error:
+            self._add(parameter, f"{option}: {error}")
+
+    def check(self) -> None:
+        for path, says in problems_of(self.spec):
+            parameter, option = _option_of(path)
+            self._add(parameter, f"{option}: {says}")
+
+    def _add(self, parameter: str, says: str) -> None:
+        place = self._places.get(parameter)
+        self.problems.append(f"{says} ({place})" if place else says)
+
+    def resource(self, text: str) -> None:
+        name, number = _pair(text, "power=10")
+        if name in ("cpu", "memory", "gpu", "disk"):
+            raise UnitError(f"'{text}' has an option of its own: --{name} {number}")
+        set_named(self.spec.resources, name, number)
+
+    def env(self, text: str) -> None:
+        key, equals, text = text.partition("=")
+        if not equals:
+            if key not in os.environ:
+                raise UnitError(f"'{key}' is not set here; give a value, as in --env {key}=1")
+            text = os.environ[key]
+        self.spec.env[key] = text
+
+    def after(self, text: str) -> None:
+        job, colon, when = text.partition(":")
+        if colon and when not in choices(DependencyWhen):
+            raise UnitError(f"'{text}' is no dependency; try {job or 41}:finished")
+        self.spec.after.add(job=job, when=value(DependencyWhen, when) if colon else 0)
+
+    def label(self, text: str) -> None:
+        key, text = _pair(text, "team=video")
+        self.spec.labels[key] = text
+
+    def lines(self, name: str) -> None:
+        text = _read_text(name, LINES_BYTES_MAX)
+        self.spec.lines.extend(
+            line.removesuffix("\r") for line in text.removesuffix("\n").split("\n") if text
+        )
+        if not self.spec.lines:
+            raise UnitError(f"{name} has no lines, so there is nothing to run")
+
+
+def _option_of(path: str) -> tuple[str, str]:
+    """The parameter and the option that a field of the contract was given by."""
+    match = re.match(r"[a-z_.]*", path)
+    name = match[0].rstrip(".") if match is not None else ""
+    for parameter, (option, of) in _FIELD_OF.items():
+        if name == of:
+            return parameter, option
+    if name in ("env", "after", "labels", "lines", "resources.named"):
+        parameter = {"labels": "label", "lines": "each_line", "resources.named": "resource"}.get(name, name)
+        return parameter, "--" + parameter.replace("_", "-")
+    return name, path
+
+
+def _pair(text: str, example: str) -> tuple[str, str]:
+    key, equals, rest = text.partition("=")
+    if not equals or not key:
+        raise UnitError(f"'{text}' has no name and value; try {example}")
+    return key, rest
+
+
+def _read_text(name: str, bytes_max: int) -> str:
+    try:
+        with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+            data = file.read(bytes_max + 1)
+    except OSError as error:
+        raise UnitError(f"{name} cannot be read: {error.strerror}") from error
+    if len(data) > bytes_max:
+        raise UnitError(f"{name} is larger than {bytes_max // 2**20} MiB")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UnitError(f"{name} is not UTF-8 text (line {line})") from error
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def read_script(path: str) -> str:
+    """The text of a script. Raises InvalidRequest."""
+    try:
+        return _read_text(path, SCRIPT_BYTES_MAX)
+    except UnitError as error:
+        hint = "" if Path(path).exists() else f"; to submit a command, try: rota submit -- {path}"
+        raise InvalidRequest(f"{error}{hint}") from error
+
+
+@dataclass(slots=True)
+class ScriptOptions:
+    """What the `#ROTA` lines of a script say, where each option stands, and what is wrong with the lines."""
+
+    options: Options = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def script_options(path: str, text: str) -> ScriptOptions:
+    """The options in the lines ahead of a script's first command."""
+    found = ScriptOptions()
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip() and not line.startswith("#"):
+            break
+        if line.split(" ", 1)[0].strip() != SCRIPT_MARK:
+            continue
+        place = f"{path}:{number}"
+        try:
+            given = _parse(shlex.split(line.removeprefix(SCRIPT_MARK)))
+        except ValueError as error:
+            found.problems.append(f"{str(error).lower()} ({place})")
+        except click.UsageError as error:
+            found.problems.append(f"{usage_text(error)} ({place})")
+        else:
+            merge(found.options, given)
+            found.places |= dict.fromkeys(given, place)
+    return found
+
+
+def merge(options: Options, later: Mapping[str, Any]) -> None:
+    """Adds options that come later: they win, or are added where an option may stand several times."""
+    for name, given in later.items():
+        options[name] = (*options[name], *given) if isinstance(given, tuple) and name in options else given
+
+
+def given_options(ctx: click.Context) -> Options:
+    """The options of a job that stand on the command line."""
+    names = {parameter.name for parameter in _LINE.params}
+    return {
+        name: given
+        for name, given in ctx.params.items()
+        if name in names and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+
+
+@click.command(add_help_option=False)
+@job_options
+def _LINE(**_: object) -> None:  # noqa: N802 (a constant)
+    """One `#ROTA` line."""
+
+
+def _parse(words: Sequence[str]) -> Options:
+    return given_options(_LINE.make_context(SCRIPT_MARK, list(words)))

@@ -1,0 +1,175 @@
+"""`rota ls`, `cancel`, `hold`, `release`, `retry`."""
+
+from collections.abc import Sequence
+
+import click
+
+from rota.cli import formats
+from rota.cli.listing import Column, Listing, output_option
+from rota.cli.session import JobNumber, TasksOfJob, client, each, pairs
+from rota.cli.states import short, state_option, value
+from rota.cli.units import Duration
+from rota.client.client import JOB_ENDS
+from rota.client.messages import Job, JobState
+
+LIMIT_DEFAULT = 50
+
+
+def state_name(job: Job) -> str:
+    """`RUNNING`; a hold and a stop that was asked for are said too."""
+    name = short(JobState, job.state)
+    if job.state in JOB_ENDS:
+        return name
+    return "STOPPING" if job.cancelled else f"{name}, HELD" if job.held else name
+
+
+def _done(job: Job) -> str:
+    return f"{formats.ended(job.tasks):,}/{job.tasks.total:,}"
+
+
+JOBS = Listing[Job](
+    "jobs",
+    lambda job: str(job.id),
+    [
+        Column("ID", lambda job: str(job.id), right=True),
+        Column("NAME", lambda job: job.spec.name),
+        Column("STATE", state_name),
+        Column("ENDED", _done, right=True),
+        Column("FAILED", lambda job: f"{job.tasks.failed:,}", right=True),
+        Column("RUNNING", lambda job: f"{job.tasks.running:,}", right=True),
+        Column("QUEUE", lambda job: job.spec.queue),
+        Column("AGE", lambda job: formats.age(job.submitted_at_ms), right=True),
+        Column("ELAPSED", lambda job: formats.duration(job.elapsed_ms), right=True),
+        Column("PRIORITY", lambda job: str(job.spec.priority), wide=True, right=True),
+        Column("OWNER", lambda job: job.owner, wide=True),
+        Column("CPU", lambda job: formats.duration(job.cpu_ms), wide=True, right=True),
+        Column("PEAK MEMORY", lambda job: formats.size(job.memory_peak_bytes), wide=True, right=True),
+        Column("REASON", lambda job: job.reason, wide=True),
+    ],
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  rota ls                             the newest jobs
+  rota ls --state running -o wide     what runs, with owner and times
+  rota ls --label team=video -o name  ids alone, for scripts
+"""
+)
+@state_option(JobState)
+@click.option("--queue", default="", metavar="NAME", help="Only jobs of this queue.")
+@click.option("--owner", default="", metavar="USER", help="Only jobs of this user.")
+@click.option("--name", default="", metavar="NAME", help="Only jobs of this name.")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="Only jobs with this label.")
+@click.option(
+    "--limit",
+    default=LIMIT_DEFAULT,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="At most so many, the newest; 0 means all.",
+)
+@output_option
+def ls(
+    states: Sequence[str],
+    queue: str,
+    owner: str,
+    name: str,
+    labels: Sequence[str],
+    limit: int,
+    output: str,
+) -> None:
+    """List jobs, the newest first."""
+    wanted = pairs(labels, "label", "--label team=video")
+    chosen = [value(JobState, state) for state in states]
+    filtered = bool(chosen or queue or owner or name or wanted)
+    with client() as rota:
+        found = list(
+            rota.jobs(
+                states=chosen,
+                queue=queue,
+                owner=owner,
+                name=name,
+                labels=wanted,
+                limit=limit and limit + 1,
+            )
+        )
+    more = bool(limit) and len(found) > limit
+    empty = "no job matches; 'rota ls' lists all" if filtered else "no jobs yet; try: rota run -- echo hello"
+    JOBS.print(found[:limit] if more else found, output, empty)
+    if more and output in ("table", "wide"):
+        click.echo("there are more; 'rota ls --limit 0' lists all", err=True)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  rota cancel 42              the whole job
+  rota cancel 42/7 42/10-19   some of its tasks
+  rota cancel --grace 5m 42   five minutes between TERM and KILL
+"""
+)
+@click.argument("tasks", nargs=-1, required=True, type=TasksOfJob(), metavar="ID[/TASKS]...")
+@click.option("--grace", type=Duration(), help="Time between TERM and KILL, instead of the job's own.")
+@output_option
+def cancel(tasks: Sequence[tuple[int, str]], grace: int | None, output: str) -> int:
+    """End jobs, or some of their tasks."""
+    with client() as rota:
+
+        def act(item: tuple[int, str]) -> None:
+            number, indices = item
+            job = rota.cancel(number, indices=indices, grace_ms=grace)
+            what = f"tasks {indices} of job {number}" if indices else f"job {number}"
+            ended = f"job {number} has ended: {short(JobState, job.state)}"
+            _say_done(job, output, ended if job.state in JOB_ENDS else f"cancelling {what}")
+
+        return each(tasks, act)
+
+
+@click.command(epilog="Example: rota hold 42")
+@click.argument("jobs", nargs=-1, required=True, type=JobNumber(), metavar="ID...")
+@output_option
+def hold(jobs: Sequence[int], output: str) -> int:
+    """Start nothing new of jobs until they are released; what runs goes on."""
+    with client() as rota:
+        return each(
+            jobs,
+            lambda number: _say_done(
+                rota.hold(number), output, f"job {number} is held; 'rota release {number}'"
+            ),
+        )
+
+
+@click.command(epilog="Example: rota release 42")
+@click.argument("jobs", nargs=-1, required=True, type=JobNumber(), metavar="ID...")
+@output_option
+def release(jobs: Sequence[int], output: str) -> int:
+    """End a hold; tasks held by a lost node run again."""
+    with client() as rota:
+        return each(jobs, lambda number: _say_done(rota.release(number), output, f"job {number} is released"))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  rota retry 42         every task that failed or was cancelled
+  rota retry 42/7,9-12  these alone
+"""
+)
+@click.argument("tasks", nargs=-1, required=True, type=TasksOfJob(), metavar="ID[/TASKS]...")
+@output_option
+def retry(tasks: Sequence[tuple[int, str]], output: str) -> int:
+    """Run failed and cancelled tasks again."""
+    with client() as rota:
+
+        def act(item: tuple[int, str]) -> None:
+            number, indices = item
+            answer = rota.retry(number, indices=indices)
+            count = f"{answer.task_count:,} task{'s' if answer.task_count != 1 else ''}"
+            _say_done(answer.job, output, f"job {number}: {count} put back")
+
+        return each(tasks, act)
+
+
+def _say_done(job: Job, output: str, text: str) -> None:
+    JOBS.print_one(job, output, (lambda _: text) if output == "table" else None)

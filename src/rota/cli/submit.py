@@ -1,0 +1,127 @@
+"""`rota submit`."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import click
+
+from rota.cli import formats
+from rota.cli.job_options import (
+    absolute,
+    given_options,
+    job_options,
+    merge,
+    named_by_options,
+    read_script,
+    script_options,
+    spec_of,
+)
+from rota.cli.listing import output_option, plain, print_json, print_yaml
+from rota.cli.session import client
+from rota.cli.wait import wait_for
+from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S
+from rota.client.messages import JobSpec, SubmitJobsResponse
+from rota.client.texts import read_job_file
+
+_COMMAND = "rota.cli.submit.command"
+
+
+class SubmitCommand(click.Command):
+    """Keeps apart what stands ahead of `--` and the command behind it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's."""
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[_COMMAND] = args[at + 1 :]
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=SubmitCommand,
+    context_settings={"ignore_unknown_options": False},
+    epilog="""\b
+Examples:
+  rota submit -- make test
+  rota submit --array 0-999 --cpu 4 -- ./render {index}
+  rota submit --each-line urls.txt -- curl -sO {line}
+  rota submit train.sh -- --epochs 5  options in lines like '#ROTA --gpu 1'
+  rota submit jobs.yaml --wait
+  ID=$(rota submit -o name -- make)   the id alone
+""",
+)
+@click.argument("file", required=False, metavar="[FILE.yaml | SCRIPT [ARGUMENT]... | -- COMMAND...]")
+@click.argument("arguments", nargs=-1, metavar="")
+@job_options
+@click.option("--idempotency-key", default="", metavar="KEY", help="The same key is the same submission.")
+@click.option("--wait", is_flag=True, help="Wait until the jobs have ended: exit 0 if all succeeded, else 1.")
+@output_option
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    /,
+    file: str | None,
+    arguments: Sequence[str],
+    idempotency_key: str,
+    wait: bool,
+    output: str,
+    **_: Any,
+) -> int:
+    """Submit a command, a script or a job file; the text of a script travels with it."""
+    jobs = _jobs(ctx, file, arguments)
+    with client(PATIENCE_OF_WAITING_S if wait else PATIENCE_S) as rota:
+        with nullcontext() if is_job_file(file) else named_by_options():
+            answer = rota.submit(jobs, idempotency_key)
+        _print(answer, jobs, output)
+        return wait_for(rota, answer.ids, err=True) if wait else 0
+
+
+def is_job_file(file: str | None) -> bool:
+    """Whether a file says all of its jobs; else it is a script."""
+    return file is not None and file.endswith((".yaml", ".yml"))
+
+
+def _jobs(ctx: click.Context, file: str | None, arguments: Sequence[str]) -> list[JobSpec]:
+    """What is to be submitted. Raises InvalidRequest or UsageError."""
+    command: Sequence[str] | None = ctx.meta.get(_COMMAND)
+    options = given_options(ctx)
+    if file is None:
+        if not command and "path" not in options:
+            raise click.UsageError("what shall run? try 'rota submit -- COMMAND' or 'rota submit FILE'", ctx)
+        return [spec_of(options, command=command or ())]
+    if is_job_file(file):
+        if options or arguments or command:
+            raise click.UsageError(f"a job file says all of its jobs: write it in {file} instead", ctx)
+        return _of_file(file)
+    script = read_script(file)
+    found = script_options(file, script)
+    merge(found.options, options)
+    for name in options:
+        found.places.pop(name, None)
+    words = [*arguments, *(command or ())]
+    return [
+        spec_of(found.options, command=words, script=script, places=found.places, problems=found.problems)
+    ]
+
+
+def _of_file(file: str) -> list[JobSpec]:
+    jobs = read_job_file(file)
+    for job in jobs:
+        job.cwd = absolute(job.cwd)
+    return jobs
+
+
+def _print(answer: SubmitJobsResponse, jobs: Sequence[JobSpec], output: str) -> None:
+    if output == "json":
+        print_json(plain(answer))
+    elif output == "yaml":
+        print_yaml(plain(answer))
+    elif output == "name":
+        click.echo("\n".join(map(str, answer.ids)))
+    else:
+        again = " (the same request as before)" if answer.repeated_request else ""
+        for number, job in zip(answer.ids, jobs, strict=True):
+            name = f" {formats.safe(job.name)}" if job.name else ""
+            click.echo(f"job {number}{name} submitted{again}")

@@ -1,0 +1,84 @@
+"""`rota token`."""
+
+from collections.abc import Sequence
+
+import click
+
+from rota.cli import formats
+from rota.cli.group import Entry, LazyGroup
+from rota.cli.listing import Column, Listing, output_option, plain, print_json, print_yaml
+from rota.cli.session import client, each
+from rota.cli.states import choices, short, value
+from rota.cli.units import Duration
+from rota.client.context import join_address
+from rota.client.messages import Token, TokenKind
+
+TOKENS = Listing[Token](
+    "tokens",
+    lambda token: token.id,
+    [
+        Column("ID", lambda token: token.id),
+        Column("KIND", lambda token: short(TokenKind, token.kind)),
+        Column("USES LEFT", lambda token: str(token.uses_left), right=True),
+        Column("EXPIRES", lambda token: formats.clock(token.expires_at_ms)),
+        Column("REVOKED", lambda token: "yes" if token.revoked else "no"),
+        Column("MADE", lambda token: formats.clock(token.created_at_ms), wide=True),
+        Column("BY", lambda token: token.created_by, wide=True),
+    ],
+)
+
+token = LazyGroup(
+    "token",
+    {
+        "create": Entry("rota.cli.token:create", "make a join token"),
+        "ls": Entry("rota.cli.token:ls", "list join tokens"),
+        "revoke": Entry("rota.cli.token:revoke", "end join tokens"),
+    },
+    "Join tokens: what a machine needs to become a node.",
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  rota token create                    for one node, for 15 minutes
+  rota token create --ttl 1h --uses 8  for eight nodes
+"""
+)
+@click.option("--ttl", type=Duration(), default=0, help="How long it is good for (default: 15m).")
+@click.option("--uses", type=click.IntRange(0, 1_000_000), default=0, help="For how many (default: 1).")
+@click.option("--kind", type=click.Choice(choices(TokenKind)), default="node", help="What it enrols.")
+@output_option
+def create(ttl: int, uses: int, kind: str, output: str) -> None:
+    """Make a join token. It is printed this once; whoever has it can join."""
+    with client() as rota:
+        made = rota.create_token(value(TokenKind, kind), ttl_ms=ttl, uses=uses)
+    if output == "json":
+        print_json(plain(made))
+    elif output == "yaml":
+        print_yaml(plain(made))
+    elif output == "name":
+        click.echo(made.token.id)
+    else:
+        click.echo(made.secret)
+        until = f"until {formats.clock(made.token.expires_at_ms)}"
+        click.echo(f"good for {made.token.uses_left} {until}; on the new machine:", err=True)
+        where = join_address(rota.context) or "HOST:PORT"
+        click.echo(f"  rota agent --join {where} --token TOKEN --name NAME", err=True)
+
+
+@click.command(epilog="Example: rota token ls")
+@output_option
+def ls(output: str) -> None:
+    """List join tokens, without their secrets."""
+    with client() as rota:
+        TOKENS.print(rota.tokens(), output, "no join tokens; 'rota token create' makes one")
+
+
+@click.command(epilog="Example: rota token revoke 5kq2c7ab")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@output_option
+def revoke(ids: Sequence[str], output: str) -> int:
+    """End join tokens; nodes that joined with them stay."""
+    with client() as rota:
+        return each(ids, lambda each_id: TOKENS.print_one(rota.revoke_token(each_id), output))

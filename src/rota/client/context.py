@@ -1,0 +1,62 @@
+"""Where the cluster is and who asks: the client context, a folder `client` in the home."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rota.client.errors import NoCluster
+
+HOME_VARIABLE = "ROTA_HOME"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is needed to call the API. `ca`, `cert` and `key` are PEM files."""
+
+    home: Path
+    address: str
+    cluster: str
+    user: str
+    ca: Path
+    cert: Path
+    key: Path
+
+
+def home_directory() -> Path:
+    """The home: ROTA_HOME, else `~/.rota`."""
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named).expanduser().absolute() if named else Path.home() / ".rota"
+
+
+def join_address(context: Context) -> str | None:
+    """Where machines join, if the controller's home is this one; the host is that of the API."""
+    try:
+        ports = json.loads((context.home / "ports.json").read_bytes())
+        return f"{context.address.rpartition(':')[0]}:{int(ports['join'])}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def load_context(home: Path | None = None) -> Context:
+    """The context in a home (nothing: the one of `home_directory`). Raises NoCluster."""
+    home = home or home_directory()
+    path = home / "client" / "context.json"
+    try:
+        found = json.loads(path.read_bytes())
+        folder = path.parent
+        return Context(
+            home=home,
+            address=str(found["address"]),
+            cluster=str(found["cluster"]),
+            user=str(found["user"]),
+            ca=folder / found["ca"],
+            cert=folder / found["cert"],
+            key=folder / found["key"],
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoCluster(f"there is no cluster in {home}; start one with: rota up") from None
+    except OSError as error:
+        raise NoCluster(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise NoCluster(f"{path} is damaged; 'rota up' writes it anew") from error

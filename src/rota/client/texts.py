@@ -1,0 +1,76 @@
+"""What people write, as messages: by the fields' types and the units that the contract gives them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import Message
+
+from rota.client.errors import InvalidRequest
+from rota.client.messages import JobSpec, Resources, SubmitJobsRequest
+from rota.wire import units
+from rota.wire.problems import BadInput, path_text
+from rota.wire.validate import rules_of, validate
+from rota.wire.values import value_of
+
+_RESOURCES = ("cpu", "memory", "gpu", "disk")
+
+
+def set_text(message: Message, path: str, text: str) -> None:
+    """Sets a field (`time_limit`, `resources.memory`) to what a text says. Raises UnitError."""
+    *outer, name = path.split(".")
+    for each in outer:
+        message = getattr(message, each)
+    field = message.DESCRIPTOR.fields_by_name[name]
+    setattr(message, name, value_of(text, field, rules_of(field).unit))
+
+
+def set_named(resources: Resources, name: str, text: str) -> None:
+    """Sets a resource that the cluster's owners named. Raises UnitError."""
+    field: Any = Resources.DESCRIPTOR.fields_by_name["named"]
+    amount = field.message_type.fields_by_name["value"]
+    resources.named[name] = value_of(text, amount, rules_of(field).unit)
+
+
+def resources_from_texts(texts: Mapping[str, str], label: str) -> Resources:
+    """`{"cpu": "64", "memory": "1TiB", "power": "10"}`. Raises InvalidRequest, each problem with `label`."""
+    made = Resources()
+    problems = []
+    for name, text in texts.items():
+        try:
+            if name in _RESOURCES:
+                set_text(made, name, text)
+            else:
+                set_named(made, name, text)
+        except units.UnitError as error:
+            problems.append(f"{label} {name}: {error}")
+    if problems:
+        raise InvalidRequest(problems)
+    return made
+
+
+# ---------------------------------------------------------------- whole jobs
+
+
+def problems_of(spec: JobSpec) -> list[tuple[str, str]]:
+    """What is wrong with a job by itself: (the field's path, `resources.memory`, what is wrong with it)."""
+    found = validate(SubmitJobsRequest(jobs=[spec]))
+    # Every path begins with jobs[0].
+    return [(path_text(problem.path[2:]), problem.says) for problem in found]
+
+
+def read_job_file(path: str) -> list[JobSpec]:
+    """The jobs of a YAML file. Raises InvalidRequest with all that is wrong, and where."""
+    # Here, because nothing else pays for YAML.
+    from rota.wire.tree import FILE_BYTES_MAX
+    from rota.wire.yaml import read_jobs
+
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return list(read_jobs(data, path).jobs)
+    except BadInput as bad:
+        raise InvalidRequest(map(str, bad.problems)) from bad

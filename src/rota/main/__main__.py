@@ -1,0 +1,5 @@
+"""`python -m rota.main` is `rota`."""
+
+from rota.main.cli import main
+
+main()

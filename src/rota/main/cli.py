@@ -1,0 +1,24 @@
+"""The program `rota`: the command line, and the commands that need more than a client."""
+
+import sys
+
+from rota.cli.app import root, run
+from rota.cli.group import Entry
+
+__all__ = ["main", "root"]
+
+_MACHINE = "This machine"
+
+root.entries = {
+    "up": Entry("rota.main.up:up", "start what is missing of a cluster on this machine", _MACHINE),
+    "down": Entry("rota.main.down:down", "stop it", _MACHINE),
+    "controller": Entry("rota.main.controller:controller", "run a controller in the foreground", _MACHINE),
+    "agent": Entry("rota.main.agent:agent", "run an agent in the foreground", _MACHINE),
+    **root.entries,
+    "sim": Entry("rota.sim.cli:sim", "the cluster in virtual time, with faults on purpose", "Other"),
+}
+
+
+def main() -> None:
+    """Runs the command line."""
+    sys.exit(run(root))

@@ -1,0 +1,162 @@
+"""`rota controller`: one controller in this process."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+
+import click
+
+from rota.cli.units import Duration
+from rota.main.daemon import say_ready
+from rota.main.home import Home
+from rota.main.options import home_option, ready_option
+
+STOP_GRACE_S = 5.0
+LOST_AFTER_MS_DEFAULT = 300_000
+LOST_AFTER_MS_MIN = 1_000
+
+_log = logging.getLogger(__name__)
+
+
+class Address(click.ParamType[tuple[str, int]]):
+    """`HOST:PORT`, `[::1]:PORT`."""
+
+    name = "HOST:PORT"
+
+    def convert(
+        self, value: str | tuple[str, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """The host and the port."""
+        if isinstance(value, tuple):
+            return value
+        host, colon, port = value.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
+            self.fail(
+                f"'{value}' is no address; try 0.0.0.0:7070, or 127.0.0.1:0 for any free port", param, ctx
+            )
+        return host, int(port)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  rota controller                        on loopback, with free ports that are kept
+  rota controller --listen 0.0.0.0:7070  for other machines; they join at --join-port
+"""
+)
+@home_option
+@click.option(
+    "--listen", type=Address(), default="127.0.0.1:0", show_default=True, help="Where users and nodes call."
+)
+@click.option(
+    "--join-port", type=click.IntRange(0, 65_535), default=0, help="Where machines join (0: a free one)."
+)
+@click.option(
+    "--lost-after",
+    type=Duration(),
+    default=LOST_AFTER_MS_DEFAULT,
+    help="Silence after which a node is lost (default: 5m); the other limits of silence scale with it.",
+)
+@ready_option
+def controller(
+    home: Home, listen: tuple[str, int], join_port: int, lost_after: int, ready_fd: int | None
+) -> int:
+    """Run a controller in the foreground, for systemd or by hand; 'rota up' is simpler."""
+    if lost_after < LOST_AFTER_MS_MIN:
+        raise click.UsageError("--lost-after is at least 1s", click.get_current_context())
+    home.make()
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        asyncio.run(_serve(home, listen, join_port, lost_after, ready_fd))
+    except _Failed as failed:
+        say_ready(ready_fd, str(failed))
+        raise click.ClickException(str(failed)) from failed
+    return 0
+
+
+class _Failed(Exception):
+    """Why there is no controller, for people."""
+
+
+async def _serve(
+    home: Home, listen: tuple[str, int], join_port: int, lost_after: int, ready_fd: int | None
+) -> None:
+    # Here, so that no other command pays for the imports.
+    from rota.controller.ca import CaError
+    from rota.controller.loop import Clock, SchemaTooNew
+    from rota.controller.ports import Listen, PortError
+    from rota.controller.server import Controller
+    from rota.core.cluster.soft import Settings
+    from rota.store.port import StoreError
+    from rota.store.sqlite import SqliteStore
+
+    clock = Clock(boot_ms=_boot_ms, wall_ms=_wall_ms)
+    try:
+        store = await SqliteStore.open(home.path, clock.wall_ms)
+        try:
+            controller = Controller(
+                home.path,
+                store,
+                clock,
+                Listen(listen[0], listen[1], join_port),
+                Settings().scaled(lost_after / LOST_AFTER_MS_DEFAULT),
+            )
+            await controller.start()
+            _log.info(
+                "the API is at %s, machines join at %s", controller.api_address, controller.join_address
+            )
+            say_ready(ready_fd)
+            notify_systemd()
+            try:
+                await _stopped_or(controller.closed())
+            finally:
+                await controller.stop(STOP_GRACE_S)
+        finally:
+            await store.close()
+    except (CaError, PortError, SchemaTooNew, StoreError) as failed:
+        raise _Failed(str(failed)) from failed
+    except OSError as failed:
+        raise _Failed(f"{failed.filename or home.path}: {failed.strerror}") from failed
+
+
+async def _stopped_or(closed: Coroutine[None, None, None]) -> None:
+    """Until SIGTERM or SIGINT, or until the controller ends by itself; raises what ended it."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    ended = asyncio.create_task(closed)
+    asked = asyncio.create_task(stopped.wait())
+    done, _ = await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if ended in done:
+        ended.result()
+    for task in (ended, asked):
+        task.cancel()
+    await asyncio.gather(ended, asked, return_exceptions=True)
+
+
+def _boot_ms() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def notify_systemd() -> None:
+    """Tells systemd, if it is what started this process, that it is ready (sd_notify(3))."""
+    path = os.environ.pop("NOTIFY_SOCKET", "")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
+            notify.connect("\0" + path[1:] if path.startswith("@") else path)
+            notify.send(b"READY=1")

@@ -1,0 +1,74 @@
+"""Starting a part in the background: a session of its own, a log file, and a pipe that says when it is ready.
+
+The part writes one line to the pipe: `ready`, or why it could not start; it closes it without a word if it
+dies.
+"""
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+
+READY = "ready"
+LOG_BYTES_MAX = 10 * 1024 * 1024
+START_S_MAX = 60.0
+
+
+def start(
+    name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> None:
+    """Starts `rota ARGUMENTS --ready-fd N` and waits until it is ready. Raises ClickException."""
+    _rotate(log)
+    reading, writing = os.pipe()
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "rota.main", *arguments, "--ready-fd", str(writing)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(writing,),
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
+            )
+    finally:
+        os.close(writing)
+    with os.fdopen(reading) as pipe:
+        ready, _, _ = select.select([pipe], [], [], START_S_MAX)
+        said = pipe.readline().strip() if ready else f"it is not ready after {START_S_MAX:.0f} s"
+    if said == READY:
+        # It goes on without us; whoever outlives the other.
+        process.returncode = 0
+        return
+    process.terminate()
+    process.wait()
+    why = said or _last_line(log) or f"it ended with {process.returncode}"
+    raise click.ClickException(f"the {name} did not start: {why} (its log: {log})")
+
+
+def say_ready(descriptor: int | None, text: str = READY) -> None:
+    """Tells whoever started this process, once."""
+    if descriptor is None:
+        return
+    try:
+        os.write(descriptor, f"{text}\n".encode())
+        os.close(descriptor)
+    except BrokenPipeError:
+        # Nobody waits any more.
+        return
+
+
+def _rotate(log: Path) -> None:
+    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
+        log.replace(log.with_name(log.name + ".1"))
+
+
+def _last_line(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("rota: ") if lines else ""

@@ -1,0 +1,112 @@
+"""`rota down`: stops what runs in a home; the controller last, so that it hears of the tasks' ends."""
+
+import signal
+import time
+
+import click
+
+from rota.cli.units import Duration
+from rota.client.client import Client
+from rota.client.context import load_context
+from rota.client.errors import RotaError
+from rota.main.home import Home
+from rota.main.options import home_option
+from rota.main.processes import lives, living
+
+TIMEOUT_MS_DEFAULT = 60_000
+CONTROLLER_S_MAX = 15.0
+KILLED_S_MAX = 5.0
+ASK_S_MAX = 1.0
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  rota down                running tasks get TERM, then KILL; they run again at the next 'rota up'
+  rota down --timeout 10m  patience with agents that give their tasks long
+"""
+)
+@home_option
+@click.option(
+    "--timeout",
+    type=Duration(),
+    default=TIMEOUT_MS_DEFAULT,
+    help="Kill what has not stopped after so long (default: 1m).",
+)
+def down(home: Home, timeout: int) -> int:
+    """Stop the agents and the controller of a home; running tasks start again at the next 'rota up'."""
+    if not home.run.is_dir():
+        click.echo(f"nothing runs in {home.path}", err=True)
+        return 0
+    with home.starting():
+        bring_down(home, timeout)
+    return 0
+
+
+def bring_down(home: Home, timeout_ms: int = TIMEOUT_MS_DEFAULT) -> None:
+    """Ends all agents within `timeout_ms`, then the controller. Says how many tasks ran."""
+    agents = [number for number in home.agents() if lives(home.agent_pid(number))]
+    controller = lives(home.controller_pid)
+    if not agents and not controller:
+        click.echo(f"nothing runs in {home.path}", err=True)
+    tasks = _running(home, agents) if agents and controller else None
+    _end_agents(home, agents, time.monotonic() + timeout_ms / 1000)
+    _end_controller(home)
+    for number in home.agents():
+        home.agent_pid(number).unlink(missing_ok=True)
+        home.link_pid(number).unlink(missing_ok=True)
+    home.controller_pid.unlink(missing_ok=True)
+    if agents or controller:
+        click.echo(f"stopped {_what(len(agents), controller=controller)}{_tasks_text(tasks)}")
+
+
+def _running(home: Home, agents: list[int]) -> int | None:
+    """How many tasks run on these agents' nodes; None where the controller does not say."""
+    names = {name for number in agents if (name := home.node_name(number))}
+    try:
+        with Client(load_context(home.path), patience_s=ASK_S_MAX) as rota:
+            return sum(node.running for node in rota.nodes() if node.name in names)
+    except RotaError:
+        return None
+
+
+def _end_agents(home: Home, agents: list[int], until_s: float) -> None:
+    for number in agents:
+        with living(home.agent_pid(number)) as process:
+            if process is not None:
+                process.signal(signal.SIGTERM)
+    for number in agents:
+        with living(home.agent_pid(number)) as process:
+            if process is not None and not process.ended(until_s - time.monotonic()):
+                click.echo(f"agent {number} has not stopped in time, killing it", err=True)
+                process.signal(signal.SIGKILL)
+                process.ended(KILLED_S_MAX)
+        # The link of a killed agent kills what its tasks left, and ends then.
+        with living(home.link_pid(number)) as link:
+            if link is not None:
+                link.ended(KILLED_S_MAX)
+
+
+def _end_controller(home: Home) -> None:
+    with living(home.controller_pid) as process:
+        if process is None:
+            return
+        process.signal(signal.SIGTERM)
+        if not process.ended(CONTROLLER_S_MAX):
+            click.echo("the controller has not stopped in time, killing it", err=True)
+            process.signal(signal.SIGKILL)
+            process.ended(KILLED_S_MAX)
+
+
+def _what(agents: int, *, controller: bool) -> str:
+    parts = [f"{agents} agent{'s' if agents != 1 else ''}"] if agents else []
+    return " and ".join(parts + (["the controller"] if controller else []))
+
+
+def _tasks_text(tasks: int | None) -> str:
+    if tasks is None:
+        return ""
+    if tasks == 0:
+        return "; no task was running"
+    were = "1 task was running and starts" if tasks == 1 else f"{tasks:,} tasks were running and start"
+    return f"; {were} again at the next 'rota up'"

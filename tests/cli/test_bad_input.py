@@ -1,0 +1,185 @@
+"""Jobs that are refused before anybody is asked: exit 2, every problem in a line with its place."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.cli.conftest import Rota
+
+
+def test_all_wrong_options_are_named_at_once(rota: Rota) -> None:
+    answer = rota(
+        "run", "--memory", "2GBs", "--cpu", "x", "--array", "5-3", "--retries", "-1",
+        "--time-limit", "90", "--signal", "FOO", "--on-node-loss", "panic", "--", "true",
+    )  # fmt: skip
+    assert answer.code == 2
+    assert answer.lines == [
+        "rota: --cpu: 'x' is not a number; try 2 or 0.5",
+        "rota: --memory: '2GBs' is not a size; try 2GB or 2GiB",
+        "rota: --time-limit: '90' has no unit; try 90s",
+        "rota: --retries: '-1' is negative; the least is 0",
+        "rota: --on-node-loss: 'panic' is not known; try one of rerun, rerun_fenced, hold, cancel",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--array", "5-3"], "rota: --array: '5-3' is upside down; try 3-5"),
+        (["--array", "0-4999999"], "rota: --array: '0-4999999' is 5,000,000 tasks; at most 4,000,000"),
+        (
+            ["--name", "-a"],
+            "rota: --name: '-a' is not allowed; use letters, digits, '_', '.' and '-', beginning",
+        ),
+        (["--signal", "TERM@60s"], "rota: --signal: "),
+        (["--resource", "power"], "rota: --resource: 'power' has no name and value; try power=10"),
+        (["--resource", "cpu=2"], "rota: --resource: 'cpu=2' has an option of its own: --cpu 2"),
+        (["--resource", "Power=2"], "rota: --resource: "),
+        (
+            ["--env", "ROTA_TEST_NOT_SET"],
+            "rota: --env: 'ROTA_TEST_NOT_SET' is not set here; give a value, as in --env ROTA_TEST_NOT_SET=1",
+        ),
+        (["--env", "1=2"], "rota: --env: '1' is no name for it; use letters, digits and '_', no digit first"),
+        (["--after", "41:soon"], "rota: --after: '41:soon' is no dependency; try 41:finished"),
+        (["--after", "other"], "rota: --after: "),
+        (["--label", "x"], "rota: --label: 'x' has no name and value; try team=video"),
+        (["--priority", "5000"], "rota: --priority: '5000' is too large; the most is 1000"),
+        (["--retries", "9" * 25], f"rota: --retries: '{'9' * 25}' is not a whole number"),
+        (
+            ["--each-line", "missing.txt"],
+            "rota: --each-line: missing.txt cannot be read: No such file or directory",
+        ),
+    ],
+)
+def test_an_option_is_refused_by_its_own_name(arguments: list[str], line: str, rota: Rota) -> None:
+    answer = rota("submit", *arguments, "--", "true")
+    assert answer.code == 2
+    (said,) = answer.lines
+    assert said.startswith(line)
+
+
+def test_a_command_that_is_empty_is_refused(rota: Rota) -> None:
+    answer = rota("submit", "--", "")
+    assert answer.code == 2
+    assert answer.lines == ["rota: command[0]: is empty; a command begins with the name of a program"]
+
+
+def test_lines_that_are_no_text_or_too_many_are_refused(rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"a\nb\xff\n")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "large").write_bytes(b"x\n" * 600_000)
+    for name, line in (
+        ("bytes", "bytes is not UTF-8 text (line 2)"),
+        ("empty", "empty has no lines, so there is nothing to run"),
+        ("large", "large is larger than 1 MiB"),
+    ):
+        answer = rota("submit", "--each-line", name, "--", "echo", "{line}")
+        assert (answer.code, answer.lines) == (2, [f"rota: --each-line: {line}"])
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def test_a_scripts_lines_are_checked_where_they_stand(rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text(
+        "#!/bin/sh\n#ROTA --cpu 2\n#ROTA --memory 5xx\n\n"
+        '#ROTA --cpus 3\n#ROTA "\n#ROTA stray\necho\n#ROTA --gpu x\n'
+    )
+    answer = rota("submit", "job.sh")
+    assert answer.code == 2
+    assert answer.lines == [
+        "rota: there is no option '--cpus'; did you mean '--cpu'? (job.sh:5)",
+        "rota: no closing quotation (job.sh:6)",
+        "rota: got unexpected extra argument (stray) (job.sh:7)",
+        "rota: --memory: '5xx' is not a size; try 5GB or 5GiB (job.sh:3)",
+    ]
+
+
+def test_the_command_line_comes_before_a_scripts_lines(rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text("#!/bin/sh\n#ROTA --memory 5xx\n#ROTA --cpu x\n")
+    answer = rota("submit", "--memory", "2GiB", "--cpu", "y", "job.sh")
+    assert answer.lines == ["rota: --cpu: 'y' is not a number; try 2 or 0.5"]
+
+
+def test_a_file_that_is_not_there_may_have_been_meant_as_a_command(rota: Rota) -> None:
+    answer = rota("submit", "make")
+    assert answer.code == 2
+    assert answer.lines == [
+        "rota: make cannot be read: No such file or directory; to submit a command, try: rota submit -- make"
+    ]
+
+
+# ---------------------------------------------------------------- job files
+
+
+def test_a_job_files_problems_have_lines_and_columns(rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        "jobs:\n- name: a\n  command: [true]\n  resources:\n"
+        "    cpu: 1\n    gpu: 0\n    memory: 2GBs\n  retrys: 3\n"
+    )
+    answer = rota("submit", "job.yaml")
+    assert answer.code == 2
+    assert (
+        answer.lines[0]
+        == "rota: jobs[0].resources.memory: '2GBs' is not a size; try 2GB or 2GiB (job.yaml:7:13)"
+    )
+    assert answer.lines[1].startswith("rota: jobs[0].retrys: ")
+    assert "did you mean retries?" in answer.lines[1]
+    assert answer.lines[1].endswith("(job.yaml:8:3)")
+
+
+def test_more_than_ten_problems_are_counted(rota: Rota, tmp_path: Path) -> None:
+    jobs = "".join(f"- name: -{number}\n  command: [true]\n" for number in range(17))
+    (tmp_path / "job.yaml").write_text("jobs:\n" + jobs)
+    answer = rota("submit", "job.yaml")
+    assert answer.code == 2
+    assert len(answer.lines) == 11
+    assert answer.lines[10] == "rota: and 7 more"
+
+
+def test_options_of_a_job_do_not_go_with_a_job_file(rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("command: [true]\n")
+    answer = rota("submit", "--cpu", "2", "job.yaml")
+    assert answer.code == 2
+    (line,) = answer.lines
+    assert line.startswith("rota submit: a job file says all of its jobs: write it in job.yaml instead")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"- - -",
+        b"\xff\xfe",
+        b"a: &x [1]\nb: *x\n",
+        b"!!python/object:os.system {}\n",
+        b"[" * 5000,
+        b"jobs: " + b"x" * 10_000_000,
+        b"command: ['a\\0b']\ncommand: [b]\n",
+        b'command: ["a\\0b"]\n',
+        b"command: []\n",
+        b"command: [true]\nresources: {cpu: -1}\n",
+        b"command: [true]\narray: 0-4999999\n",
+    ],
+)
+def test_bad_files_are_refused_in_a_few_lines(data: bytes, rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(data)
+    answer = rota("submit", "bad.yaml")
+    assert answer.code == 2
+    assert answer.out == ""
+    assert 1 <= len(answer.lines) <= 11
+    assert all(line.startswith("rota: ") for line in answer.lines)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
+@given(data=st.binary(max_size=400))
+def test_random_bytes_are_never_a_traceback(data: bytes, rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "random.yaml").write_bytes(data)
+    answer = rota("submit", "random.yaml")
+    # 5: by chance, it was a job, and there is no cluster.
+    assert answer.code in (2, 5)
+    assert answer.lines
+    assert all(line.startswith("rota: ") for line in answer.lines)
+    assert not any("bug" in line for line in answer.lines)

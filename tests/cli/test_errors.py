@@ -1,0 +1,119 @@
+"""Errors: one line that says what to do, an exit code that says whose turn it is, never a traceback."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from rota.cli import jobs
+from tests.cli.conftest import Rota
+
+NO_TASK = "is no job and no task; try 42, 42/7 or 42/0-9"
+NO_JOB = "is not the number of a job; 'rota ls' lists jobs"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        ("", ["lss"], "there is no command 'lss'; did you mean 'ls'?"),
+        ("", ["xyzzy"], "there is no command 'xyzzy'"),
+        ("node", ["cordn", "a"], "there is no command 'cordn'; did you mean 'cordon'?"),
+        ("run", ["--cpus", "2"], "there is no option '--cpus'; did you mean '--cpu'?"),
+        ("run", [], "what shall run? try: rota run -- echo hello"),
+        ("submit", [], "what shall run? try 'rota submit -- COMMAND' or 'rota submit FILE'"),
+        ("show", ["4x"], f"invalid value for 'ID[/INDEX]': '4x' {NO_TASK}"),
+        ("show", ["0"], f"invalid value for 'ID[/INDEX]': '0' {NO_TASK}"),
+        ("show", ["4/1-2"], "show takes a job or one task; try 'rota show 4'"),
+        ("cancel", ["4/"], f"invalid value for 'ID[/TASKS]...': '4/' {NO_TASK}"),
+        ("hold", ["9" * 30], f"invalid value for 'ID...': '{'9' * 30}' {NO_JOB}"),
+        ("wait", ["--timeout", "90", "1"], "invalid value for '--timeout': '90' has no unit; try 90s"),
+        ("ls", ["--label", "a"], "'a' is no label; try --label team=video"),
+        ("node label", ["a", "b"], "'b' is no label; try disk=ssd, or disk=- to remove it"),
+        ("queue create", ["a", "--quota", "x"], "'x' is no quota; try --quota cpu=64"),
+        (
+            "completion",
+            ["tcsh"],
+            "invalid value for '{bash|zsh|fish}': 'tcsh' is not one of 'bash', 'zsh', 'fish'",
+        ),
+    ],
+)
+def test_a_mistake_is_answered_with_one_line(
+    command: str, arguments: list[str], says: str, rota: Rota
+) -> None:
+    answer = rota(*command.split(), *arguments)
+    assert answer.code == 2
+    assert answer.out == ""
+    path = f"rota {command}".strip()
+    assert answer.lines == [f"{path}: {says} (see '{path} --help')"]
+
+
+def test_a_quota_that_is_no_amount_is_refused(rota: Rota) -> None:
+    answer = rota("queue", "create", "a", "--quota", "memory=2GBs")
+    assert answer.code == 2
+    assert answer.lines == ["rota: --quota memory: '2GBs' is not a size; try 2GB or 2GiB"]
+
+
+def test_without_a_cluster_it_says_how_to_start_one(rota: Rota, tmp_path: Path) -> None:
+    answer = rota("ls")
+    assert answer.code == 5
+    assert answer.lines == [f"rota: there is no cluster in {tmp_path / 'home'}; start one with: rota up"]
+
+
+def test_the_option_home_comes_before_the_variable(rota: Rota, tmp_path: Path) -> None:
+    answer = rota("--home", str(tmp_path / "other"), "ls")
+    assert answer.lines == [f"rota: there is no cluster in {tmp_path / 'other'}; start one with: rota up"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"address": "a"}', "\0", "nonsense"])
+def test_a_damaged_context_is_said_to_be_damaged(text: str, rota: Rota, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "client"
+    folder.mkdir(parents=True)
+    (folder / "context.json").write_text(text)
+    answer = rota("ls")
+    assert answer.code == 5
+    assert answer.lines == [f"rota: {folder / 'context.json'} is damaged; 'rota up' writes it anew"]
+
+
+def test_a_key_that_is_missing_is_named(rota: Rota, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "client"
+    folder.mkdir(parents=True)
+    (folder / "context.json").write_text(
+        '{"address": "127.0.0.1:1", "cluster": "c", "user": "u", "ca": "ca", "cert": "cert", "key": "key"}'
+    )
+    answer = rota("ls")
+    assert answer.code == 5
+    says = "cannot be read: No such file or directory; 'rota up' writes it anew"
+    assert answer.lines == [f"rota: {folder / 'ca'} {says}"]
+
+
+def test_a_bug_is_one_line_and_a_file(rota: Rota, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(jobs, "client", lambda: 1 // 0)
+    answer = rota("ls")
+    assert answer.code == 1
+    (line,) = answer.lines
+    assert line.startswith("rota: this is a bug in Rota (ZeroDivisionError: ")
+    (file,) = tmp_path.glob("rota-bug-*.txt")
+    assert line.endswith(str(file))
+    assert "Traceback" in file.read_text()
+
+
+def test_a_bug_shows_its_traceback_when_asked(rota: Rota, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROTA_DEBUG", "1")
+    monkeypatch.setattr(jobs, "client", lambda: 1 // 0)
+    assert "Traceback" in rota("ls").err
+
+
+def test_ctrl_c_is_exit_code_130(rota: Rota, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "client", interrupted)
+    assert rota("ls").code == 130
+
+
+def test_the_environment_is_left_alone_by_a_plain_call(rota: Rota, tmp_path: Path) -> None:
+    rota("ls")
+    assert os.environ["ROTA_HOME"] == str(tmp_path / "home")

@@ -1,0 +1,87 @@
+"""Help: of every command, with examples, and without importing what it does not need."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from rota.cli.group import LazyGroup
+from rota.main.cli import root
+from tests.cli.conftest import Rota
+
+HEAVY = ("grpc", "google.protobuf", "yaml", "rich", "asyncio", "rota.wire", "rota.controller", "apsw")
+
+
+def commands(group: LazyGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield (*path, name)
+        if isinstance(command, LazyGroup):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(commands(root)), ids=" ".join)
+def test_every_command_has_help_with_an_example(path: tuple[str, ...], rota: Rota) -> None:
+    answer = rota(*path, "--help")
+    assert answer.code == 0
+    assert answer.err == ""
+    assert answer.out.startswith(f"Usage: rota {' '.join(path)} ")
+    command: click.Command | None = root
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), name)
+    if not isinstance(command, click.Group):
+        assert f"rota {' '.join(path)}" in answer.out.split("\n", 1)[1], "no example"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--hlep"], ["lss"]])
+def test_what_needs_no_cluster_imports_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys\n"
+        "from rota.cli.app import run\n"
+        "from rota.main.cli import root\n"
+        f"run(root, {arguments!r})\n"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules], sep='\\n', file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    heavy = set(done.stderr.split()) & set(HEAVY)
+    # A mistyped option is answered by the command itself, which knows the client.
+    assert arguments[0] == "run" or not heavy
+
+
+def test_without_arguments_help_is_shown_and_it_is_a_usage_error(rota: Rota) -> None:
+    answer = rota()
+    assert answer.code == 2
+    assert "Usage: rota" in answer.err
+    assert "run a command" in answer.err
+
+
+def test_version(rota: Rota) -> None:
+    assert rota("--version").out.startswith("rota ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_for_the_shell(shell: str, rota: Rota) -> None:
+    answer = rota("completion", shell)
+    assert answer.code == 0
+    assert "_ROTA_COMPLETE" in answer.out
+
+
+def test_completion_completes_commands_and_options() -> None:
+    for words, wanted in (
+        ("rota can", "cancel"),
+        ("rota submit --mem", "--memory"),
+        ("rota ls --state s", "succeeded"),
+    ):
+        environment = {
+            "_ROTA_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "rota.main"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert f"plain,{wanted}" in done.stdout.split(), (words, done)

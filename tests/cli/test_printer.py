@@ -1,0 +1,78 @@
+"""Printing what tasks write."""
+
+import threading
+from collections.abc import Iterable
+
+import pytest
+
+from rota.cli.printer import LINE_BYTES_MAX, STDERR, STDOUT, Printer
+from rota.client.errors import Unreachable
+from rota.client.messages import ReadOutputResponse
+
+
+def take(printer: Printer, index: int, data: bytes = b"", stream: int = STDOUT, **more: object) -> None:
+    printer.take(index, ReadOutputResponse(stream=stream, attempt=1, data=data, **more))  # type: ignore[arg-type]
+
+
+def test_one_tasks_streams_stay_apart_and_as_they_are(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    printer = Printer(prefixed=False)
+    take(printer, 0, b"no newline")
+    take(printer, 0, b"\xff\x00", STDERR)
+    take(printer, 0, end=True)
+    assert capfdbinary.readouterr() == (b"no newline", b"\xff\x00")
+
+
+def test_lines_of_several_tasks_have_their_index(capfd: pytest.CaptureFixture[str]) -> None:
+    printer = Printer(prefixed=True)
+    take(printer, 7, b"on")
+    take(printer, 8, b"two\nthree\nfo")
+    take(printer, 7, b"e\n")
+    take(printer, 8, b"ur", STDERR)
+    assert capfd.readouterr() == ("[8] two\n[8] three\n[7] one\n", "")
+    take(printer, 8, end=True)
+    take(printer, 8, stream=STDERR, end=True)
+    assert capfd.readouterr() == ("[8] fo\n", "[8] ur\n")
+
+
+def test_a_line_without_end_is_printed_in_pieces(capfd: pytest.CaptureFixture[str]) -> None:
+    printer = Printer(prefixed=True)
+    for _ in range(3):
+        take(printer, 1, b"x" * (LINE_BYTES_MAX // 2 + 1))
+    out = capfd.readouterr().out
+    assert out.startswith("[1] xxx")
+    assert out.endswith("x\n")
+
+
+def test_what_is_missing_is_said_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    printer = Printer(prefixed=True)
+    take(printer, 3, b"tail\n", gap_bytes=5_000)
+    take(printer, 4, unavailable="node a, which kept the output, is gone", end=True)
+    take(printer, 4, stream=STDERR, unavailable="node a, which kept the output, is gone", end=True)
+    printer.unread(5, Unreachable("no controller answers"))
+    out, err = capfd.readouterr()
+    assert out == "[3] tail\n"
+    assert err.splitlines() == [
+        "rota: task 3: 5,000 bytes of its output were dropped here",
+        "rota: task 4: node a, which kept the output, is gone",
+        "rota: task 5: its output could not be read to the end: no controller answers",
+    ]
+
+
+def test_threads_do_not_mix_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    printer = Printer(prefixed=True)
+
+    def write(index: int, pieces: Iterable[bytes]) -> None:
+        for piece in pieces:
+            take(printer, index, piece)
+
+    threads = [
+        threading.Thread(target=write, args=(index, [b"a" * 30, b"b" * 30 + b"\n"] * 200))
+        for index in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = capfd.readouterr().out.splitlines()
+    assert len(lines) == 1600
+    assert set(lines) == {f"[{index}] " + "a" * 30 + "b" * 30 for index in range(8)}

@@ -1,0 +1,373 @@
+"""Submitting, looking, waiting, changing: what a user does besides `rota run`."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.conftest import CALL_S_MAX, Cluster
+
+
+def wait_for_file(path: Path) -> None:
+    """Returns once a task has made the file."""
+    until = time.monotonic() + CALL_S_MAX
+    while not path.exists():
+        assert time.monotonic() < until, path
+        time.sleep(0.01)
+
+
+# ---------------------------------------------------------------- submitting
+
+
+def test_submitting_prints_the_number(cluster: Cluster) -> None:
+    first = cluster.submit("--name", "first", "--", "true")
+    assert first.isdecimal()
+    assert (
+        cluster.ok("submit", "--name", "second", "--", "true") == f"job {int(first) + 1} second submitted\n"
+    )
+    answer = json.loads(cluster.ok("submit", "-o", "json", "--", "true"))
+    assert answer == {"ids": [str(int(first) + 2)], "repeated_request": False}
+
+
+def test_waiting_shows_progress_and_the_outcome(cluster: Cluster) -> None:
+    done = cluster("submit", "-o", "name", "--wait", "--array", "0-19", "--", "true")
+    assert done.returncode == 0
+    number = done.stdout.strip()
+    assert done.stderr.splitlines()[-1] == f"job {number} SUCCEEDED: 20 tasks: 20 succeeded"
+    done = cluster("submit", "-o", "name", "--wait", "--", "false")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("FAILED: 1 task: 1 failed")
+
+
+def test_the_same_key_is_the_same_submission(cluster: Cluster) -> None:
+    first = cluster.submit("--idempotency-key", "k1", "--", "true")
+    assert cluster.submit("--idempotency-key", "k1", "--", "true") == first
+    assert "(the same request as before)" in cluster.ok("submit", "--idempotency-key", "k1", "--", "true")
+    other = cluster("submit", "--idempotency-key", "k1", "--", "false")
+    assert other.returncode == 4
+    assert "k1" in other.stderr
+
+
+def test_lines_of_a_file_and_of_standard_input(cluster: Cluster) -> None:
+    (cluster.place / "words").write_text("a b\n{index}\nlast")
+    out = cluster.ok("run", "--each-line", "words", "--", "echo", "{index}:{line}:$ROTA_LINE")
+    assert sorted(out.splitlines()) == [
+        "[0] 0:a b:$ROTA_LINE",
+        "[1] 1:{index}:$ROTA_LINE",
+        "[2] 2:last:$ROTA_LINE",
+    ]
+    number = cluster.submit("--each-line", "-", "--", "sh", "-c", 'echo "$ROTA_LINE"', stdin=b"x\ny\n")
+    cluster.ok("wait", number)
+    assert cluster.ok("logs", number) == "[0] x\n[1] y\n"
+
+
+def test_a_scripts_text_travels(cluster: Cluster) -> None:
+    script = cluster.place / "job.sh"
+    script.write_text(
+        "#!/bin/sh\n#ROTA --name from-script --array 0-1\n#ROTA --env A=1 --label k=v\necho $A $B $*\n"
+    )
+    number = cluster.submit("--env", "B=2", "--name", "given", "job.sh", "x", "y")
+    script.unlink()
+    cluster.ok("wait", number)
+    assert cluster.ok("logs", number) == "[0] 1 2 x y\n[1] 1 2 x y\n"
+    spec = cluster.json("show", number)["spec"]
+    assert (spec["name"], spec["labels"], spec["env"]) == ("given", {"k": "v"}, {"A": "1", "B": "2"})
+
+
+def test_a_job_file_with_several_jobs(cluster: Cluster) -> None:
+    (cluster.place / "two.yaml").write_text(
+        "jobs:\n- {name: one, command: [sh, -c, 'echo 1 > made']}\n"
+        "- {name: two, after: [{job: one}], command: [cat, made]}\n"
+    )
+    ids = cluster.ok("submit", "two.yaml", "-o", "name").split()
+    assert len(ids) == 2
+    cluster.ok("wait", *ids)
+    assert cluster.ok("logs", ids[1]) == "1\n"
+
+
+def test_a_job_starts_after_another(cluster: Cluster, tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    first = cluster.submit("--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done; exit 1")
+    after_success = cluster.submit("--after", first, "--", "true")
+    after_end = cluster.submit("--after", f"{first}:finished", "--", "true")
+    task = cluster.json("show", f"{after_end}/0")
+    assert (task["state"], task["pending_reason"]) == ("TASK_STATE_PENDING", "PENDING_REASON_DEPENDENCY")
+    go_on.touch()
+    assert cluster("wait", first, after_success, after_end).returncode == 1
+    states = [cluster.json("show", number)["state"] for number in (first, after_success, after_end)]
+    assert states == ["JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_SUCCEEDED"]
+
+
+def test_a_request_no_node_can_carry_is_refused_and_names_the_largest(cluster: Cluster) -> None:
+    done = cluster("submit", "--cpu", "1000", "--", "true")
+    assert done.returncode in (2, 4)
+    assert "largest" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ---------------------------------------------------------------- looking
+
+
+def test_listings_filter_and_limit(cluster: Cluster) -> None:
+    ids = [cluster.submit("--label", "set=a", "--name", f"n{number}", "--", "true") for number in range(3)]
+    cluster.ok("wait", *ids)
+    assert cluster.ok("ls", "--label", "set=a", "-o", "name").split() == ids[::-1]
+    assert cluster.ok("ls", "--label", "set=a", "--limit", "2", "-o", "name").split() == ids[:0:-1]
+    assert cluster.ok("ls", "--name", "n1", "--state", "succeeded", "-o", "name").split() == [ids[1]]
+    nothing = cluster("ls", "--label", "set=none")
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert nothing.stderr == "no job matches; 'rota ls' lists all\n"
+    more = cluster("ls", "--limit", "1")
+    assert more.stderr == "there are more; 'rota ls --limit 0' lists all\n"
+
+
+def test_a_job_is_shown_with_its_nodes(cluster: Cluster) -> None:
+    number = cluster.submit("--name", "work", "--array", "0-39", "--cpu", "0.5", "--", "true")
+    cluster.ok("wait", number)
+    job = cluster.json("show", number)
+    assert job["tasks"]["succeeded"] == "40"
+    assert sum(int(node["succeeded"]) for node in job["nodes"]) == 40
+    assert sum(node["ended_percent"] for node in job["nodes"]) == pytest.approx(100)
+    text = cluster.ok("show", number)
+    assert text.splitlines()[0] == f"job {number}  work  SUCCEEDED"
+    assert "40 tasks: 40 succeeded" in text
+    assert "PEAK MEMORY" in text
+    assert yaml.safe_load(cluster.ok("show", number, "-o", "yaml")) == cluster.json("show", number)
+
+
+def test_failures_are_grouped_and_a_task_has_all_its_attempts(cluster: Cluster) -> None:
+    number = cluster.submit(
+        "--array", "0-5", "--retries", "1", "--", "sh", "-c", "test {index} -lt 3 || exit {index}"
+    )
+    assert cluster("wait", number).returncode == 1
+    groups = cluster.json("show", number, "--failed")["groups"]
+    assert sorted((group["cause"], group["code"], group["indices"]) for group in groups) == [
+        ("CAUSE_EXIT", 3, "3"),
+        ("CAUSE_EXIT", 4, "4"),
+        ("CAUSE_EXIT", 5, "5"),
+    ]
+    assert "EXIT" in cluster.ok("show", number, "--failed")
+    task = cluster.json("show", f"{number}/4")
+    assert [(attempt["number"], attempt["code"]) for attempt in task["attempts"]] == [(1, 4), (2, 4)]
+    text = cluster.ok("show", f"{number}/4")
+    assert text.startswith(f"task {number}/4  FAILED")
+    assert text.count("EXIT 4") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["show", "99999"], "there is no job 99999"),
+        (["show", "1/77"], "has no task 77"),
+        (["logs", "99999"], "there is no job 99999"),
+        (["wait", "99999"], "there is no job 99999"),
+        (["cancel", "99999"], "there is no job 99999"),
+        (["retry", "99999"], "there is no job 99999"),
+        (["node", "show", "nobody"], "nobody"),
+        (["node", "cordon", "nobody"], "nobody"),
+        (["queue", "rm", "nobody"], "nobody"),
+    ],
+)
+def test_what_is_not_there_is_exit_code_3(arguments: list[str], says: str, cluster: Cluster) -> None:
+    done = cluster(*arguments)
+    assert done.returncode == 3, done
+    (line,) = done.stderr.splitlines()
+    assert says in line
+
+
+# ---------------------------------------------------------------- logs
+
+
+def test_logs_of_one_task_and_of_many(cluster: Cluster) -> None:
+    script = "for i in 1 2 3; do echo {index}.$i; done; echo e{index} >&2"
+    number = cluster.submit("--array", "3-4", "--", "sh", "-c", script)
+    cluster.ok("wait", number)
+    assert cluster.ok("logs", f"{number}/3") == "3.1\n3.2\n3.3\n"
+    assert cluster.ok("logs", f"{number}/3", "--tail", "1") == "3.3\n"
+    assert cluster.ok("logs", f"{number}/4", "--stderr") == "e4\n"
+    assert cluster.ok("logs", number, "--tail", "1") == "[3] 3.3\n[4] 4.3\n"
+    assert cluster.ok("logs", f"{number}/3,4", "--stderr") == "[3] e3\n[4] e4\n"
+
+
+def test_logs_of_an_attempt(cluster: Cluster) -> None:
+    number = cluster.submit("--retries", "2", "--", "sh", "-c", "echo try $ROTA_ATTEMPT; exit 1")
+    cluster("wait", number)
+    assert cluster.ok("logs", number) == "try 3\n"
+    assert cluster.ok("logs", number, "--attempt", "1") == "try 1\n"
+    done = cluster("logs", number, "--attempt", "9")
+    assert done.returncode == 3
+    assert "has no attempt 9" in done.stderr
+
+
+def test_logs_follow_until_the_end(cluster: Cluster, tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    number = cluster.submit("--", "sh", "-c", f"echo a; until test -e {go_on}; do sleep 0.02; done; echo b")
+    with cluster.begin("logs", "-f", number) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"a\n"
+        go_on.touch()
+        out, err = process.communicate(timeout=CALL_S_MAX)
+    assert (process.returncode, out, err) == (0, b"b\n", b"")
+
+
+def test_logs_that_were_not_kept_say_where_they_went(cluster: Cluster) -> None:
+    number = cluster.submit(
+        "--stdout", "kept-{index}.txt", "--stderr", "none", "--", "sh", "-c", "echo x; echo y >&2"
+    )
+    cluster.ok("wait", number)
+    assert (cluster.place / "kept-0.txt").read_text() == "x\n"
+    done = cluster("logs", number)
+    assert done.returncode == 3
+    assert "kept-{index}.txt" in done.stderr
+    assert "not kept" in cluster("logs", number, "--stderr").stderr
+
+
+# ---------------------------------------------------------------- changing
+
+
+def test_cancelling_ends_the_whole_tree(cluster: Cluster, tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    deaf = f'echo $$ > {tmp_path}/pid; trap "" TERM; touch {up}; while :; do sleep 1; done'
+    script = f"setsid sh -c '{deaf}' & wait"
+    number = cluster.submit("--grace", "200ms", "--", "sh", "-c", script)
+    wait_for_file(up)
+    pid = int((tmp_path / "pid").read_text())
+    assert cluster.ok("cancel", number) == f"cancelling job {number}\n"
+    assert cluster("wait", number).returncode == 1
+    assert cluster.json("show", number)["state"] == "JOB_STATE_CANCELLED"
+    assert not Path(f"/proc/{pid}").exists()
+    assert cluster.ok("cancel", number) == f"job {number} has ended: CANCELLED\n"
+
+
+def test_cancelling_some_tasks(cluster: Cluster, tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    number = cluster.submit("--array", "0-3", "--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done")
+    cluster.ok("cancel", f"{number}/1,3")
+    go_on.touch()
+    cluster("wait", number)
+    counts = cluster.json("show", number)["tasks"]
+    assert (counts["succeeded"], counts["cancelled"]) == ("2", "2")
+
+
+def test_one_bad_id_does_not_keep_the_others_from_being_cancelled(cluster: Cluster) -> None:
+    number = cluster.submit("--", "sleep", "60")
+    done = cluster("cancel", "99999", number)
+    assert done.returncode == 3
+    assert done.stdout == f"cancelling job {number}\n"
+    cluster("wait", number)
+
+
+def test_a_held_job_starts_when_it_is_released(cluster: Cluster, tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    first = cluster.submit("--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done")
+    number = cluster.submit("--after", f"{first}:finished", "--", "true")
+    assert "is held" in cluster.ok("hold", number)
+    go_on.touch()
+    cluster.ok("wait", first)
+    assert cluster.json("show", number)["held"] is True
+    assert "PENDING, HELD" in cluster.ok("ls", "--limit", "1")
+    assert cluster("wait", "--timeout", "100ms", number).returncode == 1
+    cluster.ok("release", number)
+    cluster.ok("wait", number)
+
+
+def test_failed_tasks_are_put_back(cluster: Cluster) -> None:
+    number = cluster.submit("--array", "0-2", "--", "sh", "-c", "test -e repaired || test {index} = 0")
+    assert cluster("wait", number).returncode == 1
+    (cluster.place / "repaired").touch()
+    assert cluster.ok("retry", number) == f"job {number}: 2 tasks put back\n"
+    cluster.ok("wait", number)
+
+
+# ---------------------------------------------------------------- events
+
+
+def test_events_tell_a_jobs_story(cluster: Cluster) -> None:
+    number = cluster.submit("--", "false")
+    cluster("wait", number)
+    kinds = [event["kind"] for event in cluster.json("events", "--job", number)["events"]]
+    assert kinds[0] == "EVENT_KIND_JOB_SUBMITTED"
+    # They come in one report of the node.
+    assert sorted(kinds[1:3]) == ["EVENT_KIND_ATTEMPT_ENDED", "EVENT_KIND_JOB_STARTED"]
+    assert kinds[3:] == ["EVENT_KIND_JOB_ENDED"]
+    assert "EXIT 1" in cluster.ok("events", "--job", number)
+
+
+def test_events_are_followed_a_line_each(cluster: Cluster) -> None:
+    with cluster.begin("events", "-f", "-o", "json", "--limit", "1") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        number = cluster.submit("--", "true")
+        # Leases of earlier jobs may close meanwhile.
+        lines = iter(process.stdout.readline, b"")
+        event = next(event for event in map(json.loads, lines) if event["job"] == number)
+        assert event["kind"] == "EVENT_KIND_JOB_SUBMITTED"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(CALL_S_MAX) == 130
+        assert process.stderr is not None
+        assert process.stderr.read().strip() == b""
+
+
+# ---------------------------------------------------------------- nodes, queues, tokens, the cluster
+
+
+def test_nodes_are_cordoned_drained_resumed_and_labelled(cluster: Cluster) -> None:
+    names = cluster.ok("node", "ls", "-o", "name").split()
+    assert len(names) == 2
+    cluster.ok("node", "cordon", names[0])
+    for _ in range(4):
+        assert cluster.json("show", f"{_submit_and_wait(cluster)}/0")["attempts"][0]["node"] == names[1]
+    assert "cordoned" in cluster.ok("node", "ls")
+    cluster.ok("node", "drain", names[0], "--deadline", "1m")
+    assert cluster.json("node", "show", names[0])["draining"] is True
+    cluster.ok("node", "resume", *names)
+    assert "disk=ssd" in cluster.ok("node", "label", names[0], "disk=ssd")
+    assert "disk=ssd" in cluster.ok("node", "show", names[0])
+    assert "no labels" in cluster.ok("node", "label", names[0], "disk=-")
+
+
+def _submit_and_wait(cluster: Cluster) -> str:
+    number = cluster.submit("--", "true")
+    cluster.ok("wait", number)
+    return number
+
+
+def test_a_connected_node_is_not_removed_by_mistake(cluster: Cluster) -> None:
+    name = cluster.ok("node", "ls", "-o", "name").split()[0]
+    done = cluster("node", "rm", name)
+    assert done.returncode == 4
+    assert "--force" in done.stderr
+
+
+def test_queues(cluster: Cluster) -> None:
+    cluster.ok("queue", "create", "video", "--weight", "3", "--quota", "cpu=2", "--quota", "memory=1GiB")
+    again = cluster("queue", "create", "video")
+    assert again.returncode == 4
+    cluster.ok("queue", "create", "video", "--weight", "5", "--update")
+    (video,) = [queue for queue in cluster.json("queue", "ls")["queues"] if queue["name"] == "video"]
+    assert video["weight"] == 5
+    number = cluster.submit("--queue", "video", "--priority", "7", "--", "true")
+    cluster.ok("wait", number)
+    assert cluster("submit", "--queue", "nobodys", "--", "true").returncode in (2, 3, 4)
+    cluster.ok("queue", "rm", "video")
+    assert "video" not in cluster.ok("queue", "ls", "-o", "name").split()
+
+
+def test_tokens(cluster: Cluster) -> None:
+    done = cluster("token", "create", "--ttl", "1h", "--uses", "2")
+    assert done.stdout.startswith("rota1_")
+    assert "rota agent --join 127.0.0.1:" in done.stderr
+    made = cluster.json("token", "create")
+    number = made["token"]["id"]
+    assert number in cluster.ok("token", "ls", "-o", "name").split()
+    assert made["secret"] not in cluster.ok("token", "ls", "-o", "json")
+    assert cluster.json("token", "revoke", number)["revoked"] is True
+
+
+def test_the_cluster_in_numbers(cluster: Cluster) -> None:
+    info = cluster.json("cluster", "info")
+    assert (info["nodes"], info["nodes_ready"], info["principal"]) == (2, 2, "admin")
+    assert "2 ready of 2" in cluster.ok("cluster", "info")

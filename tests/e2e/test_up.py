@@ -1,0 +1,393 @@
+"""`rota up` and `rota down`, parts by hand, and what happens when parts die."""
+
+import os
+import re
+import select
+import signal
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from rota.client.client import Client
+from rota.client.context import load_context
+from rota.client.errors import Unreachable
+from tests.e2e.conftest import CALL_S_MAX, ROTA, Cluster, processes_of
+
+
+def ended(pid: int) -> None:
+    """Returns once a process has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    with os.fdopen(descriptor):
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        assert poll.poll(CALL_S_MAX * 1000), pid
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+
+
+# ---------------------------------------------------------------- up and down
+
+
+def test_up_can_be_called_at_any_time(new_home: Cluster) -> None:
+    said = new_home.ok("up", "--detach")
+    assert re.search(r"rota is up: controller at 127\.0\.0\.1:\d+, 1 node ready, home ", said)
+    assert "try: rota run -- echo hello" in said
+    assert new_home.ok("run", "--", "echo", "hello") == "hello\n"
+    pids = {name: new_home.pid(name) for name in ("controller", "agent-0", "link-0")}
+    new_home.ok("up", "--detach")
+    assert {name: new_home.pid(name) for name in pids} == pids, "what ran was left alone"
+    # In the foreground it has nothing to stay for.
+    new_home.ok("up")
+    new_home.ok("up", "--detach", "--nodes", "3")
+    assert {name: new_home.pid(name) for name in pids} == pids
+    assert len(new_home.json("node", "ls")["nodes"]) == 3
+
+
+def test_the_home_is_for_its_owner_alone(new_home: Cluster) -> None:
+    new_home.ok("up", "--detach")
+    assert stat.S_IMODE(new_home.home.stat().st_mode) == 0o700
+    for secret in ("client/user.key", "tls/ca.key", "agent-0/tls/node.key"):
+        assert stat.S_IMODE((new_home.home / secret).stat().st_mode) == 0o600, secret
+
+
+def test_down_says_how_many_tasks_ran_and_they_run_again(new_home: Cluster, tmp_path: Path) -> None:
+    new_home.ok("up", "--detach", "--cpu", "4")
+    script = (
+        f"echo x >> {tmp_path}/started-$ROTA_TASK_INDEX; until test -e {tmp_path}/go-on; do sleep 0.02; done"
+    )
+    number = new_home.submit("--array", "0-2", "--", "sh", "-c", script)
+    until = time.monotonic() + CALL_S_MAX
+    while len(list(tmp_path.glob("started-*"))) < 3:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    pids = [new_home.pid(name) for name in ("controller", "agent-0", "link-0")]
+    said = new_home.ok("down")
+    assert said == (
+        "stopped 1 agent and the controller; 3 tasks were running and start again at the next 'rota up'\n"
+    )
+    for pid in pids:
+        ended(pid)
+    assert processes_of(new_home.home) == []
+    assert [file.name for file in (new_home.home / "run").iterdir()] == ["lock"]
+    (tmp_path / "go-on").touch()
+    new_home.ok("up", "--detach")
+    new_home.ok("wait", number)
+    task = new_home.json("show", f"{number}/1")
+    assert [attempt["cause"] for attempt in task["attempts"]] == ["CAUSE_PREEMPTED", "CAUSE_EXIT"]
+    assert len((tmp_path / "started-1").read_text().split()) == 2
+
+
+def test_down_where_nothing_runs(new_home: Cluster) -> None:
+    done = new_home("down")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == f"nothing runs in {new_home.home}\n"
+
+
+def test_up_again_brings_back_the_nodes_of_before(new_home: Cluster) -> None:
+    new_home.ok("up", "--detach", "--nodes", "2")
+    before = {node["id"] for node in new_home.json("node", "ls")["nodes"]}
+    address = new_home.json("cluster", "info")["leader"]
+    new_home.ok("down")
+    new_home.ok("up", "--detach")
+    assert {node["id"] for node in new_home.json("node", "ls")["nodes"]} == before
+    assert new_home.json("cluster", "info")["leader"] == address, "ports are kept"
+
+
+def test_in_the_foreground_ctrl_c_is_down(new_home: Cluster) -> None:
+    with new_home.begin("up") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().decode() for _ in range(4)]
+        assert lines[0].startswith("rota is up: ")
+        assert lines[3].startswith("Ctrl-C stops it")
+        assert new_home.ok("run", "--", "echo", "hello") == "hello\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=CALL_S_MAX)
+    assert process.returncode == 0
+    assert out.decode().splitlines()[-1] == "stopped 1 agent and the controller; no task was running"
+    assert err == b""
+    assert processes_of(new_home.home) == []
+
+
+def test_in_the_foreground_a_part_that_ends_is_noticed(new_home: Cluster) -> None:
+    with new_home.begin("up") as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith(b"Ctrl-C"):
+            pass
+        kill(new_home.pid("agent-0"))
+        _, err = process.communicate(timeout=CALL_S_MAX)
+    assert process.returncode == 1
+    assert b"ended; 'rota up' starts it again" in err
+
+
+def test_two_homes_do_not_disturb_each_other(new_home: Cluster, cluster: Cluster) -> None:
+    new_home.ok("up", "--detach")
+    assert new_home.ok("run", "--", "echo", "here") == "here\n"
+    assert new_home.json("cluster", "info")["uuid"] != cluster.json("cluster", "info")["uuid"]
+    new_home.ok("down")
+    assert cluster.ok("run", "--", "echo", "still here") == "still here\n"
+
+
+def test_two_ups_at_once_start_one_cluster(new_home: Cluster) -> None:
+    with new_home.begin("up", "--detach") as one, new_home.begin("up", "--detach") as two:
+        for process in (one, two):
+            out, err = process.communicate(timeout=CALL_S_MAX)
+            assert (process.returncode, err) == (0, b"")
+            assert b"1 node ready" in out
+    controllers = [pid for pid in processes_of(new_home.home) if _is(pid, b"controller")]
+    assert len(controllers) == 1
+
+
+def _is(pid: int, word: bytes) -> bool:
+    return word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
+# ---------------------------------------------------------------- what can be wrong
+
+
+def test_a_stale_pid_file_is_no_process(new_home: Cluster) -> None:
+    new_home.ok("up", "--detach")
+    new_home.ok("down")
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        for name in ("controller", "agent-0"):
+            file = new_home.home / "run" / f"{name}.pid"
+            file.write_text(f"{bystander.pid}\n")
+            # Written long before the process that has the number now began.
+            os.utime(file, (time.time() - 3600, time.time() - 3600))
+        new_home.ok("up", "--detach")
+        assert new_home.ok("run", "--", "echo", "hello") == "hello\n"
+        new_home.ok("down")
+        assert bystander.poll() is None, "somebody else's process was left alone"
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@pytest.mark.parametrize("text", ["", "x", "99999999", "-1"])
+def test_a_damaged_pid_file_is_no_process(text: str, new_home: Cluster) -> None:
+    (new_home.home / "run").mkdir(parents=True)
+    (new_home.home / "run" / "controller.pid").write_text(text)
+    assert new_home("down").stderr == f"nothing runs in {new_home.home}\n"
+
+
+def test_a_home_that_cannot_be_made_is_said_in_a_line(new_home: Cluster) -> None:
+    new_home.home.write_text("a file in the way")
+    done = new_home("up", "--detach")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "cannot be made" in line
+    assert "--home" in line
+    new_home.home.unlink()
+
+
+def test_a_port_in_use_is_said_in_a_line(new_home: Cluster) -> None:
+    new_home.ok("up", "--detach", "--nodes", "0")
+    port = int(new_home.json("cluster", "info")["leader"].rpartition(":")[2])
+    new_home.ok("down")
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        done = new_home("up", "--detach")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"cannot listen on 127.0.0.1:{port}" in line
+    new_home.ok("up", "--detach")
+
+
+def test_a_full_disk_is_said_in_a_line(new_home: Cluster) -> None:
+    new_home.home.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "rota-test", str(new_home.home)], check=True
+    )
+    try:
+        done = new_home("up", "--detach")
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert "Traceback" not in line
+        assert "full" in line.lower() or "space" in line.lower()
+    finally:
+        new_home("down")
+        subprocess.run(["umount", str(new_home.home)], check=True)
+
+
+# ---------------------------------------------------------------- by hand, and over several machines
+
+
+def test_a_controller_and_an_agent_by_hand(new_home: Cluster) -> None:
+    with new_home.begin("controller", "--listen", "127.0.0.1:0", stderr=subprocess.DEVNULL) as controller:
+        _until_context(new_home)
+        secret = new_home.ok("token", "create", "--uses", "1").strip()
+        join = re.search(r'"join": (\d+)', (new_home.home / "ports.json").read_text())
+        assert join is not None
+        other = new_home.home / "elsewhere"
+        arguments = ["--home", str(other), "--join", f"127.0.0.1:{join[1]}", "--name", "by-hand"]
+        machine = ["--cpu", "1.5", "--memory", "1GiB", "--resource", "power=10", "--label", "rack=7"]
+        with new_home.begin(
+            "agent", *arguments, *machine, "--token", secret, stderr=subprocess.DEVNULL
+        ) as agent:
+            assert new_home.ok("run", "--", "sh", "-c", "echo $ROTA_NODE_NAME") == "by-hand\n"
+            (node,) = new_home.json("node", "ls")["nodes"]
+            capacity = node["capacity"]
+            assert (capacity["cpu"], capacity["memory"], capacity["named"]) == (
+                "1500",
+                str(2**30),
+                {"power": "10000"},
+            )
+            assert node["labels"]["rack"] == "7"
+            assert int((other / "run" / "agent-0.pid").read_text()) == agent.pid
+            refused = new_home("agent", "--home", new_home.home / "third", *arguments[2:], "--token", secret)
+            assert refused.returncode == 4, refused
+            assert len(refused.stderr.splitlines()) == 1
+            agent.send_signal(signal.SIGTERM)
+            assert agent.wait(CALL_S_MAX) == 0
+        # It is a node for good: the token, used up, is not needed again.
+        with new_home.begin("agent", "--home", other, stderr=subprocess.DEVNULL) as agent:
+            assert new_home.ok("run", "--", "echo", "again") == "again\n"
+            agent.send_signal(signal.SIGINT)
+            assert agent.wait(CALL_S_MAX) == 0
+        controller.send_signal(signal.SIGTERM)
+        assert controller.wait(CALL_S_MAX) == 0
+
+
+def test_a_controller_tells_systemd_that_it_is_ready(new_home: Cluster) -> None:
+    path = new_home.place / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(path))
+        listener.settimeout(CALL_S_MAX)
+        environment = {**new_home.environment, "NOTIFY_SOCKET": str(path)}
+        with subprocess.Popen(
+            [*ROTA, "controller"], env=environment, stderr=subprocess.DEVNULL
+        ) as controller:
+            assert listener.recv(100) == b"READY=1"
+            assert new_home("cluster", "info").returncode == 0
+            controller.terminate()
+            assert controller.wait(CALL_S_MAX) == 0
+
+
+def _until_context(home: Cluster) -> None:
+    """Returns once a controller that was just started serves."""
+    until = time.monotonic() + CALL_S_MAX
+    while home("cluster", "info").returncode:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ([], 2, "this is no node yet"),
+        (["--join", "nonsense"], 2, "is no address"),
+        (["--join", "127.0.0.1:1", "--token", "x"], 2, "no join token"),
+    ],
+)
+def test_an_agent_that_cannot_join_says_why(
+    arguments: list[str], code: int, says: str, new_home: Cluster
+) -> None:
+    done = new_home("agent", *arguments)
+    assert done.returncode == code
+    (line,) = done.stderr.splitlines()
+    assert says in line
+
+
+def test_what_an_agent_declares_is_checked(cluster: Cluster) -> None:
+    # Enrolled as one of the cluster's, so that nothing is left to be refused but this.
+    done = cluster(
+        "agent", "--number", "0", "--memory", "2GBs", "--cpu", "x", "--resource", "power", "--label", "="
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "rota: --cpu: 'x' is not a number; try 2 or 0.5",
+        "rota: --memory: '2GBs' is not a size; try 2GB or 2GiB",
+        "rota: --resource: 'power' has no name and value; try power=100",
+        "rota: --label: '=' has no name and value; try rack=7",
+    ]
+
+
+# ---------------------------------------------------------------- parts die
+
+
+def test_a_run_survives_controller_and_link(new_home: Cluster, tmp_path: Path) -> None:
+    new_home.ok("up", "--detach")
+    script = f"for i in 1 2 3; do echo $i; until test -e {tmp_path}/$i; do sleep 0.02; done; done; exit 5"
+    with new_home.begin("run", "--", "sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        kill(new_home.pid("controller"))
+        (tmp_path / "1").touch()
+        new_home.ok("up", "--detach")
+        assert process.stdout.readline() == b"2\n"
+        kill(new_home.pid("link-0"))
+        (tmp_path / "2").touch()
+        assert process.stdout.readline() == b"3\n"
+        (tmp_path / "3").touch()
+        out, _ = process.communicate(timeout=CALL_S_MAX)
+    assert (process.returncode, out) == (5, b"")
+
+
+def test_up_starts_an_agent_that_was_killed_and_its_task_runs_again(
+    new_home: Cluster, tmp_path: Path
+) -> None:
+    new_home.ok("up", "--detach")
+    script = f"echo $ROTA_ATTEMPT; until test -e {tmp_path}/go-on; do sleep 0.02; done"
+    with new_home.begin("run", "--", "sh", "-c", script) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        link = new_home.pid("link-0")
+        kill(new_home.pid("agent-0"))
+        ended(link)
+        assert not [
+            pid for pid in _all_pids() if script.encode() in _cmdline(pid)[:-1] and pid != process.pid
+        ]
+        (tmp_path / "go-on").touch()
+        new_home.ok("up", "--detach")
+        out, _ = process.communicate(timeout=CALL_S_MAX)
+    assert (process.returncode, out) == (0, b"2\n")
+
+
+def _all_pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def _cmdline(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def test_an_unreachable_controller_is_tried_again_for_a_while(new_home: Cluster) -> None:
+    new_home.ok("up", "--detach", "--nodes", "0")
+    kill(new_home.pid("controller"))
+    context = load_context(new_home.home)
+    with Client(context, patience_s=0.5) as rota:
+        began = time.monotonic()
+        with pytest.raises(Unreachable, match="no controller answers at"):
+            rota.cluster()
+        assert 0.5 <= time.monotonic() - began < 5
+    with new_home.begin("cluster", "info", "-o", "name") as process:
+        new_home.ok("up", "--detach", "--nodes", "0")
+        out, _ = process.communicate(timeout=CALL_S_MAX)
+    assert process.returncode == 0
+    assert len(out.strip()) == 36
+
+
+def test_after_ten_seconds_an_unreachable_controller_is_given_up(new_home: Cluster) -> None:
+    new_home.ok("up", "--detach", "--nodes", "0")
+    new_home.ok("down")
+    began = time.monotonic()
+    done = new_home("ls")
+    assert done.returncode == 5
+    assert 9.5 < time.monotonic() - began < 15
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("(connection refused); is it running? 'rota up' starts it")
