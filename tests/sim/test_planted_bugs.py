@@ -31,9 +31,9 @@ def test_a_planted_bug_is_found_and_named(patch: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert applied.returncode == 0, f"{patch.name} does not fit the sources any more: {applied.stderr}"
+    command = "from rota.sim.cli import sim; sim()"
     run = subprocess.run(
-        [sys.executable, "-c", "from rota.sim.cli import sim; sim()", "check", "-x", "-j", "1"]
-        + ["--seeds", f"1..{SEEDS_MAX}"],
+        [sys.executable, "-c", command, "check", "-x", "-j", "1", "--seeds", f"1..{SEEDS_MAX}"],
         env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
         capture_output=True,
         text=True,

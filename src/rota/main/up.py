@@ -104,20 +104,23 @@ def _home_argument(home: Home) -> str:
 
 def _stay(home: Home) -> int:
     """In the foreground until Ctrl-C, which is `rota down`, or until a part ends."""
-    click.echo("Ctrl-C stops it; 'rota up --detach' would run it in the background")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as held:
         parts = {"the controller": home.controller_pid}
         parts |= {f"agent {home.node_name(number)}": home.agent_pid(number) for number in home.agents()}
         poll = select.poll()
         names = {}
+        ended = ""
         for name, pid_file in parts.items():
             process = held.enter_context(living(pid_file))
-            if process is not None:
+            if process is None:
+                ended = name
+            else:
                 poll.register(process.descriptor, select.POLLIN)
                 names[process.descriptor] = name
         try:
-            ended = names[poll.poll()[0][0]]
+            click.echo("Ctrl-C stops it; 'rota up --detach' would run it in the background")
+            ended = ended or names[poll.poll()[0][0]]
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             click.echo("stopping")

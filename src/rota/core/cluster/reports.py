@@ -283,7 +283,7 @@ def _apply(
 
 
 def _begin_job(work: Work, allocation: Allocation, report: AllocationReport, open_: BitMap) -> None:
-    """With the first attempt that has started the job runs, since then by the node's clock, if that can be."""
+    """With its first attempt the job runs: since then by the node's clock, if that can be."""
     job = allocation.job
     ended = [one for one in report.ended if one.started and one.index in open_]
     succeeded = indexset.from_ranges(report.succeeded) & open_
