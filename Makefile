@@ -69,6 +69,10 @@ test-nightly: setup ## the same at full size, hours if need be
 demo: setup ## a cluster, a real array job and its result, then all is stopped again
 	$(BIN)/python examples/demo/run.py
 
+.PHONY: docs
+docs: setup ## renew the parts of the documentation that follow from the code
+	@$(BIN)/python -m tools.docs
+
 .PHONY: lock
 lock: .venv/.installed ## renew requirements/*.lock after pyproject.toml changed (all versions: UPGRADE=--upgrade)
 	$(LOCK) --output-file requirements/runtime.lock

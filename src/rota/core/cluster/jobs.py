@@ -40,7 +40,7 @@ from rota.core.model import indexset
 from rota.core.model.protocol import Forget, Recall
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
-from rota.core.model.states import Cause, EventKind, JobState, StopReason, TaskState
+from rota.core.model.states import Cause, EventKind, JobKind, JobState, StopReason, TaskState
 
 IDEMPOTENCY_MS = 2 * 86_400_000
 RECALL_ALL = 2**32 - 1
@@ -124,6 +124,8 @@ def _after(
 def _impossible(work: Work, spec: JobSpec, path: str) -> list[str]:
     """Why no queue would take the job or no known node could ever carry it."""
     problems = []
+    if spec.kind is not JobKind.BATCH:
+        problems.append(f"{path}.kind: services are not run yet; leave it out, or say batch")
     queue = work.cluster.queue(spec.queue)
     if queue is None:
         known = ", ".join(sorted({"default", *work.cluster.queues}))

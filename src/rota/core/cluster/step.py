@@ -31,6 +31,7 @@ from rota.core.cluster.records import META_CLUSTER, META_COMMIT, ClusterMeta, Co
 from rota.core.cluster.soft import Settings, Soft
 from rota.core.cluster.state import Cluster
 from rota.core.cluster.work import Work
+from rota.core.model.states import EventKind
 
 _HANDLERS: dict[type, Callable[[Work, Any], None]] = {
     Submit: jobs.submit,
@@ -96,6 +97,7 @@ class Machine:
         commit = self.cluster.commit
         work.put(META_COMMIT, Commit(commit.term + 1, commit.seq, work.now_ms, commit.next_number))
         self.soft.leading = True
+        work.event(EventKind.LEADER_CHANGED, message=f"term {commit.term + 1} begins")
         nodes.begin(work)
         settling.begin(work)
         jobs.begin(work)

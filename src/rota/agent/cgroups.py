@@ -1,0 +1,238 @@
+"""One cgroup for each slot, used again by every attempt in it.
+
+Any writable cgroup2 mount serves to end a tree (`cgroup.kill`), the hybrid one of machines with
+cgroup v1 too. Limits need controllers, which whoever started the agent must have delegated.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from rota.agent.tree import send
+from rota.core.model.resources import Resources
+
+CPU_PERIOD_US = 100_000
+CPU_QUOTA_US_MIN = 1_000
+PIDS_MAX = 32_768
+
+_RECORD = "cgroup"
+_NAME_BYTES_MAX = 100
+_CONTROLLERS = ("memory", "cpu", "pids")
+_LIMITED_BY = {"memory": "memory", "cpu": "cpu"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroups:
+    """Where this agent's cgroups are.
+
+    `group` holds a cgroup for each slot, `rest` is where the agent's own processes are.
+    `controllers` are those that limit tasks.
+    """
+
+    group: Path
+    rest: Path
+    controllers: frozenset[str]
+
+    def slot(self, lease: int, slot: int) -> Path:
+        """A slot's cgroup, which may not be there yet."""
+        return self.group / f"{lease}.{slot}"
+
+    def clear(self) -> None:
+        """Kills what is in any slot's cgroup, and removes those that are empty."""
+        for path in _below(self.group):
+            kill(path)
+        for path in _below(self.group):
+            remove(path)
+
+
+def prepare(home: Path) -> tuple[Cgroups | None, list[str]]:
+    """The cgroups of the agent with this home, and a warning for each thing that cannot be enforced."""
+    found = _own()
+    if found is None or not writable():
+        return None, ["no cgroup can be made here: limits of memory and cpu are not enforced"]
+    mount, own = found
+    group = own / group_name(home)
+    group.mkdir(exist_ok=True)
+    (home / _RECORD).write_text(str(group))
+    rest = _make_room(mount, own)
+    controllers = frozenset(name for name in _CONTROLLERS if _enable(own, name) and _enable(group, name))
+    missing = sorted(set(_LIMITED_BY) - controllers)
+    warnings = [
+        f"limits of {' and '.join(missing)} are not enforced: their cgroup controllers are not delegated"
+    ]
+    return Cgroups(group, rest, controllers), warnings if missing else []
+
+
+def writable() -> bool:
+    """Whether cgroups can be made below this process's own."""
+    found = _own()
+    if found is None:
+        return False
+    probe = found[1] / f"rota-probe-{os.getpid()}"
+    try:
+        probe.mkdir()
+        is_one = (probe / "cgroup.procs").exists()
+        probe.rmdir()
+    except OSError:
+        return False
+    return is_one
+
+
+def recorded(home: Path) -> Path | None:
+    """The group that the last agent with this home had."""
+    try:
+        return Path((home / _RECORD).read_text())
+    except OSError:
+        return None
+
+
+def group_name(home: Path) -> str:
+    """Another one for each home: its path, as far as that makes a name."""
+    path = os.fsencode(home.resolve())
+    plain = re.sub(rb"[^A-Za-z0-9.]+", b"-", path)[-_NAME_BYTES_MAX:].decode()
+    # Paths of one name are told apart by two sums of different kinds.
+    return f"rota{plain}.{zlib.crc32(path):08x}{zlib.adler32(path):08x}"
+
+
+def _own() -> tuple[Path, Path] | None:
+    """The cgroup2 mount and this process's cgroup in it."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    inside = next((line[3:] for line in lines if line.startswith("0::")), None)
+    if inside is None:
+        return None
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[fields.index("-") + 1] == "cgroup2":
+            mount, root = Path(fields[4]), fields[3]
+            if root != "/" and (inside == root or inside.startswith(root + "/")):
+                inside = inside[len(root) :]
+            return mount, mount / inside.lstrip("/")
+    return None
+
+
+def _make_room(mount: Path, own: Path) -> Path:
+    """Moves this process out of its cgroup where that must be empty for its controllers to be passed on."""
+    if own == mount or not (own / "cgroup.controllers").read_text().split():
+        return own
+    if set(_pids(own)) != {os.getpid()}:
+        return own
+    rest = own / "agent"
+    try:
+        rest.mkdir(exist_ok=True)
+        (rest / "cgroup.procs").write_text(str(os.getpid()))
+    except OSError:
+        return own
+    return rest
+
+
+def _enable(group: Path, controller: str) -> bool:
+    try:
+        (group / "cgroup.subtree_control").write_text(f"+{controller}")
+    except OSError:
+        return False
+    return True
+
+
+def _below(group: Path) -> list[Path]:
+    return [path for path in group.iterdir() if path.is_dir()] if group.is_dir() else []
+
+
+# ---------------------------------------------------------------- one slot's
+
+
+class Slot:
+    """A slot's cgroup, kept open for the next attempt."""
+
+    def __init__(self, path: Path, shape: Resources, controllers: frozenset[str]) -> None:
+        """Makes it, with the limits of its shape. Raises OSError."""
+        self.path = path
+        self._counts_oom = "memory" in controllers
+        path.mkdir(parents=True, exist_ok=True)
+        _limit(path, shape, controllers)
+        self._procs = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        self._events = os.open(path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+
+    def enter(self) -> None:
+        """Moves this process into it. Raises OSError."""
+        os.write(self._procs, b"0")
+
+    def empty(self) -> bool:
+        """Whether no process is in it or below."""
+        try:
+            return b"populated 0" in os.pread(self._events, 256, 0)
+        except OSError:
+            return True
+
+    def oom_kills(self) -> int:
+        """How many processes in it were killed for want of memory, ever; 0 where nobody counts."""
+        if not self._counts_oom:
+            return 0
+        for line in (self.path / "memory.events").read_text().splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+        return 0
+
+    def close(self) -> None:
+        """Leaves it as it is."""
+        os.close(self._procs)
+        os.close(self._events)
+
+
+def _limit(path: Path, shape: Resources, controllers: frozenset[str]) -> None:
+    if "memory" in controllers and shape.memory:
+        (path / "memory.max").write_text(str(shape.memory))
+        for name, value in (("memory.swap.max", "0"), ("memory.oom.group", "1")):
+            with contextlib.suppress(OSError):
+                (path / name).write_text(value)
+    if "cpu" in controllers and shape.cpu:
+        quota_us = max(shape.cpu * CPU_PERIOD_US // 1000, CPU_QUOTA_US_MIN)
+        (path / "cpu.max").write_text(f"{quota_us} {CPU_PERIOD_US}")
+    if "pids" in controllers:
+        (path / "pids.max").write_text(str(PIDS_MAX))
+
+
+def remove(path: Path) -> None:
+    """Removes a cgroup and those within it; one that is still in use stays."""
+    for inner in _below(path):
+        remove(inner)
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+def kill(path: Path) -> None:
+    """Kills every process in it and below; it is empty a little later."""
+    try:
+        (path / "cgroup.kill").write_text("1")
+    except FileNotFoundError:
+        # Before Linux 5.14, or gone.
+        signal_all(path, signal.SIGKILL)
+    except OSError:
+        return
+
+
+def signal_all(path: Path, number: int) -> None:
+    """Signals every process in it and below."""
+    for inner in _below(path):
+        signal_all(inner, number)
+    for pid in _pids(path):
+        send(pid, number)
+
+
+def empty(path: Path) -> bool:
+    """Whether no process is in it or below."""
+    try:
+        return "populated 0" in (path / "cgroup.events").read_text()
+    except OSError:
+        return True
+
+
+def _pids(path: Path) -> list[int]:
+    try:
+        return [int(pid) for pid in (path / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []

@@ -1,0 +1,82 @@
+"""The small files of an agent's home: pid files, scripts, and input that waits."""
+
+import os
+from pathlib import Path
+
+
+def write_pid(path: Path | None, pid: int | None = None) -> None:
+    """Writes a pid file, whole or not at all; this process's without `pid`."""
+    if path is not None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        draft.write_text(f"{os.getpid() if pid is None else pid}\n")
+        draft.replace(path)
+
+
+def remove_pid(path: Path | None) -> None:
+    """Removes a pid file."""
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- scripts
+
+
+def script_path(home: Path, job: int, version: int) -> Path:
+    """Where a job's script is, for its tasks to run."""
+    return home / "scripts" / f"{job}.{version}"
+
+
+def clear_scripts(home: Path) -> None:
+    """Removes all scripts: before any task runs."""
+    for path in (home / "scripts").glob("*"):
+        path.unlink()
+
+
+def write_script(path: Path, text: str) -> None:
+    """Writes a script, whole or not at all. Raises OSError."""
+    if not path.exists():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        draft = path.with_name(f".{path.name}")
+        draft.write_text(text)
+        draft.chmod(0o755)
+        draft.replace(path)
+
+
+# ---------------------------------------------------------------- standard input
+
+
+def spool(path: Path, offset: int, data: bytes, *, end: bool) -> bool:
+    """Adds a piece of a task's standard input; whether there was anything new in it.
+
+    Pieces may come twice. One that would leave a gap is not taken: what is in between is lost, and
+    whoever sends it sends it again.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        size = file.tell()
+        if offset > size:
+            return False
+        fresh = data[size - offset :]
+        file.write(fresh)
+    if end:
+        _end_mark(path).touch()
+    return bool(fresh) or end
+
+
+def spooled(path: Path) -> tuple[int, bool]:
+    """How many bytes there are, and whether that is all."""
+    try:
+        return path.stat().st_size, _end_mark(path).exists()
+    except FileNotFoundError:
+        return 0, False
+
+
+def unspool(path: Path) -> None:
+    """Removes what a task has read, or never will."""
+    path.unlink(missing_ok=True)
+    _end_mark(path).unlink(missing_ok=True)
+
+
+def _end_mark(path: Path) -> Path:
+    return path.with_name(path.name + ".end")

@@ -1,0 +1,320 @@
+"""How an attempt becomes a process: its arguments, environment, directory, files, user.
+
+The spawner changes into the directory itself and enters the slot's cgroup before it spawns, so that
+the ordinary way is `posix_spawn`; for another user it is fork and exec.
+"""
+
+import errno
+import fcntl
+import os
+import pwd
+import re
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from rota.agent import output
+from rota.agent.spawn_frames import Launch, Prepare, Setup
+
+PATH_DEFAULT = "/usr/local/bin:/usr/bin:/bin"
+# What tasks have of the agent's own environment.
+INHERITED = ("PATH", "HOME", "USER", "LANG")
+
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+# Another user cannot read the agent's home, but may open again what is open.
+_SCRIPT_DESCRIPTOR = 3
+_PLACE = re.compile(r"\{(index|line)\}")
+_ALL_SIGNALS = sorted(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP})
+_DEV_NULL = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+class StartFailed(Exception):
+    """The attempt cannot be started; the message says what is wrong, and where."""
+
+
+@dataclass(slots=True)
+class Task:
+    """A process that runs. `files` are those that Rota keeps; `stdin` the end that feeds it, or -1."""
+
+    pid: int
+    files: tuple[str, ...]
+    stdin: int = -1
+
+
+class Files:
+    """The descriptors that a task begins with: 0, 1, 2 and, for a script of another user's, 3."""
+
+    def __init__(self, closing: ExitStack) -> None:
+        self.closing = closing
+        self.descriptors = [_DEV_NULL, _DEV_NULL, _DEV_NULL]
+        # To be opened by the task's user.
+        self.wanted: dict[int, str] = {}
+        self.kept: list[str] = []
+        self.feed = -1
+
+    def add(self, at: int, descriptor: int) -> None:
+        """This one is at that place."""
+        self.descriptors[at] = descriptor
+        self.closing.callback(os.close, descriptor)
+
+    def give_up(self) -> None:
+        """Nothing was started."""
+        if self.feed >= 0:
+            os.close(self.feed)
+        for path in self.kept:
+            Path(path).unlink(missing_ok=True)
+
+
+class Launcher:
+    """Starts the tasks of one node."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._home = Path(setup.home)
+        self._where = f"on node {setup.node_name}" if setup.node_name else "on this node"
+        self._inherited = dict(setup.environment)
+        self._programs: dict[tuple[str, str], str] = {}
+        self._map_user = dict(setup.map_user)
+
+    def start(self, job: Prepare, launch: Launch, entering: Callable[[], None]) -> Task:
+        """Starts an attempt, and calls `entering` before, in its parent.
+
+        Raises StartFailed, and what `entering` raises.
+        """
+        account = self._account(job)
+        environment = self._environment(job, launch, account)
+        cwd = job.cwd or environment.get("HOME", "/")
+        argv = self._argv(job, launch, own=account is None)
+        if account is None:
+            self._enter(cwd)
+        program = self._program(argv[0], cwd, environment.get("PATH", PATH_DEFAULT))
+        self._check_scripts_dir(job, argv, program, cwd)
+        entering()
+        with ExitStack() as closing:
+            files = Files(closing)
+            try:
+                self._open(files, job, launch, own=account is None)
+                if account is None:
+                    pid = _spawn(program, argv, environment, files)
+                else:
+                    pid = _fork(program, argv, environment, files, account, cwd)
+            except (OSError, ValueError) as error:
+                files.give_up()
+                raise StartFailed(self._trouble(error, program, cwd)) from None
+        return Task(pid, tuple(files.kept), files.feed)
+
+    def _open(self, files: Files, job: Prepare, launch: Launch, *, own: bool) -> None:
+        """Opens what the task begins with; what another user is to open is named instead. Raises OSError."""
+        if job.stdin:
+            files.descriptors[0], files.feed = os.pipe2(os.O_CLOEXEC)
+            files.closing.callback(os.close, files.descriptors[0])
+        for stream, asked in ((1, job.stdout), (2, job.stderr)):
+            path = self._put(asked, launch)
+            if not asked:
+                path = str(output.path(self._home, launch.job, *launch.attempt[:2], launch.number, stream))
+                files.add(stream, self._keep(path))
+                files.kept.append(path)
+            elif asked != "none" and own:
+                files.add(stream, os.open(path, _APPEND, 0o666))
+            elif asked != "none":
+                files.wanted[stream] = path
+        if job.script and not own:
+            files.descriptors.append(-1)
+            files.add(_SCRIPT_DESCRIPTOR, os.open(job.script, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _keep(self, path: str) -> int:
+        """Opens a file for output that is kept here."""
+        try:
+            return os.open(path, _APPEND, 0o600)
+        except FileNotFoundError:
+            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return os.open(path, _APPEND, 0o600)
+
+    def _trouble(self, error: OSError | ValueError, program: str, cwd: str) -> str:
+        if isinstance(error, ValueError):
+            return f"cannot run {program} {self._where}: {error}"
+        if error.filename == cwd and error.errno == errno.ENOENT:
+            return f"no directory {cwd} {self._where}"
+        if error.filename not in (None, program):
+            return f"cannot use {error.filename} {self._where}: {error.strerror}"
+        path = Path(cwd, program)
+        match error.errno:
+            case errno.ENOENT if path.exists():
+                return f"{program} {self._where} names an interpreter in its #! line that is not there"
+            case errno.ENOENT:
+                return f"no program {program} {self._where}"
+            case errno.ENOEXEC:
+                return f"{program} {self._where} is no program: it has no #! line"
+            case errno.E2BIG:
+                return f"arguments and environment are too large for {program} {self._where}"
+            case _:
+                return f"cannot run {program} {self._where}: {error.strerror}"
+
+    # ------------------------------------------------------------ what to run
+
+    def _argv(self, job: Prepare, launch: Launch, *, own: bool) -> list[str]:
+        words = [self._put(word, launch) for word in job.command]
+        if job.script:
+            script = job.script if own else f"/proc/self/fd/{_SCRIPT_DESCRIPTOR}"
+            words = [script, *words] if job.executable else ["/bin/sh", script, *words]
+        if job.path:
+            words.append(self._put(job.path, launch))
+        if not words:
+            raise StartFailed("the job has no command")
+        return words
+
+    def _put(self, word: str, launch: Launch) -> str:
+        """`{index}` and `{line}` replaced."""
+        if "{" not in word:
+            return word
+        index, line = str(launch.attempt[1]), launch.line
+        return _PLACE.sub(
+            lambda match: index if match[1] == "index" else match[0] if line is None else line, word
+        )
+
+    def _environment(self, job: Prepare, launch: Launch, account: pwd.struct_passwd | None) -> dict[str, str]:
+        environment = dict(self._inherited)
+        if account is not None:
+            environment.update(HOME=account.pw_dir, USER=account.pw_name)
+        environment.update(job.environment)
+        environment.update(
+            ROTA_JOB_ID=str(job.job),
+            ROTA_TASK_INDEX=str(launch.attempt[1]),
+            ROTA_TASK_COUNT=str(job.task_count),
+            ROTA_ATTEMPT=str(launch.number),
+            ROTA_NODE_NAME=self._setup.node_name,
+            ROTA_LINE=launch.line or "",
+        )
+        return environment
+
+    def _program(self, name: str, cwd: str, search: str) -> str:
+        """The file to run, found as a shell would find it."""
+        if "/" in name:
+            return name
+        found = self._programs.get((name, search))
+        if found is not None and os.access(found, os.X_OK):
+            return found
+        for folder in search.split(":"):
+            path = os.path.join(cwd, folder, name)  # noqa: PTH118 - an empty folder is the current one
+            if os.access(path, os.X_OK) and Path(path).is_file():
+                self._programs[name, search] = path
+                return path
+        raise StartFailed(f"no program {name!r} {self._where}; looked in {search}")
+
+    def _check_scripts_dir(self, job: Prepare, argv: list[str], program: str, cwd: str) -> None:
+        """Where only the scripts of one folder may run: that is `program script`, or the script itself."""
+        if not self._setup.scripts_dir:
+            return
+        allowed = Path(self._setup.scripts_dir).resolve()
+        if job.script or (job.path and len(job.command) > 1):
+            raise StartFailed(
+                f"the agent {self._where} runs scripts in {allowed} alone: one program and a path"
+            )
+        wanted = Path(cwd, argv[-1] if job.path else program)
+        if not wanted.resolve().is_relative_to(allowed):
+            raise StartFailed(f"{wanted} is outside {allowed}, and the agent {self._where} runs nothing else")
+
+    # ------------------------------------------------------------ where, and as whom
+
+    def _account(self, job: Prepare) -> pwd.struct_passwd | None:
+        """The account to run as; None for the agent's own."""
+        if not job.account:
+            return None
+        name = self._map_user.get(job.account, job.account)
+        try:
+            account = pwd.getpwnam(name)
+        except KeyError:
+            raise StartFailed(
+                f"no account {name!r} {self._where}; add it, or start its agent with --map-user {name}=WHOM"
+            ) from None
+        if account.pw_uid == os.geteuid():
+            return None
+        if os.geteuid() != 0:
+            raise StartFailed(f"the agent {self._where} is not root and cannot run tasks as {name!r}")
+        return account
+
+    def _enter(self, cwd: str) -> None:
+        try:
+            os.chdir(cwd)
+        except (OSError, ValueError) as error:
+            raise StartFailed(self._trouble(error, "", cwd)) from None
+
+
+# ---------------------------------------------------------------- the process itself
+
+
+def _spawn(program: str, argv: list[str], environment: dict[str, str], files: Files) -> int:
+    """The ordinary way. Raises OSError, and ValueError for what no program can be given."""
+    return os.posix_spawn(
+        program,
+        argv,
+        environment,
+        file_actions=[
+            (os.POSIX_SPAWN_DUP2, descriptor, at) for at, descriptor in enumerate(files.descriptors)
+        ],
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_ALL_SIGNALS,
+    )
+
+
+def _fork(
+    program: str,
+    argv: list[str],
+    environment: dict[str, str],
+    files: Files,
+    account: pwd.struct_passwd,
+    cwd: str,
+) -> int:
+    """For another user. Raises OSError, with the name of the file if one is to blame."""
+    failed, failing = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        # Out of the way of the task's own descriptors.
+        failing = fcntl.fcntl(failing, fcntl.F_DUPFD_CLOEXEC, 64)
+        try:
+            _become(program, argv, environment, files, account, cwd)
+        except OSError as error:
+            os.write(failing, f"{error.errno} {error.filename or ''}".encode(errors="replace"))
+        except ValueError:
+            os.write(failing, b"%d " % errno.EINVAL)
+        finally:
+            os._exit(127)
+    os.close(failing)
+    with os.fdopen(failed, "rb") as pipe:
+        trouble = pipe.read()
+    if not trouble:
+        return pid
+    os.waitpid(pid, 0)
+    number, _, name = trouble.partition(b" ")
+    raise OSError(int(number), os.strerror(int(number)), os.fsdecode(name) or None)
+
+
+def _become(
+    program: str,
+    argv: list[str],
+    environment: dict[str, str],
+    files: Files,
+    account: pwd.struct_passwd,
+    cwd: str,
+) -> NoReturn:
+    """The child becomes the task. Raises OSError."""
+    os.setsid()
+    for number in _ALL_SIGNALS:
+        # Python knows no way to set those that the C library keeps for itself.
+        with suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.initgroups(account.pw_name, account.pw_gid)
+    os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
+    os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
+    os.chdir(cwd)
+    for at, descriptor in enumerate(files.descriptors):
+        os.dup2(os.open(files.wanted[at], _APPEND, 0o666) if at in files.wanted else descriptor, at)
+    try:
+        os.execve(program, argv, environment)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror) from None

@@ -1,0 +1,181 @@
+"""The link: the process between a supervisor and the controller. It translates, dials, and starts no process.
+
+    python -m rota.agent.link --home HOME --fd N
+
+N is an inherited end of a socketpair, on which it exchanges `link_frames` with the supervisor. It dials the
+controller at each of its addresses in turn, for as long as it lives, and says when a stream stands and when
+it is gone; what is said on a stream is the supervisor's. When the socketpair ends, the supervisor is dead:
+every process that the journal names is killed, and the link exits.
+"""
+
+import argparse
+import asyncio
+import itertools
+import logging
+import random
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import assert_never
+
+from rota.agent.cleanup import kill_journaled_trees
+from rota.agent.codec import Codec, Frames, frame
+from rota.agent.link_frames import AttemptEnded, End, FromLink, Say, SendOutput, ToLink
+from rota.agent.link_identity import Identity, IdentityError, read_identity
+from rota.agent.link_output import OutputSender
+from rota.agent.link_stream import Stream
+
+EXIT_NO_IDENTITY = 3
+RETRY_S_MIN = 0.1
+RETRY_S_MAX = 5.0
+RECEIVE_BYTES = 256 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+_FROM_LINK: Codec[FromLink] = Codec(FromLink)
+_TO_LINK: Codec[ToLink] = Codec(ToLink)
+
+
+class SupervisorGone(Exception):
+    """The socketpair has ended."""
+
+
+class Supervisor:
+    """The other end of the socketpair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._end = end
+        self._sending = asyncio.Lock()
+
+    async def tell(self, message: FromLink) -> None:
+        """Says something; waits while the supervisor is busy. Raises SupervisorGone."""
+        data = frame(_FROM_LINK.encode(message))
+        async with self._sending:
+            try:
+                await asyncio.get_running_loop().sock_sendall(self._end, data)
+            except OSError as gone:
+                raise SupervisorGone from gone
+
+    async def orders(self) -> AsyncIterator[ToLink]:
+        """What it says, to the end of the socketpair. Raises SupervisorGone."""
+        frames = Frames()
+        while True:
+            try:
+                data = await asyncio.get_running_loop().sock_recv(self._end, RECEIVE_BYTES)
+            except OSError as gone:
+                raise SupervisorGone from gone
+            if not data:
+                raise SupervisorGone
+            for one in frames.feed(data):
+                yield _TO_LINK.decode(one)
+
+
+class Link:
+    """Both sides of the link, on one event loop."""
+
+    def __init__(self, home: Path, identity: Identity, supervisor: Supervisor) -> None:
+        self._identity = identity
+        self._supervisor = supervisor
+        self._stream: Stream | None = None
+        self._output = OutputSender(home)
+
+    async def run(self) -> None:
+        """Lives until the supervisor is gone; then raises SupervisorGone."""
+        tasks = [
+            asyncio.create_task(self._dial(), name="dial"),
+            asyncio.create_task(self._listen(), name="orders"),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        """Does what the supervisor says."""
+        async for order in self._supervisor.orders():
+            self._obey(order)
+
+    def _obey(self, order: ToLink) -> None:
+        stream = self._stream
+        match order:
+            case Say(number, message):
+                if stream is not None and stream.number == number:
+                    stream.say(message)
+            case End(number):
+                if stream is not None and stream.number == number:
+                    stream.finish(order)
+            case SendOutput(read, live):
+                if stream is not None:
+                    self._output.start(stream.channel, read, live=live)
+            case AttemptEnded(allocation, index, attempt):
+                self._output.ended((allocation, index, attempt))
+            case _:
+                assert_never(order)
+
+    async def _dial(self) -> None:
+        """One stream after the other; each pause is longer than the one before, up to RETRY_S_MAX."""
+        failures = 0
+        addresses = itertools.cycle(self._identity.addresses)
+        for number in itertools.count(1):
+            address = next(addresses)
+            async with self._identity.channel(address) as channel:
+                self._stream = Stream(number, channel, self._supervisor.tell)
+                reason = await self._stream.run()
+                end, heard = self._stream.end, self._stream.heard
+                self._stream = None
+                await self._output.stop()
+            _log.info("stream %d to %s ended: %s", number, address, reason)
+            failures = 0 if heard else failures + 1
+            if end is not None and end.final:
+                _log.info("no further stream is wanted: %s", end.reason)
+                await asyncio.Event().wait()
+            await asyncio.sleep(pause_s(failures, end.retry_ms if end is not None else 0))
+
+
+def pause_s(failures: int, asked_ms: int) -> float:
+    """Seconds until the next try: twice as long with each failure, and apart at random.
+
+    So the nodes of a cluster do not all come at once.
+    """
+    if asked_ms:
+        return asked_ms / 1000 * random.uniform(1.0, 1.2)
+    longest = min(RETRY_S_MAX, RETRY_S_MIN * (1 << min(failures, 10)))
+    return longest * random.uniform(0.5, 1.0)
+
+
+async def _live(home: Path, descriptor: int) -> None:
+    with socket.socket(fileno=descriptor) as end:
+        await Link(home, read_identity(home), Supervisor(end)).run()
+
+
+def main() -> int:
+    """The process."""
+    parser = argparse.ArgumentParser(prog="python -m rota.agent.link", description="An agent's link.")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--fd", type=int, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # What asks a whole group of processes to end (Ctrl-C, a service manager) is the supervisor's affair: it
+    # still has things to report, and when it ends, so does the link.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        asyncio.run(_live(arguments.home, arguments.fd))
+    except SupervisorGone:
+        kill_journaled_trees(arguments.home)
+    except IdentityError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_NO_IDENTITY
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What the supervisor and its spawners say to each other, as frames of `rota.agent.codec`.
+
+Up go the machine's own inputs: Spawned, SpawnFailed, Exited.
+"""
+
+from dataclasses import dataclass
+
+from rota.core.model.resources import Resources
+from rota.core.node.entries import Attempt
+from rota.core.node.inputs import Exited, Spawned, SpawnFailed
+
+# ---------------------------------------------------------------- to a spawner
+
+
+@dataclass(slots=True)
+class Setup:
+    """The first frame: what all tasks of this node have in common.
+
+    `environment` is what they have of the agent's own. `controllers` are those of the cgroups that
+    limit; where there are none at all, `rest` is empty.
+    """
+
+    home: str
+    node_name: str
+    environment: tuple[tuple[str, str], ...]
+    rest: str
+    controllers: tuple[str, ...]
+    scripts_dir: str
+    map_user: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class Prepare:
+    """A template, ahead of the first Launch of it.
+
+    `script`: the file that is run with `command` as its arguments, by its `#!` line if it is
+    `executable`, else by a shell; empty where the command is the program.
+    """
+
+    job: int
+    version: int
+    command: tuple[str, ...]
+    script: str
+    executable: bool
+    path: str
+    environment: tuple[tuple[str, str], ...]
+    cwd: str
+    stdout: str
+    stderr: str
+    stdin: bool
+    task_count: int
+    account: str
+
+
+@dataclass(slots=True)
+class Launch:
+    """Starts an attempt; answered by Spawned or SpawnFailed, and after Spawned by Exited.
+
+    `cgroup` is the slot's, empty where there is none; `shape` what the slot may use.
+    """
+
+    attempt: Attempt
+    job: int
+    version: int
+    number: int
+    cgroup: str
+    shape: Resources
+    line: str | None = None
+    start_before_ms: int | None = None
+
+
+@dataclass(slots=True)
+class Kill:
+    """Signals an attempt: its main process, or its tree. SIGKILL to the tree ends the attempt."""
+
+    attempt: Attempt
+    signal: int
+    tree: bool
+
+
+@dataclass(slots=True)
+class Feed:
+    """So much of a task's standard input is in its file now; `end`: that is all."""
+
+    allocation: int
+    index: int
+    size: int
+    end: bool
+
+
+ToSpawner = Setup | Prepare | Launch | Kill | Feed
+FromSpawner = Spawned | SpawnFailed | Exited

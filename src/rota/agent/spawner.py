@@ -1,0 +1,385 @@
+"""A spawner: the parent of tasks. One thread, a socket to the supervisor, and its children.
+
+Where there are cgroups a spawner has many attempts at a time, each in its slot's cgroup; where there
+are none it has one at a time, and the attempt's tree is all that hangs below the spawner, which is a
+sub-reaper. An attempt's result is its main process's; when that has ended, what is left of the tree
+is killed, and the attempt has ended when nothing is left.
+"""
+
+import os
+import select
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage, struct_rusage
+from typing import assert_never
+
+from rota.agent import cgroups, files, output, tree
+from rota.agent.codec import Codec, Frames, frame
+from rota.agent.launch import Launcher, StartFailed, Task
+from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, ToSpawner
+from rota.core.model.states import Cause
+from rota.core.node.entries import Attempt
+from rota.core.node.inputs import Exited, Spawned, SpawnFailed
+
+RECEIVE_BYTES = 256 * 1024
+# How long an ending tree is left alone before it is killed again: twice as long each time.
+AGAIN_MS_MIN = 5
+AGAIN_MS_MAX = 500
+# How often outputs are measured.
+MEASURE_MS = 1_000
+SLOTS_COUNT_MAX = 256
+# How long a spawner without a supervisor tries to end its tasks.
+END_S_MAX = 10.0
+
+_TO_SPAWNER: Codec[ToSpawner] = Codec(ToSpawner)
+_FROM_SPAWNER: Codec[FromSpawner] = Codec(FromSpawner)
+
+
+class SupervisorGone(Exception):
+    """The socket has ended."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """An attempt whose tree is not gone. Times in seconds of the monotonic clock."""
+
+    launch: Launch
+    task: Task
+    started_s: float
+    slot: cgroups.Slot | None
+    oom_kills: int
+    floor_kib: int
+    # TERM or KILL went out while the main process lived.
+    signalled: bool = False
+    status: int | None = None
+    usage: struct_rusage | None = None
+    ended_s: float = 0.0
+    feeds: bool = False
+    fed: int = 0
+    input: Feed = field(default_factory=lambda: Feed(0, 0, 0, False))
+
+
+class Spawner:
+    """Lives as long as its socket."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._frames = Frames()
+        self._answers: list[bytes] = []
+        self._setup: Setup | None = None
+        self._launcher: Launcher | None = None
+        self._jobs: dict[tuple[int, int], Prepare] = {}
+        self._live: dict[Attempt, _Live] = {}
+        self._mains: dict[int, _Live] = {}
+        self._ending: dict[Attempt, _Live] = {}
+        self._slots: dict[str, cgroups.Slot] = {}
+        self._rest = -1
+        self._childless = True
+        self._again_ms = AGAIN_MS_MIN
+        self._measured_s = 0.0
+        self._can_punch = True
+        self._poll = select.poll()
+        self._feeding: dict[int, _Live] = {}
+
+    def run(self) -> None:
+        """Until the supervisor is gone; then everything is killed."""
+        tree.become_subreaper()
+        woken = _wake_on_child()
+        self._poll.register(self._end, select.POLLIN)
+        self._poll.register(woken, select.POLLIN)
+        try:
+            while True:
+                self._turn(woken)
+        except SupervisorGone:
+            self._kill_all()
+
+    def _turn(self, woken: int) -> None:
+        for descriptor, _ in self._poll.poll(self._timeout_ms()):
+            if descriptor == woken:
+                os.read(woken, 4096)
+            elif descriptor in self._feeding:
+                self._pump(self._feeding[descriptor])
+            else:
+                self._receive()
+        self._reap()
+        for live in list(self._ending.values()):
+            self._finish(live)
+        self._measure()
+        if self._answers:
+            answers = b"".join(self._answers)
+            self._answers.clear()
+            try:
+                self._end.sendall(answers)
+            except OSError:
+                raise SupervisorGone from None
+
+    def _timeout_ms(self) -> int | None:
+        if self._ending:
+            self._again_ms = min(2 * self._again_ms, AGAIN_MS_MAX)
+            return self._again_ms
+        return MEASURE_MS if self._live else None
+
+    def _receive(self) -> None:
+        try:
+            data = self._end.recv(RECEIVE_BYTES)
+        except OSError:
+            data = b""
+        if not data:
+            raise SupervisorGone
+        for one in self._frames.feed(data):
+            self._obey(_TO_SPAWNER.decode(one))
+        # No directory is to be kept from being removed or unmounted.
+        os.chdir("/")
+
+    def _obey(self, order: ToSpawner) -> None:
+        match order:
+            case Launch():
+                self._launch(order)
+            case Kill():
+                self._kill(order)
+            case Prepare():
+                self._jobs[order.job, order.version] = order
+            case Feed():
+                self._feed(order)
+            case Setup():
+                self._set_up(order)
+            case _:
+                assert_never(order)
+
+    def _set_up(self, setup: Setup) -> None:
+        self._setup = setup
+        self._launcher = Launcher(setup)
+        self._jobs.clear()
+        if setup.rest and self._rest < 0:
+            self._rest = os.open(f"{setup.rest}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+
+    def _answer(self, answer: FromSpawner) -> None:
+        self._answers.append(frame(_FROM_SPAWNER.encode(answer)))
+
+    # ------------------------------------------------------------ starting
+
+    def _launch(self, launch: Launch) -> None:
+        assert self._launcher is not None
+        now_s = time.monotonic()
+        late = launch.start_before_ms is not None and _boot_ms() >= launch.start_before_ms
+        if late:
+            message = "the node was out of contact for too long"
+            self._answer(SpawnFailed(launch.attempt, message, Cause.NODE_LOST))
+            return
+        try:
+            slot = self._slot(launch)
+            oom_kills = slot.oom_kills() if slot is not None else 0
+            job = self._jobs[launch.job, launch.version]
+            task = self._launcher.start(job, launch, slot.enter if slot is not None else lambda: None)
+        except StartFailed as failed:
+            self._answer(SpawnFailed(launch.attempt, _printable(str(failed))))
+            return
+        except OSError as error:
+            message = f"cannot use the cgroup {launch.cgroup}: {error.strerror}"
+            self._answer(SpawnFailed(launch.attempt, message, Cause.AGENT_ERROR))
+            return
+        finally:
+            if self._rest >= 0:
+                os.write(self._rest, b"0")
+        self._childless = False
+        live = _Live(launch, task, now_s, slot, oom_kills, getrusage(RUSAGE_SELF).ru_maxrss)
+        self._live[launch.attempt] = self._mains[task.pid] = live
+        found = tree.process(task.pid)
+        assert found is not None, task
+        self._answer(Spawned(launch.attempt, task.pid, found.start_ticks))
+        if task.stdin >= 0:
+            live.feeds = True
+            os.set_blocking(task.stdin, False)
+
+    def _slot(self, launch: Launch) -> cgroups.Slot | None:
+        """The cgroup to start in. Raises OSError."""
+        name = launch.cgroup
+        if not name:
+            return None
+        if name not in self._slots:
+            assert self._setup is not None
+            if len(self._slots) >= SLOTS_COUNT_MAX:
+                used = {live.launch.cgroup for live in self._live.values()}
+                for unused in set(self._slots) - used:
+                    self._slots.pop(unused).close()
+            self._slots[name] = cgroups.Slot(Path(name), launch.shape, frozenset(self._setup.controllers))
+        return self._slots[name]
+
+    # ------------------------------------------------------------ ending
+
+    def _reap(self) -> None:
+        while not self._childless:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                self._childless = True
+                return
+            if not pid:
+                return
+            live = self._mains.pop(pid, None)
+            if live is not None:
+                live.status, live.usage, live.ended_s = status, usage, time.monotonic()
+                self._ending[live.launch.attempt] = live
+                self._again_ms = AGAIN_MS_MIN
+
+    def _finish(self, live: _Live) -> None:
+        """Says that an attempt has ended, if nothing of its tree is left; else kills that."""
+        if not (self._childless if live.slot is None else live.slot.empty()):
+            self._kill_tree(live)
+            return
+        del self._live[live.launch.attempt], self._ending[live.launch.attempt]
+        if live.feeds:
+            self._close_input(live)
+            files.unspool(self._input_path(live))
+        for name in live.task.files:
+            _remove_if_empty(name)
+        self._answer(self._result(live))
+
+    def _result(self, live: _Live) -> Exited:
+        assert live.status is not None
+        assert live.usage is not None
+        cause, code = Cause.EXIT, os.waitstatus_to_exitcode(live.status)
+        if code < 0:
+            cause, code = Cause.SIGNAL, -code
+        failed = (cause, code) != (Cause.EXIT, 0)
+        if failed and live.slot is not None and live.slot.oom_kills() > live.oom_kills:
+            cause = Cause.OOM
+        return Exited(
+            live.launch.attempt,
+            cause,
+            code,
+            duration_ms=round((live.ended_s - live.started_s) * 1000),
+            cpu_user_ms=round(live.usage.ru_utime * 1000),
+            cpu_system_ms=round(live.usage.ru_stime * 1000),
+            # A process begins with its parent's peak in this count: what is not above it is unknown.
+            memory_peak_kib=live.usage.ru_maxrss if live.usage.ru_maxrss > live.floor_kib else 0,
+            ended_before_signal=not live.signalled,
+        )
+
+    def _kill(self, kill: Kill) -> None:
+        # What has ended by now ended by itself.
+        self._reap()
+        live = self._live.get(kill.attempt)
+        if live is None or live.status is not None:
+            return
+        if kill.tree:
+            live.signalled = True
+        if not kill.tree:
+            tree.send(live.task.pid, kill.signal)
+        elif kill.signal == signal.SIGKILL:
+            self._kill_tree(live)
+        elif live.slot is not None:
+            cgroups.signal_all(live.slot.path, kill.signal)
+        else:
+            tree.signal_below(os.getpid(), kill.signal)
+
+    def _kill_tree(self, live: _Live) -> None:
+        if live.slot is not None:
+            cgroups.kill(live.slot.path)
+        else:
+            tree.kill_below(os.getpid())
+
+    def _kill_all(self) -> None:
+        """There is nobody left to tell."""
+        deadline_s = time.monotonic() + END_S_MAX
+        while self._live and time.monotonic() < deadline_s:
+            for live in self._live.values():
+                if live.status is None:
+                    self._kill_tree(live)
+            self._reap()
+            for live in list(self._ending.values()):
+                self._finish(live)
+            time.sleep(AGAIN_MS_MIN / 1000)
+
+    # ------------------------------------------------------------ input and output
+
+    def _feed(self, feed: Feed) -> None:
+        for live in self._live.values():
+            if live.launch.attempt[:2] == (feed.allocation, feed.index):
+                live.input = feed
+                self._pump(live)
+                return
+
+    def _pump(self, live: _Live) -> None:
+        """Writes what has come for the task, as far as its pipe takes it."""
+        stdin = live.task.stdin
+        if stdin < 0 or (live.fed == live.input.size and not live.input.end):
+            # It has none, or nothing has come for it: its file may not even be there yet.
+            return
+        waits = False
+        try:
+            with self._input_path(live).open("rb") as spool:
+                spool.seek(live.fed)
+                while live.fed < live.input.size:
+                    data = spool.read(min(64 * 1024, live.input.size - live.fed))
+                    live.fed += os.write(stdin, data)
+                    spool.seek(live.fed)
+        except BlockingIOError:
+            waits = True
+        except (BrokenPipeError, FileNotFoundError):
+            live.fed = live.input.size
+            self._close_input(live)
+            return
+        if waits and stdin not in self._feeding:
+            self._poll.register(stdin, select.POLLOUT)
+            self._feeding[stdin] = live
+        elif not waits:
+            self._stop_feeding(stdin)
+            if live.input.end:
+                self._close_input(live)
+
+    def _input_path(self, live: _Live) -> Path:
+        assert self._setup is not None
+        return output.input_path(Path(self._setup.home), live.launch.job, *live.launch.attempt[:2])
+
+    def _stop_feeding(self, stdin: int) -> None:
+        if self._feeding.pop(stdin, None) is not None:
+            self._poll.unregister(stdin)
+
+    def _close_input(self, live: _Live) -> None:
+        if live.task.stdin >= 0:
+            self._stop_feeding(live.task.stdin)
+            os.close(live.task.stdin)
+            live.task.stdin = -1
+
+    def _measure(self) -> None:
+        """Holds the output of what has run for a while to its limit."""
+        now_s = time.monotonic()
+        if not self._live or not self._can_punch or now_s < self._measured_s + MEASURE_MS / 1000:
+            return
+        self._measured_s = now_s
+        for live in self._live.values():
+            if live.task.files and now_s > live.started_s + MEASURE_MS / 1000:
+                try:
+                    output.hold_to_limit(live.task.files)
+                except OSError:
+                    # The agent's warnings say so from its start.
+                    self._can_punch = False
+
+
+def _wake_on_child() -> int:
+    """A descriptor that is readable when a child has ended."""
+    woken, waking = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return woken
+
+
+def _boot_ms() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def _printable(message: str) -> str:
+    """File names may hold bytes that are no text."""
+    return message.encode(errors="replace").decode()
+
+
+def _remove_if_empty(name: str) -> None:
+    try:
+        if os.stat(name).st_size == 0:  # noqa: PTH116 - once for each attempt
+            os.unlink(name)  # noqa: PTH108
+    except OSError:
+        return

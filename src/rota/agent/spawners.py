@@ -1,0 +1,236 @@
+"""The supervisor's side of the spawners: which one runs what, and what happens when one dies.
+
+With cgroups a few spawners share all attempts. Without, each has one attempt at a time, and there
+come to be as many as run at once.
+"""
+
+import contextlib
+import itertools
+import os
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import rota
+from rota.agent import cgroups, tree
+from rota.agent.channel import Channel
+from rota.agent.codec import Codec, Malformed
+from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, ToSpawner
+from rota.core.model.states import Cause
+from rota.core.node.entries import Attempt
+from rota.core.node.inputs import Exited, NodeInput, Spawned
+
+SHARED_COUNT_MAX = 4
+# Templates that a spawner keeps before it is made to forget them all.
+JOBS_COUNT_MAX = 128
+# How long the supervisor waits for what a dead spawner left to be gone.
+SWEEP_S_MAX = 5.0
+_SWEEP_PAUSE_S = 0.002
+
+_TO_SPAWNER: Codec[ToSpawner] = Codec(ToSpawner)
+_FROM_SPAWNER: Codec[FromSpawner] = Codec(FromSpawner)
+
+
+class _Spawner:
+    """One spawner. Its pid is known a little after it can be spoken to."""
+
+    def __init__(self, number: int, end: socket.socket, setup: Setup) -> None:
+        self.number = number
+        self.channel: Channel[FromSpawner, ToSpawner] = Channel(end, _FROM_SPAWNER, _TO_SPAWNER)
+        self.pid = 0
+        self.attempts: dict[Attempt, Launch] = {}
+        self._jobs: set[tuple[int, int]] = set()
+        self.set_up(setup)
+
+    def set_up(self, setup: Setup) -> None:
+        self._jobs.clear()
+        self.channel.put(setup)
+
+    def launch(self, launch: Launch, prepare: Callable[[], Prepare], setup: Setup) -> None:
+        job = (launch.job, launch.version)
+        if job not in self._jobs:
+            if len(self._jobs) >= JOBS_COUNT_MAX:
+                self.set_up(setup)
+            self._jobs.add(job)
+            self.channel.put(prepare())
+        self.attempts[launch.attempt] = launch
+        self.channel.put(launch)
+
+
+class Spawners:
+    """All spawners, and their mother. `inputs` takes what they say."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        setup: Setup,
+        inputs: Callable[[NodeInput], None],
+        own_pids: Callable[[], set[int]],
+    ) -> None:
+        """`own_pids` gives the supervisor's further children, which are no task's."""
+        self._selector = selector
+        self._setup = setup
+        self._inputs = inputs
+        self._own_pids = own_pids
+        self._exclusive = not setup.rest
+        self._count_max = min(os.cpu_count() or 1, SHARED_COUNT_MAX)
+        self._spawners: list[_Spawner] = []
+        self._running: dict[Attempt, _Spawner] = {}
+        self._unsent: set[_Spawner] = set()
+        self._numbers = itertools.count(1)
+        # What dead spawners ran, by their numbers, until what they left is gone.
+        self._orphaned: dict[int, list[Attempt]] = {}
+        self.mother_pid = 0
+        self._control = self._start_mother()
+
+    # ------------------------------------------------------------ what is asked of them
+
+    def set_up(self, setup: Setup) -> None:
+        """What all tasks have in common has changed."""
+        self._setup = setup
+        for spawner in self._spawners:
+            spawner.set_up(setup)
+            self._unsent.add(spawner)
+
+    def launch(self, launch: Launch, prepare: Callable[[], Prepare]) -> None:
+        """Starts an attempt; `prepare` gives its template where the spawner does not have it."""
+        spawner = self._choose()
+        self._running[launch.attempt] = spawner
+        spawner.launch(launch, prepare, self._setup)
+        self._unsent.add(spawner)
+
+    def kill(self, attempt: Attempt, number: int, *, whole_tree: bool) -> None:
+        """Signals an attempt that runs."""
+        self._put(attempt, Kill(attempt, number, whole_tree))
+
+    def feed(self, attempt: Attempt, size: int, *, end: bool) -> None:
+        """Says how much of its input there is to an attempt that runs."""
+        self._put(attempt, Feed(attempt[0], attempt[1], size, end))
+
+    def _put(self, attempt: Attempt, message: ToSpawner) -> None:
+        spawner = self._running.get(attempt)
+        if spawner is not None:
+            spawner.channel.put(message)
+            self._unsent.add(spawner)
+
+    def flush(self) -> None:
+        """Sends what was asked."""
+        for spawner in self._unsent:
+            if spawner.channel.flush():
+                self._selector.modify(
+                    spawner.channel, selectors.EVENT_READ | selectors.EVENT_WRITE, self._ready(spawner)
+                )
+        self._unsent.clear()
+
+    def _choose(self) -> _Spawner:
+        if self._exclusive:
+            return next((one for one in self._spawners if not one.attempts), None) or self._add()
+        if len(self._spawners) < self._count_max and all(one.attempts for one in self._spawners):
+            return self._add()
+        return min(self._spawners, key=lambda one: len(one.attempts))
+
+    # ------------------------------------------------------------ what they say
+
+    def _ready(self, spawner: _Spawner) -> Callable[[int], None]:
+        def ready(mask: int) -> None:
+            if mask & selectors.EVENT_WRITE and not spawner.channel.flush():
+                self._selector.modify(spawner.channel, selectors.EVENT_READ, ready)
+            if mask & selectors.EVENT_READ:
+                self._hear(spawner)
+
+        return ready
+
+    def _hear(self, spawner: _Spawner) -> None:
+        try:
+            answers = spawner.channel.receive()
+            for answer in answers or ():
+                # An attempt that was given up with a spawner thought dead is not heard of again.
+                if answer.attempt in spawner.attempts:
+                    if not isinstance(answer, Spawned):
+                        del spawner.attempts[answer.attempt], self._running[answer.attempt]
+                    self._inputs(answer)
+        except Malformed:
+            answers = None
+        if answers is None:
+            self._bury(spawner)
+
+    def _bury(self, spawner: _Spawner) -> None:
+        """A spawner is dead: what it ran is killed, and ends as AGENT_ERROR when nothing of it is left."""
+        self._selector.unregister(spawner.channel)
+        spawner.channel.close()
+        self._spawners.remove(spawner)
+        self._unsent.discard(spawner)
+        self._orphaned[spawner.number] = list(spawner.attempts)
+        for launch in spawner.attempts.values():
+            del self._running[launch.attempt]
+            if launch.cgroup:
+                cgroups.kill(Path(launch.cgroup))
+        with contextlib.suppress(OSError):
+            self._control.send(b"S%d" % spawner.number)
+
+    def _swept(self, number: int) -> None:
+        """The mother has killed what hung below her. What had lost her before hangs below this process."""
+        deadline_s = time.monotonic() + SWEEP_S_MAX
+        spared = frozenset({self.mother_pid, *(spawner.pid for spawner in self._spawners), *self._own_pids()})
+        while tree.signal_below(os.getpid(), 0, spared) and time.monotonic() < deadline_s:
+            tree.kill_below(os.getpid(), spared)
+            time.sleep(_SWEEP_PAUSE_S)
+        for attempt in self._orphaned.pop(number, ()):
+            self._inputs(Exited(attempt, Cause.AGENT_ERROR, message="the process that watched it died"))
+
+    # ------------------------------------------------------------ the mother
+
+    def _start_mother(self) -> socket.socket:
+        control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        os.set_inheritable(end.fileno(), True)
+        root = str(Path(rota.__file__).parent.parent)
+        self.mother_pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-S", "-s", "-m", "rota.agent.spawner_main", "--fd", str(end.fileno())],
+            {"PYTHONPATH": root, "PATH": os.environ.get("PATH", "")},
+        )
+        end.close()
+        self._selector.register(control, selectors.EVENT_READ, self._hear_mother)
+        return control
+
+    def _add(self) -> _Spawner:
+        ours, theirs = socket.socketpair()
+        spawner = _Spawner(next(self._numbers), ours, self._setup)
+        self._spawners.append(spawner)
+        self._selector.register(spawner.channel, selectors.EVENT_READ, self._ready(spawner))
+        # Where that fails the mother is dead, and this spawner with her: its socket says so.
+        with theirs, contextlib.suppress(OSError):
+            socket.send_fds(self._control, [b"F%d" % spawner.number], [theirs.fileno()])
+        return spawner
+
+    def _hear_mother(self, _mask: int) -> None:
+        try:
+            message = self._control.recv(64)
+        except OSError:
+            message = b""
+        if not message:
+            self._mother_died()
+        elif message.startswith(b"S"):
+            self._swept(int(message[1:]))
+        else:
+            number, pid = map(int, message.split())
+            for spawner in self._spawners:
+                if spawner.number == number:
+                    spawner.pid = pid
+
+    def close(self) -> None:
+        """Ends them, and her."""
+        for spawner in self._spawners:
+            spawner.channel.close()
+        self._control.close()
+
+    def _mother_died(self) -> None:
+        """What hung below her hangs below this process now; the spawners go on."""
+        self._selector.unregister(self._control)
+        self._control.close()
+        self._control = self._start_mother()
+        for number in list(self._orphaned):
+            self._swept(number)

@@ -1,0 +1,141 @@
+"""What tasks wrote: held to its limit by holes, and read while it grows."""
+
+import os
+import select
+import sys
+from pathlib import Path
+
+import pytest
+
+from rota.agent import output
+from rota.agent.output import Piece, Reader
+from rota.core.model.protocol import Forget, ReadOutput
+from rota.core.model.spec import JobSpec
+from tests.shell.agent.harness import agent, until
+
+
+def _read_all(reader: Reader, count_max: int = 1_000) -> list[Piece]:
+    pieces = []
+    while (piece := reader.read(count_max)) is not None:
+        pieces.append(piece)
+    return pieces
+
+
+def test_a_file_is_read_in_pieces_and_on_as_it_grows(tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(b"0123456789")
+    reader = Reader(file, offset=3, follow=True)
+    assert _read_all(reader, 4) == [Piece(3, b"3456"), Piece(7, b"789")]
+    assert not select.select([reader], [], [], 0)[0]
+    with file.open("ab") as more:
+        more.write(b"abc")
+    assert select.select([reader], [], [], 10)[0]
+    assert _read_all(reader) == [Piece(10, b"abc")]
+    assert not select.select([reader], [], [], 0)[0]
+    reader.close()
+
+
+def test_a_file_may_come_later(tmp_path: Path) -> None:
+    file = tmp_path / "7" / "10" / "0" / "0.1.out"
+    reader = Reader(file, follow=True)
+    assert reader.read(10) is None
+    file.write_bytes(b"here")
+    assert select.select([reader], [], [], 10)[0]
+    assert _read_all(reader) == [Piece(0, b"here")]
+    reader.close()
+    assert Reader(tmp_path / "not" / "there").read(10) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "lines", "tail"),
+    [
+        (b"a\nb\nc\n", 2, b"b\nc\n"),
+        (b"a\nb\nc", 2, b"b\nc"),
+        (b"a\nb\nc\n", 9, b"a\nb\nc\n"),
+        (b"\n\n\n", 2, b"\n\n"),
+        (b"", 2, b""),
+        (b"x" * 200_000 + b"\nlast\n", 1, b"last\n"),
+        (b"first\n" + b"x" * 200_000 + b"\nlast\n", 2, b"x" * 200_000 + b"\nlast\n"),
+    ],
+)
+def test_the_last_lines(tmp_path: Path, text: bytes, lines: int, tail: bytes) -> None:
+    file = tmp_path / "x"
+    file.write_bytes(text)
+    reader = Reader(file, tail_lines=lines)
+    assert b"".join(piece.data for piece in _read_all(reader, 1_000_000)) == tail
+    reader.close()
+
+
+def _big(file: Path, size: int) -> None:
+    with file.open("wb") as out:
+        for at in range(0, size, 1_000_000):
+            out.write(b"%015d\n" % at * 62_500)
+
+
+def test_what_is_too_much_goes_from_the_middle(tmp_path: Path) -> None:
+    out, err = tmp_path / "0.1.out", tmp_path / "0.1.err"
+    _big(out, 120_000_000)
+    before = out.read_bytes()
+    output.hold_to_limit([str(out), str(err)])
+    assert out.stat().st_size == 120_000_000
+    kept = out.stat().st_blocks * 512
+    assert 99_000_000 < kept < output.ATTEMPT_BYTES_MAX + 100_000
+    reader = Reader(out)
+    pieces = _read_all(reader, 1_000_000)
+    reader.close()
+    gaps = [piece for piece in pieces if piece.gap_bytes]
+    assert len(gaps) == 1
+    assert 19_900_000 < gaps[0].gap_bytes < 20_100_000
+    assert sum(len(piece.data) + piece.gap_bytes for piece in pieces) == 120_000_000
+    for piece in pieces:
+        assert before[piece.offset : piece.offset + len(piece.data)] == piece.data
+    # It grows on, and again the middle goes: what was the end then is not kept.
+    with out.open("ab") as more:
+        more.write(b"z" * 30_000_000)
+    output.hold_to_limit([str(out), str(err)])
+    assert out.stat().st_blocks * 512 < output.ATTEMPT_BYTES_MAX + 100_000
+    # What one stream does not use the other may have, and no more.
+    _big(err, 60_000_000)
+    output.hold_to_limit([str(out), str(err)])
+    assert (out.stat().st_blocks + err.stat().st_blocks) * 512 < output.ATTEMPT_BYTES_MAX + 200_000
+    assert err.stat().st_blocks * 512 > 49_000_000
+
+
+def test_a_task_that_writes_without_end_is_held_to_the_limit(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time\n"
+        "for i in range(160): os.write(1, b'%015d\\n' % i * 62500)\n"
+        "open(sys.argv[1], 'w').close()\n"
+        "while os.fstat(1).st_blocks * 512 > 105_000_000: time.sleep(0.02)\n"
+        "print('end', flush=True)\n"
+    )
+    with agent(tmp_path / "home") as node:
+        node.grant(JobSpec(command=(sys.executable, "-c", code, str(tmp_path / "written"))))
+        until((tmp_path / "written").exists, "it wrote nothing")
+        node.until(lambda: (10, 0) in node.succeeded)
+        file = output.path(node.home, 10, 10, 0, 1, 1)
+        assert file.stat().st_size == 160_000_004
+        with file.open("rb") as read:
+            read.seek(-4, os.SEEK_END)
+            assert read.read() == b"end\n"
+
+
+def test_readers_are_told_of_the_end_and_forgotten_output_is_deleted(tmp_path: Path) -> None:
+    with agent(tmp_path / "home") as node:
+        node.grant(JobSpec(command=("sh", "-c", "echo one; read x; echo $x"), stdin=True))
+        read = ReadOutput(1, 10, 10, 0, 1, 1, 0, 0, True)
+        node.down(read)
+        from rota.agent.link_frames import AttemptEnded, SendOutput
+        from rota.core.model.protocol import Input
+
+        node.until(lambda: SendOutput(read, True) in node.told)
+        assert AttemptEnded(10, 0, 1) not in node.told
+        node.down(Input(10, 0, 0, b"two\n", True))
+        node.until(lambda: AttemptEnded(10, 0, 1) in node.told)
+        node.until(lambda: (10, 0) in node.succeeded)
+        assert node.output() == "one\ntwo\n"
+        node.down(read)
+        node.until(lambda: SendOutput(read, False) in node.told)
+        node.down(Forget((10, 11)))
+        until(lambda: not (node.home / "out" / "10").exists(), "it was not deleted")
+        until(lambda: not list((node.home / "trash").iterdir()), "it is still in the trash")

@@ -1,0 +1,128 @@
+"""A spawner by itself: what it is asked, and what it answers."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rota.agent.codec import Codec, Frames, frame
+from rota.agent.spawn_frames import FromSpawner, Kill, Launch, Prepare, Setup, ToSpawner
+from rota.core.model.resources import Resources
+from rota.core.model.states import Cause
+from rota.core.node.inputs import Exited, Spawned, SpawnFailed
+from tests.shell.agent.harness import WAIT_S_MAX, alive, gone
+
+
+class Conversation:
+    """A mother process, and one spawner of hers."""
+
+    def __init__(self, home: Path) -> None:
+        self._control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "rota.agent.spawner_main", "--fd", str(end.fileno())]
+        with end:
+            self.mother = subprocess.Popen(command, pass_fds=(end.fileno(),))
+        self.end, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._control, [b"F7"], [theirs.fileno()])
+        number, pid = self._control.recv(64).split()
+        assert number == b"7"
+        self.pid = int(pid)
+        self.end.settimeout(WAIT_S_MAX)
+        self._frames = Frames()
+        self._codec: Codec[ToSpawner] = Codec(ToSpawner)
+        self._answers: Codec[FromSpawner] = Codec(FromSpawner)
+        self._heard: list[FromSpawner] = []
+        self.say(Setup(str(home), "n1", (("PATH", "/usr/bin:/bin"), ("HOME", "/")), "", (), "", ()))
+
+    def say(self, *messages: ToSpawner) -> None:
+        self.end.sendall(b"".join(frame(self._codec.encode(message)) for message in messages))
+
+    def hear(self) -> FromSpawner:
+        while not self._heard:
+            self._heard += map(self._answers.decode, self._frames.feed(self.end.recv(65536)))
+        return self._heard.pop(0)
+
+    def close(self) -> None:
+        self.end.close()
+        self._control.close()
+        self.mother.wait(WAIT_S_MAX)
+
+
+def prepare(*command: str) -> Prepare:
+    return Prepare(7, 1, command, "", False, "", (), "/", "", "", False, 1, "")
+
+
+def launch(index: int, start_before_ms: int | None = None) -> Launch:
+    return Launch((10, index, 1), 7, 1, 1, "", Resources(), None, start_before_ms)
+
+
+@pytest.fixture
+def spawner(tmp_path: Path) -> Iterator[Conversation]:
+    made = Conversation(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_task_is_spawned_and_its_end_told(spawner: Conversation) -> None:
+    spawner.say(prepare("sh", "-c", "exit 5"), launch(0))
+    born = spawner.hear()
+    assert isinstance(born, Spawned)
+    assert born.attempt == (10, 0, 1)
+    ended = spawner.hear()
+    assert isinstance(ended, Exited)
+    assert (ended.cause, ended.code, ended.ended_before_signal) == (Cause.EXIT, 5, True)
+    assert ended.memory_peak_kib == 0, "less than the spawner's own is not known"
+
+
+def test_what_is_too_late_is_not_started(spawner: Conversation) -> None:
+    now_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+    spawner.say(prepare("true"), launch(0, now_ms), launch(1, now_ms + 60_000))
+    assert spawner.hear() == SpawnFailed(
+        (10, 0, 1), "the node was out of contact for too long", Cause.NODE_LOST
+    )
+    assert isinstance(spawner.hear(), Spawned)
+
+
+def test_a_signal_after_the_end_is_no_signal(spawner: Conversation) -> None:
+    spawner.say(prepare("true"), launch(0))
+    born = spawner.hear()
+    assert isinstance(born, Spawned)
+    gone([born.pid])
+    spawner.say(Kill((10, 0, 1), 15, True), Kill((10, 99, 1), 9, True))
+    ended = spawner.hear()
+    assert isinstance(ended, Exited)
+    assert ended.ended_before_signal
+    spawner.say(prepare("sleep", "1000"), launch(1))
+    assert isinstance(spawner.hear(), Spawned)
+    spawner.say(Kill((10, 1, 1), 15, True))
+    ended = spawner.hear()
+    assert isinstance(ended, Exited)
+    assert (ended.cause, ended.code, ended.ended_before_signal) == (Cause.SIGNAL, 15, False)
+
+
+def test_without_a_supervisor_it_ends_its_tasks_and_itself(spawner: Conversation) -> None:
+    spawner.say(prepare("sh", "-c", "trap '' TERM; while :; do sleep 1; done"), launch(0))
+    born = spawner.hear()
+    assert isinstance(born, Spawned)
+    spawner.end.close()
+    gone([born.pid, spawner.pid])
+    assert spawner.mother.poll() is None
+
+
+def test_what_makes_no_sense_ends_it(spawner: Conversation) -> None:
+    spawner.end.sendall(frame(b"[99]"))
+    gone([spawner.pid])
+    assert spawner.mother.poll() is None
+
+
+def test_a_dead_mother_is_survived(spawner: Conversation) -> None:
+    spawner.mother.kill()
+    spawner.mother.wait(WAIT_S_MAX)
+    spawner.say(prepare("true"), launch(0))
+    assert isinstance(spawner.hear(), Spawned)
+    assert isinstance(spawner.hear(), Exited)
+    assert alive(spawner.pid)

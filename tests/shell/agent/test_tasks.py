@@ -1,0 +1,275 @@
+"""Tasks as real processes under a real supervisor: what they are given, and what is said of them."""
+
+import json
+import os
+import pwd
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rota.core.model.protocol import Ended, Input, Stop
+from rota.core.model.spec import JobSpec
+from rota.core.model.states import Cause, StopReason
+from tests.shell.agent.harness import Agent, agent
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+NOBODY = "nobody"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Agent]:
+    with agent(tmp_path / "home", environment={"LANG": "C.UTF-8", "SECRET": "1"}) as made:
+        yield made
+
+
+def _failed(node: Agent, spec: JobSpec, allocation: int = 10, account: str = "") -> Ended:
+    ended = node.run(spec, allocation=allocation, account=account)
+    assert ended is not None
+    return ended
+
+
+# ---------------------------------------------------------------- ends
+
+
+def test_success(node: Agent) -> None:
+    assert node.run(JobSpec(command=("true",))) is None
+    (report,) = [part for part in node.reports if part.succeeded]
+    assert len(report.columns.duration_ms) == 1
+    assert not (node.home / "out" / "10" / "10" / "0" / "0.1.out").exists(), "empty files are removed"
+
+
+def test_exit_codes_and_signals(node: Agent) -> None:
+    ended = _failed(node, JobSpec(command=("sh", "-c", "exit 41")))
+    assert (ended.cause, ended.code, ended.started) == (Cause.EXIT, 41, True)
+    ended = _failed(node, JobSpec(command=("sh", "-c", "kill -SEGV $$")), allocation=11)
+    assert (ended.cause, ended.code) == (Cause.SIGNAL, signal.SIGSEGV)
+
+
+def test_what_was_used_is_told(node: Agent) -> None:
+    code = (
+        "x = bytearray(60_000_000)\nimport time\nwhile time.process_time() < 0.2: pass\nraise SystemExit(1)"
+    )
+    ended = _failed(node, JobSpec(command=(sys.executable, "-S", "-c", code)))
+    assert ended.duration_ms >= 200
+    assert ended.cpu_user_ms + ended.cpu_system_ms >= 190
+    assert 58_000 < ended.memory_peak_kib < 200_000
+
+
+def test_a_time_limit(node: Agent) -> None:
+    script = 'trap "echo warned" USR1; trap "echo term; exit 9" TERM; echo up; while :; do sleep 0.02; done'
+    spec = JobSpec(command=("sh", "-c", script), time_limit=700, signal="USR1@400ms", grace=5_000)
+    ended = _failed(node, spec)
+    assert (ended.cause, ended.code) == (Cause.TIME_LIMIT, 9)
+    assert node.output() == "up\nwarned\nterm\n"
+    assert 650 <= ended.duration_ms < 5_000
+
+
+def test_two_thousand_times_true(node: Agent) -> None:
+    node.grant(JobSpec(command=("/bin/true",)), ((0, 1_999),))
+    node.until(lambda: len(node.succeeded) == 2_000)
+    assert not node.ended
+
+
+# ---------------------------------------------------------------- arguments, environment, files
+
+
+def _seen(node: Agent, spec: JobSpec, index: int = 0, lines: tuple[str, ...] = ()) -> dict[str, object]:
+    """What a task sees of itself."""
+    code = (
+        "import json,os,signal,sys\n"
+        "fds = sorted(int(f) for f in os.listdir('/proc/self/fd'))\n"
+        "fds = [f for f in fds if os.path.exists('/proc/self/fd/%d' % f)]\n"
+        "status = dict(l.split(':', 1) for l in open('/proc/self/status'))\n"
+        "json.dump(dict(argv=sys.argv[1:], env=dict(os.environ), cwd=os.getcwd(), fds=fds, uid=os.getuid(),\n"
+        "  groups=os.getgroups(), sid=os.getsid(0) == os.getpid(), stdin=os.readlink('/proc/self/fd/0'),\n"
+        "  blocked=status['SigBlk'].strip(), ignored=status['SigIgn'].strip()), sys.stdout)\n"
+    )
+    program = (sys.executable, "-S", "-E", "-c", code)
+    node.grant(replace(spec, command=(*program, *spec.command)), ((index, index),), lines=lines)
+    node.until(lambda: (10, index) in node.succeeded or (10, index) in node.ended)
+    assert (10, index) in node.succeeded, node.ended
+    seen = json.loads(node.output(index=index))
+    assert isinstance(seen, dict)
+    return seen
+
+
+def test_the_environment_is_what_was_promised(node: Agent) -> None:
+    spec = JobSpec(command=("a b", "{index}", "{line}", "{other}"), env=(("X", "1"), ("LANG", "C")))
+    seen = _seen(node, spec, 1_007, ("the {index} line",))
+    assert seen["argv"] == ["a b", "1007", "the {index} line", "{other}"]
+    environment = seen["env"]
+    assert isinstance(environment, dict)
+    environment.pop("LC_CTYPE", None)
+    assert environment == {
+        "PATH": os.environ["PATH"],
+        "HOME": os.environ["HOME"],
+        **({"USER": os.environ["USER"]} if "USER" in os.environ else {}),
+        "LANG": "C",
+        "X": "1",
+        "ROTA_JOB_ID": "10",
+        "ROTA_TASK_INDEX": "1007",
+        "ROTA_TASK_COUNT": "1008",
+        "ROTA_ATTEMPT": "1",
+        "ROTA_NODE_NAME": "n1",
+        "ROTA_LINE": "the {index} line",
+    }
+
+
+def test_a_task_begins_with_nothing_of_the_agents(node: Agent, tmp_path: Path) -> None:
+    seen = _seen(node, JobSpec(cwd=str(tmp_path)))
+    assert seen["fds"] == [0, 1, 2]
+    assert seen["cwd"] == str(tmp_path)
+    assert seen["stdin"] == "/dev/null"
+    assert seen["sid"] is True
+    assert (seen["blocked"], seen["argv"]) == ("0" * 16, [])
+    # What Python itself ignores, SIGPIPE (13) and SIGXFSZ (25), and the C library, 32 and 33.
+    assert int(str(seen["ignored"]), 16) & ~sum(1 << number - 1 for number in (13, 25, 32, 33)) == 0
+
+
+def test_output_goes_where_it_was_asked(node: Agent, tmp_path: Path) -> None:
+    spec = JobSpec(
+        command=("sh", "-c", "echo out; echo err >&2"),
+        cwd=str(tmp_path),
+        stdout="to-{index}.txt",
+        stderr="none",
+    )
+    assert node.run(spec) is None
+    assert (tmp_path / "to-0.txt").read_text() == "out\n"
+    assert node.run(JobSpec(command=("sh", "-c", "echo out; echo err >&2")), allocation=11) is None
+    assert node.output(11) == "out\n"
+    assert node.output(11, stream="err") == "err\n"
+
+
+def test_a_script_runs_by_its_first_line(node: Agent) -> None:
+    script = f"#!{sys.executable}\nimport sys\nprint(sys.argv[1:])\n"
+    assert node.run(JobSpec(script=script, command=("x", "{index}"))) is None
+    assert node.output() == "['x', '0']\n"
+    assert node.run(JobSpec(script='echo "$0: $1"', command=("y",)), allocation=11) is None
+    assert node.output(11) == f"{node.home}/scripts/11.1: y\n"
+
+
+def test_a_path_is_one_more_argument(node: Agent, tmp_path: Path) -> None:
+    (tmp_path / "count.sh").write_text("echo counted\n")
+    assert node.run(JobSpec(command=("bash",), path="count.sh", cwd=str(tmp_path))) is None
+    assert node.output() == "counted\n"
+
+
+def test_input_reaches_the_task_as_it_comes(node: Agent) -> None:
+    node.grant(JobSpec(command=("cat",), stdin=True))
+    text = os.urandom(300_000).hex()
+    data = text.encode()
+    node.until(lambda: (10, 0) in node.started)
+    for offset in range(0, len(data), 100_000):
+        node.down(Input(10, 0, offset, data[offset : offset + 100_000], False))
+        # A piece may come twice, and a later one too early.
+        node.down(Input(10, 0, offset, data[offset : offset + 100_000], False))
+        node.down(Input(10, 0, offset + 500_000, b"x", False))
+    node.down(Input(10, 0, len(data), b"", True))
+    node.until(lambda: (10, 0) in node.succeeded)
+    assert node.output() == text
+    assert not list(node.home.glob("out/10/10/0/*.in*"))
+
+
+def test_input_may_come_before_the_task_and_need_not_be_read(node: Agent) -> None:
+    node.grant(JobSpec(command=("sleep", "1000")), ((0, 1),))
+    node.grant(JobSpec(command=("true",), stdin=True), allocation=11)
+    node.down(Input(11, 0, 0, b"y" * 200_000, True))
+    node.down(Stop(10, 1, (), StopReason.CANCEL, 0))
+    node.until(lambda: (11, 0) in node.succeeded)
+
+
+# ---------------------------------------------------------------- what cannot be started
+
+
+def test_what_is_missing_is_named(node: Agent, tmp_path: Path) -> None:
+    ended = _failed(node, JobSpec(command=("true",), cwd="/not/there"))
+    assert (ended.cause, ended.started) == (Cause.START_FAILED, False)
+    assert ended.message == "no directory /not/there on node n1"
+    ended = _failed(node, JobSpec(command=("no-such-program",), env=(("PATH", "/bin"),)), allocation=11)
+    assert ended.message == "no program 'no-such-program' on node n1; looked in /bin"
+    ended = _failed(node, JobSpec(command=("./there",), cwd=str(tmp_path)), allocation=12)
+    assert ended.message == "no program ./there on node n1"
+    (tmp_path / "plain").write_text("text")
+    ended = _failed(node, JobSpec(command=("./plain",), cwd=str(tmp_path)), allocation=13)
+    assert ended.message == "cannot run ./plain on node n1: Permission denied"
+    (tmp_path / "plain").chmod(0o755)
+    ended = _failed(node, JobSpec(command=("./plain",), cwd=str(tmp_path)), allocation=14)
+    assert ended.message == "./plain on node n1 is no program: it has no #! line"
+    (tmp_path / "plain").write_text("#!/not/there\n")
+    ended = _failed(node, JobSpec(command=("./plain",), cwd=str(tmp_path)), allocation=15)
+    assert ended.message == "./plain on node n1 names an interpreter in its #! line that is not there"
+    ended = _failed(node, JobSpec(command=("true",), stdout="/not/there/x"), allocation=16)
+    assert ended.message == "cannot use /not/there/x on node n1: No such file or directory"
+    ended = _failed(node, JobSpec(command=("true", "x" * 200_000)), allocation=17)
+    assert ended.message == "arguments and environment are too large for /usr/bin/true on node n1"
+
+
+def test_an_agent_for_scripts_runs_nothing_else(tmp_path: Path) -> None:
+    allowed = tmp_path / "scripts"
+    allowed.mkdir()
+    (allowed / "in.sh").write_text("#!/bin/sh\necho in\n")
+    (allowed / "in.sh").chmod(0o755)
+    (tmp_path / "out.sh").write_text("echo out\n")
+    (allowed / "link.sh").symlink_to(tmp_path / "out.sh")
+    with agent(tmp_path / "home", "--scripts-dir", str(allowed)) as node:
+        cwd = str(allowed)
+        assert node.run(JobSpec(command=("sh",), path="in.sh", cwd=cwd)) is None
+        assert node.run(JobSpec(command=("./in.sh", "x"), cwd=cwd), allocation=11) is None
+        wrong = [
+            JobSpec(command=("sh",), path="link.sh", cwd=cwd),
+            JobSpec(command=("sh",), path="../out.sh", cwd=cwd),
+            JobSpec(command=("sh",), path="scripts/../out.sh", cwd=str(tmp_path)),
+            JobSpec(command=("sh", "-c", "echo x"), cwd=cwd),
+            JobSpec(command=("sh", "-c"), path="in.sh", cwd=cwd),
+            JobSpec(script="echo x", cwd=cwd),
+        ]
+        for number, spec in enumerate(wrong, 12):
+            ended = _failed(node, spec, allocation=number)
+            assert ended.cause == Cause.START_FAILED, spec
+            assert str(allowed) in ended.message
+
+
+# ---------------------------------------------------------------- other users
+
+
+@as_root
+def test_a_task_of_another_user(node: Agent) -> None:
+    account = pwd.getpwnam(NOBODY)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        _as_nobody(node, Path(folder), account)
+
+
+def _as_nobody(node: Agent, folder: Path, account: pwd.struct_passwd) -> None:
+    script = "#!/bin/sh\nid -un; id -G; echo $HOME $USER; echo $1; ls -l /proc/$$/fd | wc -l\n"
+    spec = JobSpec(script=script, command=("{index}",), cwd="/", stderr=str(folder / "err"))
+    assert node.run(spec, account=NOBODY) is None
+    lines = node.output().splitlines()
+    assert lines[:4] == [NOBODY, str(account.pw_gid), f"{account.pw_dir} {NOBODY}", "0"]
+    assert (folder / "err").stat().st_uid == account.pw_uid
+    ended = _failed(node, JobSpec(command=("true",), cwd="/root"), allocation=11, account=NOBODY)
+    assert ended.message == "cannot use /root on node n1: Permission denied"
+    ended = _failed(node, JobSpec(command=("true",), cwd="/no"), allocation=12, account=NOBODY)
+    assert ended.message == "no directory /no on node n1"
+    ended = _failed(
+        node, JobSpec(command=("true",), stdout="/root/x", cwd="/"), allocation=13, account=NOBODY
+    )
+    assert ended.message == "cannot use /root/x on node n1: Permission denied"
+    ended = _failed(node, JobSpec(command=("true",)), allocation=14, account="no-such-user")
+    assert ended.message.startswith("no account 'no-such-user' on node n1")
+    ended = _failed(
+        node, JobSpec(command=("sleep", "1000"), time_limit=100, cwd="/"), allocation=15, account=NOBODY
+    )
+    assert ended.cause == Cause.TIME_LIMIT
+
+
+@as_root
+def test_users_are_mapped(tmp_path: Path) -> None:
+    with agent(tmp_path / "home", "--map-user", f"alice={NOBODY}") as node:
+        assert node.run(JobSpec(command=("id", "-un"), cwd="/"), account="alice") is None
+        assert node.output() == f"{NOBODY}\n"

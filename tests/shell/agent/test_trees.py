@@ -1,0 +1,185 @@
+"""An attempt ends when its whole tree has, however its processes hide; in cgroups and without."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from rota.core.model.protocol import Stop
+from rota.core.model.spec import JobSpec
+from rota.core.model.states import Cause, StopReason
+from tests.shell.agent.harness import Agent, agent, alive, gone, until
+
+# Writes its pid to the file named by its first argument, then does what the second says.
+HIDE = """
+import os, signal, sys, time
+def note(name):
+    with open(name + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(name + ".new", name)
+def child(name, *how):
+    if os.fork() == 0:
+        for one in how:
+            one()
+        note(name)
+        while True:
+            time.sleep(1000)
+def twice():
+    if os.fork():
+        os._exit(0)
+def deaf():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def bare():
+    if os.environ:
+        name = sys.argv[1] + "/bare"
+        code = "import os,time;f=open(%r,'w');f.write(str(os.getpid()));f.close();time.sleep(1000)" % name
+        os.execve(sys.executable, [sys.executable, "-S", "-c", code], {})
+folder = sys.argv[1]
+child(folder + "/plain")
+child(folder + "/session", os.setsid)
+child(folder + "/daemon", os.setsid, twice, os.setsid)
+child(folder + "/deaf", os.setsid, twice, deaf)
+child(folder + "/unused", os.setsid, twice, bare)
+"""
+NAMES = ("plain", "session", "daemon", "deaf", "bare")
+
+
+@pytest.fixture
+def node(tmp_path: Path, way: tuple[str, ...]) -> object:
+    with agent(tmp_path / "home", prefix=way) as made:
+        yield made
+
+
+def _hide(folder: Path, then: str) -> JobSpec:
+    (folder / "hide.py").write_text(HIDE + then)
+    return JobSpec(command=(sys.executable, "-S", str(folder / "hide.py"), str(folder)), cwd="/")
+
+
+def _pids(folder: Path) -> list[int]:
+    def read() -> list[int] | None:
+        try:
+            return [int((folder / name).read_text()) for name in NAMES]
+        except (FileNotFoundError, ValueError):
+            return None
+
+    return until(read, "the children did not come")
+
+
+def test_a_stop_ends_children_that_hide(node: Agent, tmp_path: Path) -> None:
+    node.grant(_hide(tmp_path, "time.sleep(1000)"))
+    node.until(lambda: (10, 0) in node.started)
+    pids = _pids(tmp_path)
+    assert all(map(alive, pids))
+    node.down(Stop(10, 1, (), StopReason.CANCEL, 200))
+    ended = node.until(lambda: node.ended.get((10, 0)))
+    assert ended.cause == Cause.STOPPED
+    assert not any(map(alive, pids)), "it had ended before its tree was gone"
+
+
+def test_what_the_main_process_leaves_is_killed(node: Agent, tmp_path: Path) -> None:
+    there = f"all(os.path.exists(folder + '/' + name) for name in {NAMES!r})"
+    wait = f"while not {there}: time.sleep(0.01)\nsys.exit(3)"
+    node.grant(_hide(tmp_path, wait))
+    ended = node.until(lambda: node.ended.get((10, 0)))
+    assert (ended.cause, ended.code) == (Cause.EXIT, 3)
+    assert not any(map(alive, _pids(tmp_path)))
+
+
+def test_attempts_side_by_side_do_not_end_each_other(node: Agent, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    node.grant(_hide(tmp_path / "a", "time.sleep(1000)"), allocation=10)
+    pids = _pids(tmp_path / "a")
+    for number in range(11, 31):
+        assert node.run(JobSpec(command=("true",)), allocation=number) is None
+    assert all(map(alive, pids))
+
+
+def test_term_comes_first_and_an_end_in_time_is_its_own(node: Agent, tmp_path: Path) -> None:
+    script = 'trap "echo bye; exit 7" TERM; echo ready; touch "$0.ready"; while :; do sleep 0.05; done'
+    node.grant(JobSpec(command=("sh", "-c", script, str(tmp_path / "x"))))
+    until((tmp_path / "x.ready").exists, "it did not start")
+    node.down(Stop(10, 1, (), StopReason.CANCEL, 60_000))
+    ended = node.until(lambda: node.ended.get((10, 0)))
+    assert (ended.cause, ended.code) == (Cause.STOPPED, 7)
+    assert node.output() == "ready\nbye\n"
+
+
+def test_a_dead_spawner_ends_its_attempts_and_nothing_else(node: Agent, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    node.grant(_hide(tmp_path / "a", "time.sleep(1000)"))
+    pids = _pids(tmp_path / "a")
+    main = next(entry.pid for entry in node.entries() if hasattr(entry, "pid"))
+    os.kill(_parent(main), signal.SIGKILL)
+    ended = node.until(lambda: node.ended.get((10, 0)))
+    assert (ended.cause, ended.started) == (Cause.AGENT_ERROR, True)
+    assert not any(map(alive, [main, *pids]))
+    assert node.run(JobSpec(command=("true",)), allocation=11) is None
+
+
+def test_a_dead_mother_is_replaced(node: Agent, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    node.grant(_hide(tmp_path / "a", "time.sleep(1000)"))
+    pids = _pids(tmp_path / "a")
+    main = next(entry.pid for entry in node.entries() if hasattr(entry, "pid"))
+    spawner = _parent(main)
+    mother = _parent(spawner)
+    assert _parent(mother) == node.pid
+    os.kill(mother, signal.SIGKILL)
+    gone([mother])
+    assert node.run(JobSpec(command=("true",)), allocation=11) is None
+    assert all(map(alive, [main, *pids])), "the attempt goes on"
+    os.kill(spawner, signal.SIGKILL)
+    ended = node.until(lambda: node.ended.get((10, 0)))
+    assert ended.cause == Cause.AGENT_ERROR
+    assert not any(map(alive, [main, *pids]))
+    assert node.run(JobSpec(command=("true",)), allocation=12) is None
+
+
+def test_a_dead_supervisor_takes_everything_with_it(tmp_path: Path, way: tuple[str, ...]) -> None:
+    with agent(tmp_path / "home", prefix=way) as node:
+        (tmp_path / "a").mkdir()
+        node.grant(_hide(tmp_path / "a", "time.sleep(1000)"))
+        pids = _pids(tmp_path / "a")
+        main = next(entry.pid for entry in node.entries() if hasattr(entry, "pid"))
+        link = int((tmp_path / "home" / "link.pid").read_text())
+        spawner = _parent(main)
+        node.kill()
+        gone([link, spawner, main, *pids])
+        node.restart()
+        node.connect()
+        ended = node.until(lambda: node.ended.get((10, 0)))
+        assert (ended.cause, ended.started) == (Cause.AGENT_ERROR, True)
+        assert node.run(JobSpec(command=("true",)), allocation=11) is None
+
+
+def test_a_new_supervisor_ends_what_nobody_else_could(tmp_path: Path, way: tuple[str, ...]) -> None:
+    with agent(tmp_path / "home", prefix=way) as node:
+        (tmp_path / "a").mkdir()
+        node.grant(_hide(tmp_path / "a", "time.sleep(1000)"))
+        pids = _pids(tmp_path / "a")
+        main = next(entry.pid for entry in node.entries() if hasattr(entry, "pid"))
+        link = int((tmp_path / "home" / "link.pid").read_text())
+        spawner = _parent(main)
+        mother = _parent(spawner)
+        for pid in (link, spawner, mother, node.pid):
+            os.kill(pid, signal.SIGSTOP)
+        for pid in (link, spawner, mother):
+            os.kill(pid, signal.SIGKILL)
+        node.kill()
+        assert alive(main)
+        node.restart()
+        # Before its greeting everything is gone; but for what has neither parent, session nor name left.
+        node.connect()
+        left = [pid for pid in (main, *pids) if alive(pid)]
+        assert left == ([] if not way else pids[NAMES.index("bare") :])
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        ended = node.until(lambda: node.ended.get((10, 0)))
+        assert ended.cause == Cause.AGENT_ERROR
+
+
+def _parent(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat[stat.rindex(")") + 2 :].split()[1])
