@@ -82,7 +82,7 @@ EVENTS = {
     "LEASE_CLOSED": "They were given back.",
     "QUEUE_CHANGED": "A queue was made, changed or removed.",
     "TOKEN_CHANGED": "A join token was made or revoked.",
-    "LEADER_CHANGED": "Reserved: another controller leads.",
+    "LEADER_CHANGED": "A controller begins to lead: after each of its starts, or in place of another.",
     "ALARM": "Somebody should look: more than half of the nodes fell silent at once.",
 }
 

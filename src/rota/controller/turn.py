@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable
 from rota.core.cluster.inputs import Input, Outcome
 from rota.core.cluster.records import META_COMMIT, Commit
 from rota.core.cluster.step import Machine
-from rota.store.port import Ambiguous, Changes, Fenced, Store
+from rota.store.port import Ambiguous, Changes, Fenced, Store, StoreError
+
+# A late winner among them is fenced off by the commit with which the next leader begins.
+AMBIGUOUS_TRIES_MAX = 8
 
 
 class Turn:
@@ -37,7 +40,7 @@ class Turn:
         changes = Changes(outcome.changes, outcome.blocks)
         wanted = outcome.changes[META_COMMIT]
         assert isinstance(wanted, Commit)
-        while True:
+        for _ in range(AMBIGUOUS_TRIES_MAX):
             try:
                 self._fence = await self._store.commit(changes, self._fence)
                 return
@@ -50,3 +53,4 @@ class Turn:
                     raise Fenced("another leader has committed meanwhile") from None
                 self._fence = loaded.fence
                 return
+        raise StoreError(f"the store lost the answer to a commit {AMBIGUOUS_TRIES_MAX} times")

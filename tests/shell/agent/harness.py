@@ -331,13 +331,24 @@ def agent(
         made.close()
 
 
-def alive(pid: int) -> bool:
-    """Whether a process lives (a zombie does not)."""
+def state(pid: int) -> str:
+    """A process's state, as /proc has it in one letter; X where there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return False
-    return stat[stat.rindex(")") + 2] not in "ZX"
+        return "X"
+    return stat[stat.rindex(")") + 2]
+
+
+def freeze(pid: int) -> None:
+    """Stops a process, and waits until it has stopped."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: state(pid) == "T", f"process {pid} goes on")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process lives (a zombie does not)."""
+    return state(pid) not in "ZX"
 
 
 def gone(pids: list[int], wait_s: float = WAIT_S_MAX) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rota.core.model.protocol import Stop
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, StopReason
-from tests.shell.agent.harness import Agent, agent, alive, gone, until
+from tests.shell.agent.harness import Agent, agent, alive, freeze, gone, until
 
 # Writes its pid to the file named by its first argument, then does what the second says.
 HIDE = """
@@ -164,7 +164,7 @@ def test_a_new_supervisor_ends_what_nobody_else_could(tmp_path: Path, way: tuple
         spawner = _parent(main)
         mother = _parent(spawner)
         for pid in (link, spawner, mother, node.pid):
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         for pid in (link, spawner, mother):
             os.kill(pid, signal.SIGKILL)
         node.kill()

@@ -23,7 +23,7 @@ from rota.core.cluster.records import (
     tally_key,
     version_key,
 )
-from rota.core.cluster.settling import forget_waiting, stop_rest
+from rota.core.cluster.settling import cannot_be_met, forget_waiting, stop_rest
 from rota.core.cluster.state import Job
 from rota.core.cluster.tasks import (
     TaskWriter,
@@ -110,8 +110,11 @@ def _after(
 ) -> tuple[After, ...]:
     result = []
     for place, dependency in enumerate(spec.after):
-        number = int(dependency.job) if dependency.job.isdecimal() else numbers.get(dependency.job)
-        if number is None or (number not in work.cluster.jobs and number not in numbers.values()):
+        if dependency.job.isdecimal():
+            number = int(dependency.job) if int(dependency.job) in work.cluster.jobs else None
+        else:
+            number = numbers.get(dependency.job)
+        if number is None:
             problems.append(
                 f"{path}.after[{place}].job: there is no job '{dependency.job}'; "
                 "give the number of a job that is kept, or the name of one in the same submission"
@@ -126,6 +129,8 @@ def _impossible(work: Work, spec: JobSpec, path: str) -> list[str]:
     problems = []
     if spec.kind is not JobKind.BATCH:
         problems.append(f"{path}.kind: services are not run yet; leave it out, or say batch")
+    if spec.name.isdecimal():
+        problems.append(f"{path}.name: '{spec.name}' would be taken for a job's number; add a letter")
     queue = work.cluster.queue(spec.queue)
     if queue is None:
         known = ", ".join(sorted({"default", *work.cluster.queues}))
@@ -341,7 +346,9 @@ def retry(work: Work, item: RetryJob) -> None:
     writer = TaskWriter(work, job)
     writer.reopen(back)
     writer.flush()
-    work.put(job_key(job.id), replace(job.config, cancelled=False, cancel_grace_ms=None, after=()))
+    # Of what it waited for it waits on, but for what has ended otherwise than was asked.
+    after = tuple(one for one in job.config.after if not cannot_be_met(work.cluster, one))
+    work.put(job_key(job.id), replace(job.config, cancelled=False, cancel_grace_ms=None, after=after))
     if job.ended or job.status.stopping:
         put_job_status(
             work,

@@ -96,7 +96,9 @@ def look(work: Work, name: str) -> None:
         work.close(node.id, session.stream, f"silent for {silent_ms} ms")
         del work.soft.sessions[node.id]
         session = None
-    extension_ms = settings.lost_after_ms if _mass_silence(work, node) else 0
+    extension_ms = 0
+    if silent_ms >= settings.disconnected_ms and _mass_silence(work, node):
+        extension_ms = settings.lost_after_ms
     if silent_ms >= settings.lost_after_ms + extension_ms:
         fall_to(work, node, NodeState.LOST, f"silent for {silent_ms // 1000} s")
     elif silent_ms >= settings.disconnected_ms:
@@ -106,9 +108,8 @@ def look(work: Work, name: str) -> None:
         fall_to(work, node, NodeState.SUSPECT, reason)
     if node.status.state is not NodeState.READY:
         for allocation in list(node.allocations.values()):
-            if not allocation.desired.lost and work.now_ms >= heard_ms + _patience_ms(
-                work, allocation, extension_ms
-            ):
+            patience_ms = _patience_ms(work, allocation, extension_ms)
+            if _to_give_up(allocation) and work.now_ms >= heard_ms + patience_ms:
                 give_up(work, allocation)
     _look_again(work, node, heard_ms, extension_ms)
 
@@ -120,11 +121,18 @@ def _look_again(work: Work, node: Node, heard_ms: int, extension_ms: int) -> Non
         times += [
             _patience_ms(work, allocation, extension_ms)
             for allocation in node.allocations.values()
-            if not allocation.desired.lost
+            if _to_give_up(allocation)
         ]
     later = [heard_ms + time for time in times if heard_ms + time > work.now_ms]
     if later:
         work.soft.timers.arm("node", node.id, min(later))
+
+
+def _to_give_up(allocation: Allocation) -> bool:
+    """Whether it has tasks that its node's silence would take from it; what `hold` keeps, it does not."""
+    if not allocation.desired.lost:
+        return True
+    return bool(allocation.remaining) and allocation.job.spec.on_node_loss is not OnNodeLoss.HOLD
 
 
 def _patience_ms(work: Work, allocation: Allocation, extension_ms: int) -> int:
@@ -269,7 +277,17 @@ def drain_deadline(work: Work, name: str) -> None:
     if node is None or not node.config.draining:
         return
     for allocation in list(node.allocations.values()):
-        if allocation.remaining and not allocation.desired.stop and not allocation.desired.lost:
-            desired = replace(allocation.desired, stop=allocation.remaining, stop_reason=StopReason.PREEMPT)
+        if allocation.desired.lost:
+            continue
+        cancelled = (
+            allocation.desired.stop if allocation.desired.stop_reason is StopReason.CANCEL else empty()
+        )
+        rest = allocation.remaining - cancelled
+        if not rest:
+            continue
+        if not allocation.remaining & cancelled:
+            desired = replace(allocation.desired, stop=rest, stop_reason=StopReason.PREEMPT)
             put_desired(work, allocation, desired)
-            stop(work, allocation, desired.stop, StopReason.PREEMPT)
+        # Beside tasks that are being cancelled the record has no room for a second reason; the
+        # comparison after a reconnect comes here again.
+        stop(work, allocation, rest, StopReason.PREEMPT)

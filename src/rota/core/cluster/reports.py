@@ -129,14 +129,12 @@ def _take_successes(
     if not recorded:
         return
     attempt = allocation.desired.first_attempt
-    rank = 0
-    started_at_ms = 0
-    for first, last in report.succeeded:
-        for index in range(first, last + 1):
-            started_at_ms += _column(columns.started_at_ms, rank)
-            if index in recorded:
-                add_result(block, index, attempt, Cause.EXIT, 0, started_at_ms, *_usage(columns, rank))
-            rank += 1
+    reported = indexset.from_ranges(report.succeeded)
+    started_at_ms = list(accumulate(columns.started_at_ms))
+    for index in recorded:
+        rank = reported.rank(index) - 1
+        began_ms = started_at_ms[rank] if rank < len(started_at_ms) else 0
+        add_result(block, index, attempt, Cause.EXIT, 0, began_ms, *_usage(columns, rank))
 
 
 def _usage(columns: Columns, rank: int) -> tuple[int, int, int, int]:
@@ -252,8 +250,10 @@ def _apply(
 ) -> None:
     """Makes the changes that a report's ends add up to."""
     job, desired = allocation.job, allocation.desired
-    if job.lost and started:
-        supersede_others(work, allocation, (started - allocation.status.started) & allocation.owned)
+    if job.lost:
+        # An attempt that has started, or ended, has taken the lost one's place.
+        news = (started - allocation.status.started) | ends.failed | ends.cancelled | ends.attempted
+        supersede_others(work, allocation, news & allocation.owned)
     stopped = (ends.dropped & desired.stop) if desired.stop_reason is StopReason.CANCEL else BitMap()
     cancelled_waiting = ends.dropped & allocation.owned if job.ending else stopped & allocation.owned
     writer.finish(cancelled_waiting, TaskState.CANCELLED)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pyroaring import BitMap
 
 from rota.core.cluster import nodes
-from rota.core.cluster.records import TaskDetail
+from rota.core.cluster.records import After, TaskDetail
 from rota.core.cluster.state import Cluster, Job
 from rota.core.cluster.tasks import TaskWriter, put_desired, put_job_status, stop, supersede
 from rota.core.cluster.work import Work
@@ -51,14 +51,17 @@ def _settle_job(work: Work, job: Job) -> None:
 
 def _check_dependencies(work: Work, job: Job) -> None:
     for after in job.config.after:
-        other = work.cluster.jobs.get(after.job)
-        if other is None or not other.ended:
-            continue
-        if not _met(other.status.state, after.when):
-            state = other.status.state.name.lower()
+        if cannot_be_met(work.cluster, after):
+            state = work.cluster.jobs[after.job].status.state.name.lower()
             reason = f"job {after.job} {state}, and this one was to run after it {after.when.name.lower()}"
             put_job_status(work, job, stopping=True, cause=Cause.DEPENDENCY, reason=reason)
             return
+
+
+def cannot_be_met(cluster: Cluster, after: After) -> bool:
+    """Whether the other job has ended, and not as was asked."""
+    other = cluster.jobs.get(after.job)
+    return other is not None and other.ended and not _met(other.status.state, after.when)
 
 
 def _met(state: JobState, when: DependencyWhen) -> bool:

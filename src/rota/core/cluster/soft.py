@@ -77,7 +77,7 @@ class Session:
     # Compared with what the node should hold: from here on it is given work.
     compared: bool = False
     held_leases: dict[int, HeldLease] = field(default_factory=dict)
-    held_allocations: dict[int, HeldAllocation] = field(default_factory=dict)
+    held_allocations: dict[int, list[HeldAllocation]] = field(default_factory=dict)
     templates_sent: set[tuple[int, int]] = field(default_factory=set)
     # Open recalls for balance: by lease, the allocation and the recall's number.
     recalls: dict[int, tuple[int, int]] = field(default_factory=dict)

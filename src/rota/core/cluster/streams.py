@@ -66,7 +66,9 @@ def receive(work: Work, item: FromNode) -> None:
         case Holding(leases, allocations):
             session.holding_count += 1
             session.held_leases.update((held.lease, held) for held in leases)
-            session.held_allocations.update((held.allocation, held) for held in allocations)
+            for held in allocations:
+                # A large one comes in several pieces.
+                session.held_allocations.setdefault(held.allocation, []).append(held)
         case HoldingEnd(pages):
             if pages != session.holding_count:
                 end_stream(work, session, f"{session.holding_count} of {pages} pages of what it holds came")
@@ -163,7 +165,7 @@ def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
             cluster=meta.uuid,
             incarnation=meta.incarnation,
             acknowledged=status.acknowledged,
-            heartbeat_ms=work.settings.heartbeat_ms(len(work.cluster.nodes)),
+            heartbeat_ms=work.settings.heartbeat_ms(len(work.cluster.node_names)),
             lost_after_ms=work.settings.lost_after_ms,
             hello_sent_ms=hello.sent_ms,
         ),
@@ -260,6 +262,9 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
         work.send(node.id, Resize(number, 0))
     if node.config.draining:
         work.send(node.id, Drain(True))
+        deadline_ms = node.config.drain_deadline_ms
+        if deadline_ms is not None and work.now_ms >= deadline_ms:
+            nodes.drain_deadline(work, node.id)
     session.held_leases, session.held_allocations = {}, {}
     if node.status.journal_new:
         work.put(node_status_key(node.id), replace(node.status, journal_new=False))
@@ -270,10 +275,10 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
 
 
 def _held(session: Session, allocation: Allocation) -> BitMap:
-    held = session.held_allocations.get(allocation.id)
-    if held is None:
-        return BitMap()
-    return indexset.from_ranges(held.waiting) | indexset.from_ranges(held.started)
+    result = BitMap()
+    for held in session.held_allocations.get(allocation.id, ()):
+        result |= indexset.from_ranges(held.waiting) | indexset.from_ranges(held.started)
+    return result
 
 
 def _end_what_is_gone(work: Work, node: Node, session: Session, allocation: Allocation) -> None:
@@ -304,7 +309,7 @@ def _compare_leases(work: Work, node: Node, session: Session) -> None:
     for lease in list(node.leases.values()):
         held = session.held_leases.get(lease.id)
         if held is None and session.fresh:
-            assert not any(allocation.remaining for allocation in lease.allocations.values()), lease.id
+            # What it holds of the lease's work it will drop: a grant without a lease comes back.
             work.drop(lease_key(node.id, lease.id))
             continue
         desired = lease.desired
@@ -349,7 +354,7 @@ def _compare_allocation(work: Work, node: Node, session: Session, allocation: Al
             allocation.desired.stop_reason,
             allocation.desired.stop_grace_ms,
         )
-    elif job.config.held:
+    if job.config.held:
         work.send(node.id, Recall(allocation.id, session.ask(), count=RECALL_ALL))
     for other in list(job.lost.values()):
         if other is not allocation and nodes.connected(work, other.node.id):

@@ -1,0 +1,135 @@
+"""Stories of a leader that once went wrong, or easily could."""
+
+from pyroaring import BitMap
+
+from rota.core.cluster.inputs import (
+    CancelJob,
+    EditNode,
+    NodeEdit,
+    Refusal,
+    RetryJob,
+    Submit,
+)
+from rota.core.cluster.soft import Settings
+from rota.core.cluster.step import Machine
+from rota.core.model import indexset
+from rota.core.model.protocol import (
+    AllocationReport,
+    Ended,
+    Grant,
+    HeldAllocation,
+    HeldLease,
+    Holding,
+    Stop,
+)
+from rota.core.model.spec import Dependency, JobSpec
+from rota.core.model.states import Cause, JobKind, NodeState, StopReason
+from tests.core.cluster.scene import Scene
+
+
+def test_what_a_node_holds_may_come_in_pieces() -> None:
+    """A large allocation is several entries of Holding; none of it may be taken for lost."""
+    scene = Scene()
+    node = scene.node("n", 8)
+    job = scene.submit(array="0-7")
+    (grant,) = scene.sent(Grant)
+    lease = HeldLease(grant.lease, tuple(range(8)))
+    pieces = tuple(HeldAllocation(grant.allocation, ((index, index),), ()) for index in range(8))
+    scene.silence(node, 1_000)
+    scene.hello(node, 8, Holding((lease,), pieces))
+    assert scene.outcomes(job) == []
+    assert len(scene.job(job).owned) == 8
+    assert scene.sent(Grant) == []
+
+
+def test_what_was_taken_back_in_part_is_given_up_again() -> None:
+    """The node dies for good while another still holds the rest: its tasks must run elsewhere."""
+    settings = Settings()
+    scene = Scene(Machine(settings))
+    first = scene.node("a", 2)
+    job = scene.submit(array="0-1")
+    (grant,) = scene.sent(Grant)
+    second = scene.node("b", 1)
+    scene.report(first, AllocationReport(grant.allocation, started=((0, 1),)))
+    scene.silence(first, settings.lost_after_ms // 2)
+    scene.hello(second, 1)
+    scene.step(after_ms=settings.lost_after_ms // 2 + 1)
+    scene.hello(second, 1)
+    elsewhere = scene.sent(Grant)
+    assert elsewhere, "one of the two runs on the other node"
+    held = HeldAllocation(grant.allocation, (), ((0, 1),))
+    scene.hello(first, 2, Holding((HeldLease(grant.lease, (0, 1)),), (held,)))
+    assert scene.machine.cluster.nodes[first].allocations[grant.allocation].desired.lost
+    scene.silence(first, 3 * settings.lost_after_ms)
+    assert scene.machine.cluster.nodes[first].status.state is NodeState.LOST
+    assert scene.machine.cluster.nodes[first].allocations[grant.allocation].owned == BitMap()
+    assert len(scene.job(job).pending) + len(scene.job(job).owned) == 2
+
+
+def test_a_retry_keeps_what_the_job_waits_for() -> None:
+    scene = Scene()
+    scene.node("n", 8)
+    render = scene.submit(array="0-3")
+    movie = scene.submit(array="0-3", after=(Dependency(str(render)),))
+    scene.ask(CancelJob(0, "user", movie, BitMap([2])))
+    scene.ask(RetryJob(0, "user", movie, BitMap([2])))
+    assert scene.job(movie).owned == BitMap()
+    assert [after.job for after in scene.job(movie).config.after] == [render]
+
+
+def test_a_job_cannot_wait_for_a_number_that_is_not_given_yet() -> None:
+    scene = Scene()
+    answer = scene.ask(Submit(0, "user", (JobSpec(name="a", after=(Dependency("1"),)),)))
+    assert isinstance(answer, Refusal)
+    assert "there is no job '1'" in answer.problems[0]
+    answer = scene.ask(Submit(0, "user", (JobSpec(name="1"),)))
+    assert isinstance(answer, Refusal)
+    assert answer.problems[0].startswith("jobs[0].name: '1' would be taken for a job's number")
+
+
+def test_a_service_is_refused_whole() -> None:
+    scene = Scene()
+    answer = scene.ask(Submit(0, "user", (JobSpec(kind=JobKind.SERVICE, replicas=5),)))
+    assert isinstance(answer, Refusal)
+    assert scene.machine.cluster.jobs == {}
+
+
+def test_a_drain_stops_the_rest_beside_a_cancelled_task() -> None:
+    scene = Scene()
+    node = scene.node("n", 4)
+    job = scene.submit(array="0-3")
+    (grant,) = scene.sent(Grant)
+    scene.report(node, AllocationReport(grant.allocation, started=((0, 3),)))
+    scene.ask(CancelJob(0, "user", job, BitMap([1])))
+    scene.ask(EditNode(0, "admin", node, NodeEdit.DRAIN, 0))
+    stops = [stop for stop in scene.sent(Stop) if stop.reason is StopReason.PREEMPT]
+    assert [indexset.from_ranges(stop.indices) for stop in stops] == [BitMap([0, 2, 3])]
+
+
+def test_a_report_of_more_than_was_granted_costs_nothing() -> None:
+    """Four thousand million successes for one task: taken for the one that it can be."""
+    scene = Scene()
+    node = scene.node("n", 1)
+    job = scene.submit()
+    (grant,) = scene.sent(Grant)
+    scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 2**32 - 2),)))
+    assert scene.outcomes(job) == [(0, 1)]
+
+
+def test_an_attempt_that_could_not_start_takes_the_lost_ones_place() -> None:
+    """The lost node's attempt 1 must not come back once attempt 2 has an outcome: numbers are used once."""
+    settings = Settings()
+    scene = Scene(Machine(settings))
+    first = scene.node("a", 1)
+    job = scene.submit(retries=5)
+    (grant,) = scene.sent(Grant)
+    scene.report(first, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.silence(first, settings.lost_after_ms + 1)
+    second = scene.node("b", 1)
+    (again,) = scene.sent(Grant)
+    assert again.first_attempt == 2
+    failed = Ended(0, Cause.START_FAILED, message="no program", started=False)
+    scene.report(second, AllocationReport(again.allocation, ended=(failed,)))
+    outcomes = scene.outcomes(job)
+    assert sorted(outcomes) == [(0, 1), (0, 2)]
+    assert scene.job(job).attempts(0) == 2
