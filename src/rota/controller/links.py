@@ -10,6 +10,7 @@ Messages are taken as bytes, so that one over the protocol's limit is refused be
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -27,8 +28,11 @@ from rota.wire.gen.v1 import link_pb2
 from rota.wire.link import down_to_messages, up_from_message
 from rota.wire.validate import validate
 
-QUEUE_COUNT_MAX = 4096
-QUEUE_BYTES_MAX = 16 * 1024 * 1024
+# A node that takes nothing of what waits for so long is cut off, once this much waits. One turn may well
+# have more than that for a node, so the amount alone says nothing; beyond QUEUE_BYTES_MAX it does.
+STALLED_S_MAX = 10.0
+STALLED_BYTES_MIN = 16 * 1024 * 1024
+QUEUE_BYTES_MAX = 256 * 1024 * 1024
 # Whoever has much to send that can wait lets the queue fall to this first: heartbeats stand in it too.
 ROOM_BYTES = 128 * 1024
 # The protocol's limit is on the message's content; the envelope adds a little.
@@ -71,6 +75,7 @@ class _Stream:
     address: str
     waiting: list[bytes] = field(default_factory=list)
     waiting_bytes: int = 0
+    writing_since_s: float | None = None
     end: _End | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Event = field(default_factory=asyncio.Event)
@@ -82,10 +87,15 @@ class _Stream:
         self.waiting_bytes += len(data)
         if self.waiting_bytes > ROOM_BYTES:
             self.room.clear()
-        if len(self.waiting) > QUEUE_COUNT_MAX or self.waiting_bytes > QUEUE_BYTES_MAX:
+        stalled = self.waiting_bytes > STALLED_BYTES_MIN and self._stalled_s() > STALLED_S_MAX
+        if stalled or self.waiting_bytes > QUEUE_BYTES_MAX:
             self.waiting.clear()
             self.finish(_End(grpc.StatusCode.RESOURCE_EXHAUSTED, "the node does not read what it is sent"))
         self.changed.set()
+
+    def _stalled_s(self) -> float:
+        """For how long the message that is being sent has not been taken."""
+        return 0.0 if self.writing_since_s is None else time.monotonic() - self.writing_since_s
 
     def finish(self, end: _End) -> None:
         """The stream ends once what waits is sent."""
@@ -194,7 +204,9 @@ async def _send(stream: _Stream, context: Context) -> None:
             return
         batch, stream.waiting = stream.waiting, []
         for data in batch:
+            stream.writing_since_s = time.monotonic()
             await context.write(data)
+            stream.writing_since_s = None
             stream.waiting_bytes -= len(data)
             if stream.waiting_bytes <= ROOM_BYTES:
                 stream.room.set()
