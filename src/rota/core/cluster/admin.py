@@ -134,6 +134,7 @@ def enrol(work: Work, item: Enrol) -> None:
         work.put(token_key(item.token), replace(token, uses_left=token.uses_left - 1))
         digest = item.node.encode() + b" " + item.name.encode()
         work.put(key, Idempotency((), digest, work.wall_ms + ENROL_KEY_MS))
+        work.soft.timers.arm_earlier("keys", "", work.now_ms + ENROL_KEY_MS)
         if item.kind is TokenKind.NODE:
             work.put(node_key(item.node), NodeConfig(item.name, registered_at_ms=work.wall_ms))
             work.event(EventKind.NODE_REGISTERED, node=item.name, message=f"with token {item.token}")

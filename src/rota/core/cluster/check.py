@@ -93,7 +93,7 @@ def _check_allocation(job: Job, allocation: Allocation, owned: BitMap) -> None:
 
 def check_node(node: Node) -> None:
     """Nothing is charged beyond what there is, and the charges are those of the leases."""
-    charged: dict[tuple[int, int], Resources] = {}
+    charged: dict[tuple[str, int], Resources] = {}
     for lease in node.leases.values():
         desired = lease.desired
         unit = (desired.pool, desired.unit)

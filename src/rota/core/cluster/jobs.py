@@ -386,8 +386,11 @@ def retention_over(work: Work, name: str) -> None:
         work.drop(segment_key(job.id, segment))
     for segment in list(job.exceptions):
         work.drop(exceptions_key(job.id, segment))
-    for version in list(job.versions):
+    versions = list(job.versions)
+    for version in versions:
         work.drop(version_key(job.id, version))
+    for session in work.soft.sessions.values():
+        session.templates_sent -= {(job.id, version) for version in versions}
     work.drop(job_status_key(job.id))
     work.drop(job_key(job.id))
     work.event(EventKind.JOB_REMOVED, job=job.id, message="its retention is over")

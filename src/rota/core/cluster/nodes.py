@@ -158,6 +158,7 @@ def _mass_silence(work: Work, node: Node) -> bool:
         silent_ms = work.now_ms - work.soft.heard_ms.get(other.id, work.now_ms)
         silent += silent_ms >= work.settings.disconnected_ms
     if alive < 3 or silent * 2 <= alive:
+        work.soft.alarmed = False
         return False
     if not work.soft.alarmed:
         work.soft.alarmed = True

@@ -180,11 +180,11 @@ class _Pass:
         left = min(left, self._quota_slots(job))
         places = []
         for rank, node in nodes:
-            for pool_number, pool in enumerate(node.pools):
+            for pool in node.pools:
                 for unit in range(pool.units):
-                    free = node.free(pool_number, unit)
+                    free = node.free(pool.name, unit)
                     places.append(
-                        Place(node.id, pool_number, unit, rank, free, pool.resources, SLOTS_OF_LEASE_MAX)
+                        Place(node.id, pool.name, unit, rank, free, pool.resources, SLOTS_OF_LEASE_MAX)
                     )
         given = spread(places, spec.resources, left) if left else []
         if sum(count for _, count in given) < left or not left:
@@ -399,9 +399,11 @@ def _within_message(job: Job, indices: BitMap) -> BitMap:
     return indices
 
 
-def _free_devices(node: Node, pool: int, unit: int) -> dict[str, int]:
+def _free_devices(node: Node, pool: str, unit: int) -> dict[str, int]:
     """Thousandths left of each GPU of a unit, by identifier."""
-    free = {device.id: 1000 for device in node.pools[pool].devices if device.kind == "gpu"}
+    found = node.pool(pool)
+    devices = () if found is None else found.devices
+    free = {device.id: 1000 for device in devices if device.kind == "gpu"}
     for lease in node.leases.values():
         if (lease.desired.pool, lease.desired.unit) == (pool, unit) and lease.desired.shape.gpu:
             share = min(1000, lease.desired.shape.gpu)

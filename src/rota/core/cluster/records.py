@@ -147,7 +147,7 @@ class LeaseDesired:
     slots: tuple[Slot, ...]
     target: int
     next_slot: int
-    pool: int = 0
+    pool: str = ""
     unit: int = 0
 
 

@@ -117,7 +117,7 @@ class Node:
         self.leases: dict[int, Lease] = {}
         self.allocations: dict[int, Allocation] = {}
         # By (pool, unit); the lease's resources times its slots.
-        self.charged: dict[tuple[int, int], Resources] = {}
+        self.charged: dict[tuple[str, int], Resources] = {}
 
     @property
     def pools(self) -> tuple[Pool, ...]:
@@ -127,9 +127,19 @@ class Node:
     def placeable(self) -> bool:
         return self.status.state is NodeState.READY and not self.config.cordoned and not self.config.draining
 
-    def free(self, pool: int, unit: int) -> Resources:
+    def pool(self, name: str) -> Pool | None:
+        """A pool by its name; None where the node declares it no longer."""
+        return next((pool for pool in self.pools if pool.name == name), None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.status.state in (NodeState.LOST, NodeState.GONE)
+
+    def free(self, pool: str, unit: int) -> Resources:
         """What is left of one unit; negative where more is charged than the node now declares."""
-        whole = self.pools[pool].resources if pool < len(self.pools) else NOTHING
+        found = self.pool(pool)
+        whole = NOTHING if found is None or unit >= found.units else found.resources
         charged = self.charged.get((pool, unit))
         return whole if charged is None else whole.plus(charged, -1)
 
@@ -488,12 +498,21 @@ class Cluster:
             node.inventory = Inventory()
 
     def _put_node_status(self, key: Key, record: NodeStatus) -> None:
-        self.nodes[key.node].status = record
+        self._set_node_status(self.nodes[key.node], record)
 
     def _drop_node_status(self, key: Key) -> None:
         node = self.nodes.get(key.node)
         if node is not None:
-            node.status = NodeStatus(NodeState.DISCONNECTED)
+            self._set_node_status(node, NodeStatus(NodeState.DISCONNECTED))
+
+    def _set_node_status(self, node: Node, status: NodeStatus) -> None:
+        """A queue is charged for what nodes hold that may come back; a lost one's share is free again."""
+        was_lost = node.lost
+        node.status = status
+        if node.lost != was_lost:
+            for lease in node.leases.values():
+                slots = len(lease.desired.slots)
+                self._charge_queue(lease.desired, -slots if node.lost else slots)
 
     # ------------------------------------------------------------ leases
 
@@ -527,6 +546,10 @@ class Cluster:
             node.charged.pop(unit, None)
         else:
             node.charged[unit] = charged
+        if not node.lost:
+            self._charge_queue(lease, slots)
+
+    def _charge_queue(self, lease: LeaseDesired, slots: int) -> None:
         total = self.queue_charged.get(lease.queue, NOTHING).plus(lease.shape, slots)
         if total == NOTHING:
             self.queue_charged.pop(lease.queue, None)

@@ -187,6 +187,9 @@ def _refusal(work: Work, node: Node | None, hello: Hello) -> Refused | None:
         return Refused("the agent has seen a later restore of this cluster than this controller knows")
     if hello.term > cluster.commit.term:
         return Refused("the agent has obeyed a later leader than this one", REFUSED_RETRY_MS_MIN)
+    names = [pool.name for pool in hello.inventory.pools]
+    if len(set(names)) < len(names):
+        return Refused("the agent declares two pools of one name")
     status = node.status
     if not status.journal_id:
         return None

@@ -12,7 +12,7 @@ class Place:
     """One unit of capacity of a node. `rank` breaks ties and is the same for the whole run."""
 
     node: str
-    pool: int
+    pool: str
     unit: int
     rank: int
     free: Resources
