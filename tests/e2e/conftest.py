@@ -28,7 +28,8 @@ class Cluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("ROTA_")}
+        unset = ("ROTA_", "NO_COLOR", "FORCE_COLOR")
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(unset)}
         return {**inherited, "ROTA_HOME": str(self.home)}
 
     def __call__(
