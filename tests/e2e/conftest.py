@@ -30,7 +30,7 @@ class Cluster:
     def environment(self) -> dict[str, str]:
         unset = ("ROTA_", "NO_COLOR", "FORCE_COLOR")
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(unset)}
-        return {**inherited, "ROTA_HOME": str(self.home)}
+        return {**inherited, "TERM": "xterm", "ROTA_HOME": str(self.home)}
 
     def __call__(
         self, *arguments: str | Path, stdin: bytes | None = None, **environment: str
