@@ -16,11 +16,19 @@ echo +memory +cpu +pids > /sys/fs/cgroup/cgroup.subtree_control && exec "$@"
 """
 DELEGATED = ("sh", "-c", _DELEGATE, "sh")
 MIB = 1024 * 1024
+# The rest is read-only there. Not /tmp, under which the checkout may be.
+WRITABLE = "/mnt"
 
 
 def _mount() -> None:
-    for kind, at in (("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/tmp"), ("cgroup2", "/sys/fs/cgroup")):
+    for kind, at in (
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("tmpfs", WRITABLE),
+        ("cgroup2", "/sys/fs/cgroup"),
+    ):
         subprocess.run(["mount", "-t", kind, kind, at], check=True)
+    tempfile.tempdir = WRITABLE
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
