@@ -5,7 +5,6 @@ from typing import Any, Protocol, TypeVar
 
 from rota.controller.turn import Turn
 from rota.core.cluster.inputs import Close, Found, FromNode, Input, Lead, Outcome, Reply, Send, StreamClosed
-from rota.core.cluster.records import META_COMMIT, Commit
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.step import Machine
 from rota.core.model.protocol import Up
@@ -176,12 +175,6 @@ class Leader:
         self.stopped = False
         self._scheduled = False
         self._soon()
-
-    @property
-    def leads(self) -> bool:
-        """Whether nobody has followed it, as far as it knows."""
-        commit = self.machine.cluster.records.get(META_COMMIT)
-        return self.alive and isinstance(commit, Commit)
 
 
 def _now(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -37,13 +37,12 @@ from rota.core.cluster.tasks import (
 )
 from rota.core.cluster.work import Work
 from rota.core.model import indexset
-from rota.core.model.protocol import Forget, Recall
+from rota.core.model.protocol import RECALL_ALL, Forget, Recall
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, EventKind, JobKind, JobState, StopReason, TaskState
 
 IDEMPOTENCY_MS = 2 * 86_400_000
-RECALL_ALL = 2**32 - 1
 
 
 def begin(work: Work) -> None:

@@ -215,11 +215,6 @@ class Job:
         return self.count_succeeded + self.count_failed + self.count_cancelled
 
     @property
-    def count_kept(self) -> int:
-        """Tasks that wait for a lost node (`on_node_loss: hold`)."""
-        return sum(len(allocation.remaining) for allocation in self.lost.values())
-
-    @property
     def ended(self) -> bool:
         return self.status.state in JOB_ENDS
 

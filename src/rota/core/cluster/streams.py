@@ -25,6 +25,7 @@ from rota.core.cluster.work import Work
 from rota.core.model import indexset
 from rota.core.model.protocol import (
     PROTOCOL_VERSION,
+    RECALL_ALL,
     Ack,
     AllocationReport,
     Down,
@@ -49,7 +50,6 @@ from rota.core.model.protocol import (
 from rota.core.model.states import Cause, EventKind, NodeState, StopReason
 
 REFUSED_RETRY_MS_MIN = 1_000
-RECALL_ALL = 2**32 - 1
 
 
 def receive(work: Work, item: FromNode) -> None:

@@ -13,6 +13,8 @@ from rota.core.model.states import Cause, StopReason
 
 PROTOCOL_VERSION = 1
 MESSAGE_BYTES_MAX = 256 * 1024
+# As the count of a Recall: all that has not started.
+RECALL_ALL = 2**32 - 1
 
 Ranges = tuple[tuple[int, int], ...]
 
