@@ -16,7 +16,9 @@ from rota.core.model import indexset
 from rota.core.model.protocol import (
     AllocationReport,
     Ended,
+    Goodbye,
     Grant,
+    Heartbeat,
     HeldAllocation,
     HeldLease,
     Holding,
@@ -133,3 +135,33 @@ def test_an_attempt_that_could_not_start_takes_the_lost_ones_place() -> None:
     outcomes = scene.outcomes(job)
     assert sorted(outcomes) == [(0, 1), (0, 2)]
     assert scene.job(job).attempts(0) == 2
+
+
+def test_a_node_that_leaves_gets_nothing_and_what_was_on_its_way_goes_elsewhere() -> None:
+    """A grant that crossed the Goodbye was held for it until the node counted as lost."""
+    scene = Scene()
+    first = scene.node("a", 2)
+    job = scene.submit(array="0-3")
+    (grant,) = scene.sent(Grant)
+    scene.step(scene.said(first, Heartbeat(1, 0, leaving=True)))
+    # One has ended and one was given back; neither is granted to the node that leaves.
+    ends = AllocationReport(
+        grant.allocation, ended=(Ended(0, Cause.PREEMPTED, started=True),), dropped=((1, 1),)
+    )
+    assert scene.report(first, ends).orders, "acknowledged"
+    assert scene.sent(Grant) == []
+    scene.step(scene.said(first, Goodbye("asked to end", 1)))
+    assert scene.job(job).pending == BitMap(range(4))
+    second = scene.node("b", 4)
+    granted = [indexset.from_ranges(one.indices) for one in scene.sent(Grant)]
+    assert BitMap.union(*granted) == BitMap(range(4))
+    assert scene.machine.cluster.nodes[second].leases
+    assert not scene.machine.cluster.nodes[first].leases
+
+
+def test_a_goodbye_before_its_last_report_came_frees_nothing() -> None:
+    scene = Scene()
+    node = scene.node("a", 2)
+    job = scene.submit(array="0-3")
+    scene.step(scene.said(node, Goodbye("asked to end", 1)))
+    assert scene.job(job).owned == BitMap([0, 1])

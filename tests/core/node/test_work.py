@@ -11,6 +11,7 @@ from rota.core.model.protocol import (
     Forget,
     Goodbye,
     Grant,
+    Heartbeat,
     Input,
     Lease,
     ReadOutput,
@@ -403,6 +404,10 @@ def test_a_shutdown_stops_gives_all_back_and_says_goodbye(scene: Scene) -> None:
     scene.spawned((10, 0, 1), (10, 1, 1))
     outcome = scene.step(Shutdown(3_000))
     assert outcome.entries == [Drop(10, ((2, 9),))]
+    # Said before what is given back, which would come again otherwise.
+    (first, *_) = outcome.messages
+    assert isinstance(first, Heartbeat)
+    assert first.leaving
     assert outcome.commands == [Signal((10, 0, 1), TERM, True), Signal((10, 1, 1), TERM, True)]
     outcome = scene.exited((10, 0, 1), (10, 1, 1), cause=Cause.SIGNAL, code=TERM, after_ms=50)
     assert [entry.ended.cause for entry in outcome.entries if isinstance(entry, End)] == [Cause.PREEMPTED] * 2
@@ -411,7 +416,9 @@ def test_a_shutdown_stops_gives_all_back_and_says_goodbye(scene: Scene) -> None:
     assert reports(outcome)[-1].last_sequence == scene.machine.held.sequence
     outcome = scene.down(Ack(scene.machine.held.sequence))
     assert outcome.commands == [Leave()]
-    assert outcome.messages == [Goodbye("the agent was asked to end")]
+    assert outcome.messages == [Goodbye("the agent was asked to end", scene.machine.held.sequence)]
+    # What was on its way is not for this node any more: the leader has given it to others.
+    assert scene.grant(((20, 29),), allocation=11).entries == []
 
 
 def test_a_shutdown_does_not_wait_for_a_leader_that_is_not_there(scene: Scene) -> None:

@@ -294,7 +294,7 @@ def task(cluster: Cluster, one: Job, index: int, now_ms: int, blocks: Iterable[R
         state=int(state),  # type: ignore[arg-type]
         attempts=_ended_attempts(cluster, index, blocks),
         stop_requested=state not in TASK_ENDS
-        and (one.ending or (allocation is not None and index in allocation.desired.stop)),
+        and (one.ending or (allocation is not None and index in allocation.desired.stopping)),
     )
     if state is TaskState.PENDING:
         view.pending_reason = int(_pending_reason(cluster, one, index))  # type: ignore[assignment]

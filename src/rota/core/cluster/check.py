@@ -81,9 +81,12 @@ def _check_allocation(job: Job, allocation: Allocation, owned: BitMap) -> None:
         status.failed,
         status.cancelled,
         desired.kept,
-        desired.stop,
+        *(stop.indices for stop in desired.stops),
     ):
         require(part <= desired.indices, "indices", f"{name}: {part - desired.indices} are not in it")
+    stops = sum(len(stop.indices) for stop in desired.stops)
+    require(stops == len(desired.stopping), "stops", f"{name}: an index is to be stopped for two reasons")
+    require(all(stop.indices for stop in desired.stops), "stops", f"{name}: a stop of nothing")
     ended = len(status.succeeded) + len(status.failed) + len(status.cancelled)
     require(ended == len(allocation.ended), "one-end", f"{name}: an index ended twice")
     require(allocation.remaining == allocation.owned - allocation.ended, "counters", f"{name}: remaining")

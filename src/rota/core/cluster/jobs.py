@@ -27,13 +27,12 @@ from rota.core.cluster.settling import cannot_be_met, forget_waiting, stop_rest
 from rota.core.cluster.state import Job
 from rota.core.cluster.tasks import (
     TaskWriter,
+    ask_stop,
     close_if_done,
     fold,
     let_go,
-    put_desired,
     put_job_status,
     record_ends,
-    stop,
 )
 from rota.core.cluster.work import Work
 from rota.core.model import indexset
@@ -236,10 +235,8 @@ def cancel(work: Work, item: CancelJob) -> None:
 def _stop_again(work: Work, job: Job, grace_ms: int) -> None:
     """A second cancel with another grace counts for what is being stopped already."""
     for allocation in list(job.allocations.values()):
-        stopping = allocation.desired.stop & allocation.remaining
-        if stopping and not allocation.desired.lost:
-            put_desired(work, allocation, replace(allocation.desired, stop_grace_ms=grace_ms))
-            stop(work, allocation, stopping, StopReason.CANCEL, grace_ms)
+        if not allocation.desired.lost:
+            ask_stop(work, allocation, allocation.desired.cancelled, StopReason.CANCEL, grace_ms)
 
 
 def _cancel_tasks(work: Work, job: Job, indices: BitMap, item: CancelJob) -> None:
@@ -263,13 +260,7 @@ def _cancel_tasks(work: Work, job: Job, indices: BitMap, item: CancelJob) -> Non
         if allocation.desired.lost and not nodes.connected(work, allocation.node.id):
             nodes.cancel_lost(work, allocation, meant)
             continue
-        if allocation.desired.stop_reason is StopReason.CANCEL:
-            meant = meant | allocation.desired.stop
-        desired = replace(
-            allocation.desired, stop=meant, stop_reason=StopReason.CANCEL, stop_grace_ms=item.grace_ms
-        )
-        put_desired(work, allocation, desired)
-        stop(work, allocation, meant, StopReason.CANCEL, item.grace_ms)
+        ask_stop(work, allocation, meant, StopReason.CANCEL, item.grace_ms)
 
 
 def hold(work: Work, item: HoldJob) -> None:

@@ -13,12 +13,12 @@ from rota.core.cluster.state import Allocation, Job, Node
 from rota.core.cluster.tasks import (
     TaskWriter,
     add_result,
+    ask_stop,
     close_if_done,
     fold,
     let_go,
     put_desired,
     record_ends,
-    stop,
     supersede,
     supersede_others,
 )
@@ -53,6 +53,11 @@ def connected(work: Work, node: str) -> bool:
     return session is not None and session.compared
 
 
+def takes_work(work: Work, node: Node) -> bool:
+    """Whether something new may go to the node."""
+    return node.placeable and connected(work, node.id) and not work.soft.sessions[node.id].leaving
+
+
 def heard(work: Work, node: Node) -> None:
     """The node has just been heard."""
     work.soft.heard_ms[node.id] = work.now_ms
@@ -72,7 +77,7 @@ def become(work: Work, node: Node, state: NodeState, reason: str) -> None:
 
 
 def say_goodbye(work: Work, node: Node, reason: str) -> None:
-    """The node goes on purpose; it has reported the end of what it held."""
+    """The node goes on purpose."""
     work.put(node_status_key(node.id), replace(node.status, away=True))
     fall_to(work, node, NodeState.DISCONNECTED, reason)
 
@@ -180,8 +185,8 @@ def give_up(work: Work, allocation: Allocation) -> None:
         close_if_done(work, allocation)
         return
     policy = OnNodeLoss.CANCEL if job.ending else job.spec.on_node_loss
-    if policy is not OnNodeLoss.CANCEL and allocation.desired.stop_reason is StopReason.CANCEL:
-        cancel_lost(work, allocation, allocation.remaining & allocation.desired.stop)
+    if policy is not OnNodeLoss.CANCEL:
+        cancel_lost(work, allocation, allocation.remaining & allocation.desired.cancelled)
         if allocation.id not in allocation.node.allocations:
             return
     remaining = allocation.remaining
@@ -280,15 +285,5 @@ def drain_deadline(work: Work, name: str) -> None:
     for allocation in list(node.allocations.values()):
         if allocation.desired.lost:
             continue
-        cancelled = (
-            allocation.desired.stop if allocation.desired.stop_reason is StopReason.CANCEL else empty()
-        )
-        rest = allocation.remaining - cancelled
-        if not rest:
-            continue
-        if not allocation.remaining & cancelled:
-            desired = replace(allocation.desired, stop=rest, stop_reason=StopReason.PREEMPT)
-            put_desired(work, allocation, desired)
-        # Beside tasks that are being cancelled the record has no room for a second reason; the
-        # comparison after a reconnect comes here again.
-        stop(work, allocation, rest, StopReason.PREEMPT)
+        rest = allocation.remaining - allocation.desired.stopping
+        ask_stop(work, allocation, rest, StopReason.PREEMPT)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pyroaring import BitMap
 
-from rota.core.cluster.nodes import connected
+from rota.core.cluster.nodes import connected, takes_work
 from rota.core.cluster.records import AllocationDesired, LeaseDesired, allocation_key, lease_key
 from rota.core.cluster.settling import waits_for
 from rota.core.cluster.soft import Average
@@ -47,9 +47,7 @@ class _Pass:
         self.work = work
         self.cluster = work.cluster
         self.nodes = [
-            (rank, node)
-            for rank, node in enumerate(work.cluster.nodes.values())
-            if node.placeable and connected(work, node.id)
+            (rank, node) for rank, node in enumerate(work.cluster.nodes.values()) if takes_work(work, node)
         ]
         # (shape, queue, name of the one node) that found no room; what idle leases are kept for.
         self.parked: set[tuple[Resources, str, str]] = set()

@@ -152,6 +152,13 @@ class LeaseDesired:
 
 
 @dataclass(frozen=True, slots=True)
+class StopDesired:
+    indices: BitMap
+    reason: StopReason
+    grace_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class AllocationDesired:
     lease: int
     job: int
@@ -159,12 +166,21 @@ class AllocationDesired:
     first_attempt: int
     indices: BitMap
     grant: int
-    stop: BitMap = field(default_factory=empty)
-    stop_reason: StopReason = StopReason.CANCEL
-    stop_grace_ms: int | None = None
+    stops: tuple[StopDesired, ...] = ()
     lost: bool = False
     kept: BitMap = field(default_factory=empty)
     never_stall: bool = False
+
+    @property
+    def stopping(self) -> BitMap:
+        """Those of which a stop has been asked for, for whatever reason."""
+        return BitMap.union(*(stop.indices for stop in self.stops)) if self.stops else _EMPTY
+
+    @property
+    def cancelled(self) -> BitMap:
+        """Those that somebody wants to end for good."""
+        wanted = [stop.indices for stop in self.stops if stop.reason is StopReason.CANCEL]
+        return BitMap.union(*wanted) if wanted else _EMPTY
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,8 +217,8 @@ def judge(
     job: Job, allocation: Allocation, ended: Ended, detail: TaskDetail, now_ms: int
 ) -> tuple[Verdict, TaskDetail]:
     """What becomes of a task after an end that is no success, and what is to be remembered of it."""
-    cancelled = job.ending or (
-        ended.index in allocation.desired.stop and allocation.desired.stop_reason is StopReason.CANCEL
+    cancelled = job.ending or any(
+        stop.reason is StopReason.CANCEL and ended.index in stop.indices for stop in allocation.desired.stops
     )
     if ended.cause is Cause.STOPPED or ended.cause in NOT_THE_TASKS_FAULT:
         if cancelled:
@@ -249,13 +249,14 @@ def _apply(
     work: Work, allocation: Allocation, writer: TaskWriter, started: BitMap, succeeded: BitMap, ends: _Ends
 ) -> None:
     """Makes the changes that a report's ends add up to."""
-    job, desired = allocation.job, allocation.desired
+    job = allocation.job
     if job.lost:
         # An attempt that has started, or ended, has taken the lost one's place.
         news = (started - allocation.status.started) | ends.failed | ends.cancelled | ends.attempted
         supersede_others(work, allocation, news & allocation.owned)
-    stopped = (ends.dropped & desired.stop) if desired.stop_reason is StopReason.CANCEL else BitMap()
-    cancelled_waiting = ends.dropped & allocation.owned if job.ending else stopped & allocation.owned
+    cancelled_waiting = ends.dropped & allocation.owned
+    if not job.ending:
+        cancelled_waiting &= allocation.desired.cancelled
     writer.finish(cancelled_waiting, TaskState.CANCELLED)
     writer.count_attempts(ends.attempted)
     left = ends.left | ends.dropped

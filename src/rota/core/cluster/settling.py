@@ -7,7 +7,7 @@ from pyroaring import BitMap
 from rota.core.cluster import nodes
 from rota.core.cluster.records import After, TaskDetail
 from rota.core.cluster.state import Cluster, Job
-from rota.core.cluster.tasks import TaskWriter, put_desired, put_job_status, stop, supersede
+from rota.core.cluster.tasks import TaskWriter, ask_stop, put_job_status, supersede
 from rota.core.cluster.work import Work
 from rota.core.model.states import (
     JOB_ENDS,
@@ -102,29 +102,16 @@ def stop_rest(work: Work, job: Job) -> None:
         if allocation.desired.lost:
             _stop_lost(work, allocation.id, job)
             continue
-        rest = allocation.remaining - allocation.desired.stop
-        other_reason = allocation.desired.stop_reason is not StopReason.CANCEL
-        if allocation.remaining and (rest or other_reason):
-            desired = replace(
-                allocation.desired,
-                stop=allocation.remaining,
-                stop_reason=StopReason.CANCEL,
-                stop_grace_ms=grace_ms,
-            )
-            stopped = allocation.remaining
-            put_desired(work, allocation, desired)
-            stop(work, allocation, stopped, StopReason.CANCEL, grace_ms)
+        rest = allocation.remaining - allocation.desired.cancelled
+        ask_stop(work, allocation, rest, StopReason.CANCEL, grace_ms)
 
 
 def _stop_lost(work: Work, number: int, job: Job) -> None:
     """A lost node's allocation of a job that ends: what was kept for it is given up."""
     allocation = job.allocations[number]
     if nodes.connected(work, allocation.node.id):
-        kept = allocation.remaining - allocation.desired.stop
-        if kept:
-            desired = replace(allocation.desired, stop=allocation.remaining, stop_reason=StopReason.CANCEL)
-            put_desired(work, allocation, desired)
-            stop(work, allocation, kept, StopReason.CANCEL, job.config.cancel_grace_ms)
+        kept = allocation.remaining - allocation.desired.cancelled
+        ask_stop(work, allocation, kept, StopReason.CANCEL, job.config.cancel_grace_ms)
     elif allocation.remaining:
         nodes.cancel_lost(work, allocation, allocation.remaining)
     if number in job.lost:

@@ -76,6 +76,8 @@ class Session:
     holding_ended: bool = False
     # Compared with what the node should hold: from here on it is given work.
     compared: bool = False
+    # The node is about to go: it gets nothing new.
+    leaving: bool = False
     held_leases: dict[int, HeldLease] = field(default_factory=dict)
     held_allocations: dict[int, list[HeldAllocation]] = field(default_factory=dict)
     templates_sent: set[tuple[int, int]] = field(default_factory=set)

@@ -77,7 +77,8 @@ def receive(work: Work, item: FromNode) -> None:
                 _compare_if_ready(work, node, session)
         case Heartbeat() | Report() if not session.holding_ended:
             end_stream(work, session, "what the node holds did not come whole")
-        case Heartbeat(sent_ms, sequence_sent, _):
+        case Heartbeat(sent_ms, sequence_sent, _, leaving):
+            session.leaving = session.leaving or leaving
             if sequence_sent > node.status.acknowledged:
                 end_stream(work, session, "a report was lost on the way")
             else:
@@ -85,9 +86,26 @@ def receive(work: Work, item: FromNode) -> None:
                 work.send(node.id, HeartbeatAck(sent_ms))
         case Report():
             _report(work, node, session, item.message)
-        case Goodbye(reason):
+        case Goodbye(reason, last_sequence):
+            if session.compared and last_sequence == node.status.acknowledged:
+                _end_what_was_on_its_way(work, node)
             nodes.say_goodbye(work, node, reason or "its agent was stopped")
             end_stream(work, session, "goodbye")
+
+
+def _end_what_was_on_its_way(work: Work, node: Node) -> None:
+    """The node has told everything, holds nothing, and obeys nothing any more: what it was sent is free."""
+    for allocation in list(node.allocations.values()):
+        unclaimed = allocation.unclaimed
+        if unclaimed:
+            record_ends(work, allocation, unclaimed, Cause.NODE_LOST, "the node has left without it")
+            let_go(work, allocation, unclaimed)
+        unstarted = allocation.remaining - allocation.status.started
+        report = AllocationReport(allocation.id, dropped=indexset.to_ranges(unstarted))
+        reports.take_allocation(work, node, report)
+    for lease in list(node.leases.values()):
+        if not lease.allocations:
+            work.drop(lease_key(node.id, lease.id))
 
 
 def closed(work: Work, item: StreamClosed) -> None:
@@ -349,14 +367,8 @@ def _compare_allocation(work: Work, node: Node, session: Session, allocation: Al
     extra = held - allocation.desired.indices
     if extra:
         stop(work, allocation, extra, StopReason.SUPERSEDED)
-    if allocation.desired.stop:
-        stop(
-            work,
-            allocation,
-            allocation.desired.stop,
-            allocation.desired.stop_reason,
-            allocation.desired.stop_grace_ms,
-        )
+    for wanted in allocation.desired.stops:
+        stop(work, allocation, wanted.indices, wanted.reason, wanted.grace_ms)
     if job.config.held:
         work.send(node.id, Recall(allocation.id, session.ask(), count=RECALL_ALL))
     for other in list(job.lost.values()):

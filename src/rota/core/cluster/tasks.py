@@ -14,6 +14,7 @@ from rota.core.cluster.records import (
     NodeTally,
     ResultBlock,
     Segment,
+    StopDesired,
     TaskDetail,
     allocation_key,
     allocation_status_key,
@@ -235,7 +236,10 @@ def fold(work: Work, allocation: Allocation) -> None:
     work.put(
         allocation_key(allocation.node.id, allocation.id),
         replace(
-            desired, indices=desired.indices - ended, kept=desired.kept - ended, stop=desired.stop - ended
+            desired,
+            indices=desired.indices - ended,
+            kept=desired.kept - ended,
+            stops=_stops_without(desired, ended),
         ),
     )
     writer.flush()
@@ -262,10 +266,37 @@ def let_go(work: Work, allocation: Allocation, indices: BitMap) -> None:
             desired,
             indices=desired.indices - indices,
             kept=desired.kept - indices,
-            stop=desired.stop - indices,
+            stops=_stops_without(desired, indices),
         ),
     )
     work.touch(allocation.job)
+
+
+def _stops_without(desired: AllocationDesired, indices: BitMap) -> tuple[StopDesired, ...]:
+    rest = (replace(stop, indices=stop.indices - indices) for stop in desired.stops)
+    return tuple(stop for stop in rest if stop.indices)
+
+
+def ask_stop(
+    work: Work, allocation: Allocation, indices: BitMap, reason: StopReason, grace_ms: int | None = None
+) -> None:
+    """Wants the end of these, in place of what was asked of them before; a cancel alone is not taken back."""
+    desired = allocation.desired
+    indices = indices & allocation.remaining
+    if reason is not StopReason.CANCEL:
+        indices = indices - desired.cancelled
+    if not indices:
+        return
+    stops = list(_stops_without(desired, indices))
+    alike = next(
+        (place for place, one in enumerate(stops) if (one.reason, one.grace_ms) == (reason, grace_ms)), None
+    )
+    if alike is None:
+        stops.append(StopDesired(indices, reason, grace_ms))
+    else:
+        stops[alike] = replace(stops[alike], indices=stops[alike].indices | indices)
+    put_desired(work, allocation, replace(desired, stops=tuple(stops)))
+    stop(work, allocation, indices, reason, grace_ms)
 
 
 def stop(

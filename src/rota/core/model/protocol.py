@@ -103,6 +103,7 @@ class Heartbeat:
     sent_ms: int
     sequence_sent: int
     utilisation: Utilisation | None = None
+    leaving: bool = False
 
 
 @dataclass(slots=True)
@@ -167,6 +168,7 @@ class Report:
 @dataclass(slots=True)
 class Goodbye:
     reason: str = ""
+    last_sequence: int = 0
 
 
 Up = Hello | Holding | HoldingEnd | Heartbeat | Report | Goodbye

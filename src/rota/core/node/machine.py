@@ -139,6 +139,7 @@ class Machine:
             case Shutdown():
                 if not self.granting.leaving:
                     self.granting.leave()
+                    self.talk.leave()
                     self._rest()
                 self.attempts.stop_all(Cause.PREEMPTED, news.grace_ms)
             case _:
@@ -169,7 +170,8 @@ class Machine:
 
     def _received(self, down: Down) -> None:
         body = self.talk.accept(down)
-        if body is not None:
+        # After Goodbye what comes is not for this node any more: the leader has given it to others.
+        if body is not None and not self._left:
             self._obey(body)
 
     def _obey(self, body: Body) -> None:  # noqa: C901 - a table

@@ -49,6 +49,7 @@ class Talk:
         self._lost_after_ms = 0
         self._heartbeat_ms = 0
         self._alive_ms = 0
+        self._leaving = False
         self._close()
 
     def _close(self) -> None:
@@ -61,6 +62,7 @@ class Talk:
         self._in_flight: deque[int] = deque()
         self._reported_ms = 0
         self._heartbeat_sent_ms = 0
+        self._said_leaving = False
 
     # ------------------------------------------------------------ the stream
 
@@ -217,11 +219,13 @@ class Talk:
         if now_ms >= self._silence_ms:
             self.hang_up("the controller has fallen silent")
             return
+        if now_ms >= self._heartbeat_sent_ms + self._heartbeat_ms or self._leaving > self._said_leaving:
+            # Ahead of the reports: what they give back must not be granted to one that leaves.
+            self._heartbeat_sent_ms = now_ms
+            self._said_leaving = self._leaving
+            self._book.say(Heartbeat(now_ms, self._sent_sequence, leaving=self._leaving))
         while self._report_ms() is not None and self._report_due(now_ms):
             self._report()
-        if now_ms >= self._heartbeat_sent_ms + self._heartbeat_ms:
-            self._heartbeat_sent_ms = now_ms
-            self._book.say(Heartbeat(now_ms, self._sent_sequence))
 
     @property
     def _silence_ms(self) -> int:
@@ -247,10 +251,14 @@ class Talk:
         self._in_flight.append(message.last_sequence)
         self._reported_ms = self._book.now_ms
 
+    def leave(self) -> None:
+        """Says from now on that the node is about to go."""
+        self._leaving = True
+
     def say_goodbye(self, reason: str) -> None:
         """The last message."""
         if self.open:
-            self._book.say(Goodbye(reason))
+            self._book.say(Goodbye(reason, self._held.sequence))
 
     def next_ms(self) -> int | None:
         """When something is due."""
