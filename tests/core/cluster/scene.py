@@ -79,19 +79,27 @@ class Scene:
     def job(self, number: int) -> Job:
         return self.machine.cluster.jobs[number]
 
-    def node(self, name: str, cpu: int) -> str:
-        """Enrols a node with so many cores, and connects it."""
+    def node(self, name: str, cpu: int, *pools: Pool) -> str:
+        """Enrols a node with so many cores, or these pools, and connects it."""
         node = f"id-{name}"
         self.ask(Enrol(0, "t", b"s", TokenKind.NODE, node, name, name))
         self._sequence_of[node] = 0
-        self.hello(node, cpu)
+        self.hello(node, cpu, pools=pools)
         return node
 
-    def hello(self, node: str, cpu: int, *pages: Holding, journal: str = "j", boot: str = "b") -> Outcome:
+    def hello(
+        self,
+        node: str,
+        cpu: int,
+        *pages: Holding,
+        journal: str = "j",
+        boot: str = "b",
+        pools: tuple[Pool, ...] = (),
+    ) -> Outcome:
         """The node connects and says what it holds."""
         self._streams += 1
         self._stream_of[node] = self._streams
-        inventory = Inventory(pools=(Pool(resources=Resources(cpu=cpu * 1000)),))
+        inventory = Inventory(pools=pools or (Pool(resources=Resources(cpu=cpu * 1000)),))
         sequence = self._sequence_of[node]
         hello = Hello(1, "", 1, boot, journal, sequence, 0, inventory, self.now_ms, sequence)
         messages: list[Up] = [hello, *pages, HoldingEnd(len(pages))]

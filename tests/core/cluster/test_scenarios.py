@@ -1,12 +1,15 @@
 """Stories of a leader that once went wrong, or easily could."""
 
+import pytest
 from pyroaring import BitMap
 
+from rota.core.cluster.check import InvariantBroken
 from rota.core.cluster.inputs import (
     CancelJob,
     EditNode,
     NodeEdit,
     Refusal,
+    RemoveNode,
     RetryJob,
     Submit,
 )
@@ -15,6 +18,7 @@ from rota.core.cluster.step import Machine
 from rota.core.model import indexset
 from rota.core.model.protocol import (
     AllocationReport,
+    Device,
     Ended,
     Goodbye,
     Grant,
@@ -22,10 +26,14 @@ from rota.core.model.protocol import (
     HeldAllocation,
     HeldLease,
     Holding,
+    Pool,
+    Resize,
+    Resized,
     Stop,
 )
+from rota.core.model.resources import Resources
 from rota.core.model.spec import Dependency, JobSpec
-from rota.core.model.states import Cause, JobKind, NodeState, StopReason
+from rota.core.model.states import Cause, JobKind, NodeState, OnNodeLoss, StopReason
 from tests.core.cluster.scene import Scene
 
 
@@ -165,3 +173,64 @@ def test_a_goodbye_before_its_last_report_came_frees_nothing() -> None:
     job = scene.submit(array="0-3")
     scene.step(scene.said(node, Goodbye("asked to end", 1)))
     assert scene.job(job).owned == BitMap([0, 1])
+
+
+def test_a_fenced_task_of_a_node_removed_by_force_waits_until_its_agent_cannot_run_it() -> None:
+    settings = Settings()
+    scene = Scene(Machine(settings))
+    first = scene.node("a", 1)
+    job = scene.submit(on_node_loss=OnNodeLoss.RERUN_FENCED)
+    (grant,) = scene.sent(Grant)
+    scene.report(first, AllocationReport(grant.allocation, started=((0, 0),)))
+    second = scene.node("b", 1)
+    scene.ask(RemoveNode(0, "admin", "a", force=True))
+    assert scene.outcomes(job) == [(0, 1)]
+    heard_ms = scene.now_ms
+    while not (granted := scene.sent(Grant)):
+        wake_ms = scene.last.wake_at_ms
+        assert wake_ms is not None
+        beat = scene.said(second, Heartbeat(scene.now_ms, 0))
+        scene.step(beat, after_ms=min(max(wake_ms - scene.now_ms, 1), settings.suspect_ms // 2))
+    assert scene.now_ms - heard_ms == settings.fence_ms
+    assert granted[0].first_attempt == 2
+
+
+def test_whole_gpus_are_not_shared_and_parts_are_of_one() -> None:
+    """0.6 of a GPU fits twice into the sum of what is left of two GPUs, and into neither."""
+    scene = Scene()
+    gpus = tuple(Device("gpu", f"gpu{number}") for number in range(2))
+    node = scene.node("n", 0, Pool(resources=Resources(cpu=64_000, gpu=2_000), devices=gpus))
+    scene.submit(array="0-9", resources=Resources(cpu=1_000, gpu=600))
+    leases = list(scene.machine.cluster.nodes[node].leases.values())
+    taken = [slot.devices for lease in leases for slot in lease.desired.slots]
+    assert sorted(taken) == [("gpu0",), ("gpu1",)]
+    scene.submit(resources=Resources(cpu=1_000, gpu=1_000))
+    assert scene.sent(Grant) == [], "no GPU is whole"
+    scene.submit(array="0-1", resources=Resources(cpu=1_000, gpu=300))
+    (grant,) = scene.sent(Grant)
+    assert grant.indices == ((0, 1),)
+
+
+def test_a_node_that_comes_back_with_less_is_trimmed() -> None:
+    scene = Scene()
+    node = scene.node("n", 4)
+    scene.submit(array="0-9")
+    (grant,) = scene.sent(Grant)
+    slots, waiting = HeldLease(grant.lease, (0, 1, 2, 3)), HeldAllocation(grant.allocation, ((0, 3),), ())
+    scene.silence(node, 1_000)
+    with pytest.raises(InvariantBroken, match="oversubscribed"):
+        # Until the node has said that two of the slots are free.
+        scene.hello(node, 2, Holding((slots,), (waiting,)))
+    (resize,) = scene.sent(Resize)
+    assert resize.target == 2
+    scene.report(
+        node, AllocationReport(grant.allocation, dropped=((2, 3),)), resized=(Resized(grant.lease, (2, 3)),)
+    )
+
+
+def test_a_pool_of_a_million_units_is_not_walked_through() -> None:
+    scene = Scene()
+    node = scene.node("site", 0, Pool("racks", resources=Resources(cpu=2_000), units=1_000_000))
+    scene.submit(array="0-4", resources=Resources(cpu=2_000))
+    leases = scene.machine.cluster.nodes[node].leases.values()
+    assert [(lease.desired.unit, len(lease.desired.slots)) for lease in leases] == [(n, 1) for n in range(5)]

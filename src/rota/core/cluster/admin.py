@@ -32,11 +32,11 @@ from rota.core.cluster.records import (
     user_key,
 )
 from rota.core.cluster.state import Allocation, Node
-from rota.core.cluster.tasks import close_if_done, let_go, record_ends
+from rota.core.cluster.tasks import TaskWriter, close_if_done, let_go, record_ends
 from rota.core.cluster.work import Work
 from rota.core.model.protocol import AllocationReport, Drain, Ended, Refused
 from rota.core.model.spec import QUEUE_DEFAULT
-from rota.core.model.states import Cause, EventKind, NodeState, TokenKind
+from rota.core.model.states import Cause, EventKind, NodeState, OnNodeLoss, TokenKind
 
 ENROL_KEY_MS = 86_400_000
 
@@ -207,6 +207,7 @@ def remove_node(work: Work, item: RemoveNode) -> None:
     node = _find(work, item.ticket, item.node)
     if node is None:
         return
+    heard_ms = work.soft.heard_ms.get(node.id, work.now_ms)
     session = work.soft.sessions.get(node.id)
     held = sum(len(allocation.remaining) for allocation in node.allocations.values())
     if not item.force and (session is not None or held):
@@ -222,7 +223,7 @@ def remove_node(work: Work, item: RemoveNode) -> None:
         work.close(node.id, session.stream, "the node was removed")
         del work.soft.sessions[node.id]
     for allocation in list(node.allocations.values()):
-        _end_on_removal(work, allocation)
+        _end_on_removal(work, allocation, heard_ms + work.settings.fence_ms)
     for lease in list(node.leases):
         work.drop(lease_key(node.id, lease))
     work.drop(inventory_key(node.id))
@@ -235,16 +236,24 @@ def remove_node(work: Work, item: RemoveNode) -> None:
     work.reply(item.ticket, Done())
 
 
-def _end_on_removal(work: Work, allocation: Allocation) -> None:
+def _end_on_removal(work: Work, allocation: Allocation, fenced_until_ms: int) -> None:
+    """What it held runs elsewhere: at once, or once its agent cannot run it any more."""
+    job, remaining = allocation.job, allocation.remaining
     unclaimed = allocation.unclaimed
     if unclaimed:
         record_ends(work, allocation, unclaimed, Cause.NODE_LOST, "the node was removed")
         let_go(work, allocation, unclaimed)
     ended = tuple(
-        Ended(index, Cause.NODE_LOST, message="the node was removed", started=False)
-        for index in allocation.remaining
+        Ended(index, Cause.NODE_LOST, message="the node was removed", started=False) for index in remaining
     )
-    if ended:
-        reports.take_allocation(work, allocation.node, AllocationReport(allocation.id, ended=ended))
-    else:
+    if not ended:
         close_if_done(work, allocation)
+        return
+    reports.take_allocation(work, allocation.node, AllocationReport(allocation.id, ended=ended))
+    again = remaining & job.pending
+    if job.spec.on_node_loss is OnNodeLoss.RERUN_FENCED and again and fenced_until_ms > work.now_ms:
+        writer = TaskWriter(work, job)
+        for index in again:
+            writer.set_detail(replace(writer.detail(index), retry_at_ms=fenced_until_ms))
+        writer.flush()
+        work.soft.timers.arm_earlier("retry", str(job.id), fenced_until_ms)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from pyroaring import BitMap
 
+from rota.core.cluster.leases import devices_free
 from rota.core.cluster.state import Allocation, Cluster, Job, Node
 from rota.core.model import indexset
 from rota.core.model.resources import NOTHING, Resources
@@ -113,9 +114,14 @@ def check_node(node: Node) -> None:
     require(
         charged == node.charged, "counters", f"node {node.config.name}: charged {node.charged}, is {charged}"
     )
-    for pool, number in node.charged:
-        free = node.free(pool, number)
+    for name, number in node.charged:
+        free = node.free(name, number)
         require(not free.negative, "oversubscribed", f"node {node.config.name}: {free} is free")
+        pool = node.pool(name)
+        if pool is not None:
+            devices = devices_free(node, pool, number)
+            shared = [device for device, left in devices.items() if left < 0]
+            require(not shared, "oversubscribed", f"node {node.config.name}: {shared} are given twice")
 
 
 def check_cluster(cluster: Cluster, jobs: Iterable[Job] | None = None) -> None:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from pyroaring import BitMap
 
-from rota.core.cluster.nodes import connected, takes_work
+from rota.core.cluster.leases import devices_free, devices_room, shrink, take_devices, units_of
+from rota.core.cluster.nodes import takes_work
 from rota.core.cluster.records import AllocationDesired, LeaseDesired, allocation_key, lease_key
 from rota.core.cluster.settling import waits_for
 from rota.core.cluster.soft import Average
@@ -19,8 +20,9 @@ from rota.core.cluster.streams import send_grant
 from rota.core.cluster.tasks import put_job_status
 from rota.core.cluster.work import Work
 from rota.core.model import indexset, protocol
-from rota.core.model.protocol import Recall, Resize, Slot
+from rota.core.model.protocol import Pool, Recall, Slot
 from rota.core.model.resources import NOTHING, Resources
+from rota.core.model.spec import JobSpec
 from rota.core.model.states import EventKind, OnNodeLoss
 from rota.core.placement.choose import Place, spread
 from rota.core.placement.sizing import Pace, backlog_wanted, recall_count
@@ -179,11 +181,10 @@ class _Pass:
         places = []
         for rank, node in nodes:
             for pool in node.pools:
-                for unit in range(pool.units):
+                for unit in units_of(node, pool, left):
                     free = node.free(pool.name, unit)
-                    places.append(
-                        Place(node.id, pool.name, unit, rank, free, pool.resources, SLOTS_OF_LEASE_MAX)
-                    )
+                    most = _slots_max(node, pool, unit, spec)
+                    places.append(Place(node.id, pool.name, unit, rank, free, pool.resources, most))
         given = spread(places, spec.resources, left) if left else []
         if sum(count for _, count in given) < left or not left:
             if not job.status.avoid:
@@ -192,9 +193,8 @@ class _Pass:
         result = []
         for found, count in given:
             lease = self._open_slots(self.cluster.nodes[found.node], found, spec.resources, spec.queue, count)
-            if lease is not None:
-                self._grant(job, lease, min(lease.desired.target - lease.load, self._left(job)))
-                result.append(lease)
+            self._grant(job, lease, min(lease.desired.target - lease.load, self._left(job)))
+            result.append(lease)
         return result
 
     def _quota_slots(self, job: Job) -> int:
@@ -209,10 +209,8 @@ class _Pass:
                 count = min(count, (limit - charged.get(name)) // amount)
         return max(count, 0)
 
-    def _open_slots(self, node: Node, found: Place, shape: Resources, queue: str, count: int) -> Lease | None:
+    def _open_slots(self, node: Node, found: Place, shape: Resources, queue: str, count: int) -> Lease:
         """Slots in a lease of this shape that is not about to shrink, else in a new one."""
-        slots: list[Slot] = []
-        devices = _free_devices(node, found.pool, found.unit)
         lease = next(
             (
                 lease
@@ -226,13 +224,10 @@ class _Pass:
             None,
         )
         first = lease.desired.next_slot if lease is not None else 0
-        for number in range(first, first + count):
-            mine = _take_devices(devices, shape.gpu)
-            if mine is None:
-                break
-            slots.append(Slot(number, mine))
-        if not slots:
-            return None
+        pool = node.pool(found.pool)
+        assert pool is not None, found
+        free = devices_free(node, pool, found.unit)
+        slots = [Slot(number, take_devices(free, shape.gpu)) for number in range(first, first + count)]
         if lease is None:
             number = self.work.number()
             desired = LeaseDesired(shape, queue, tuple(slots), len(slots), len(slots), found.pool, found.unit)
@@ -339,7 +334,7 @@ class _Pass:
                 if lease.desired.target <= lease.load:
                     self.work.soft.timers.disarm("linger", name)
                 elif self.hungry and (lease.desired.shape, lease.desired.queue) not in self.wanted_shapes:
-                    shrink(self.work, lease)
+                    shrink(self.work, lease, lease.load)
                 else:
                     self.work.soft.timers.arm_earlier(
                         "linger", name, self.work.now_ms + self.work.settings.linger_ms
@@ -352,16 +347,15 @@ def linger_over(work: Work, name: str) -> None:
     node = work.cluster.nodes.get(node_id)
     lease = node.leases.get(int(number)) if node is not None else None
     if lease is not None and lease.desired.target > lease.load:
-        shrink(work, lease)
+        shrink(work, lease, lease.load)
 
 
-def shrink(work: Work, lease: Lease) -> None:
-    """The lease shall have no more slots than it has work. They are charged until the node has freed them."""
-    target = min(lease.load, lease.desired.target)
-    if target < lease.desired.target:
-        work.put(lease_key(lease.node.id, lease.id), replace(lease.desired, target=target))
-        if connected(work, lease.node.id):
-            work.send(lease.node.id, Resize(lease.id, target))
+def _slots_max(node: Node, pool: Pool, unit: int, spec: JobSpec) -> int:
+    """Slots that one lease may get on a unit, whatever amounts are free: whole devices are not shared."""
+    if not spec.resources.gpu or not pool.devices:
+        return SLOTS_OF_LEASE_MAX
+    room = devices_room(devices_free(node, pool, unit), spec.resources.gpu)
+    return min(room, SLOTS_OF_LEASE_MAX)
 
 
 def _alike(job: Job, ready: BitMap) -> tuple[int, BitMap]:
@@ -395,38 +389,3 @@ def _within_message(job: Job, indices: BitMap) -> BitMap:
         if size > GRANT_LINES_BYTES_MAX and count:
             return indexset.take_first(indices, count)
     return indices
-
-
-def _free_devices(node: Node, pool: str, unit: int) -> dict[str, int]:
-    """Thousandths left of each GPU of a unit, by identifier."""
-    found = node.pool(pool)
-    devices = () if found is None else found.devices
-    free = {device.id: 1000 for device in devices if device.kind == "gpu"}
-    for lease in node.leases.values():
-        if (lease.desired.pool, lease.desired.unit) == (pool, unit) and lease.desired.shape.gpu:
-            share = min(1000, lease.desired.shape.gpu)
-            for slot in lease.desired.slots:
-                for device in slot.devices:
-                    if device in free:
-                        free[device] -= share
-    return free
-
-
-def _take_devices(free: dict[str, int], gpu: int) -> tuple[str, ...] | None:
-    """Devices for one slot, taken out of `free`; None where too few are left whole."""
-    if not gpu or not free:
-        return ()
-    if gpu < 1000:
-        found = next(
-            (device for device, left in sorted(free.items(), key=lambda one: one[1]) if left >= gpu), None
-        )
-        if found is None:
-            return None
-        free[found] -= gpu
-        return (found,)
-    whole = [device for device, left in free.items() if left == 1000][: -(-gpu // 1000)]
-    if len(whole) * 1000 < gpu:
-        return None
-    for device in whole:
-        free[device] = 0
-    return tuple(whole)

@@ -7,6 +7,7 @@ from itertools import accumulate
 from pyroaring import BitMap
 
 from rota.core.cluster import nodes
+from rota.core.cluster.leases import close_lease_if_empty
 from rota.core.cluster.records import (
     ResultBlock,
     TaskDetail,
@@ -19,7 +20,6 @@ from rota.core.cluster.tasks import (
     TaskWriter,
     add_result,
     close_if_done,
-    close_lease_if_empty,
     let_go,
     put_job_status,
     say_ended,

@@ -11,6 +11,7 @@ from pyroaring import BitMap
 
 from rota.core.cluster import nodes, reports
 from rota.core.cluster.inputs import Done, FromNode, Send, StreamClosed, ToNode, Why
+from rota.core.cluster.leases import fit_leases
 from rota.core.cluster.records import (
     NodeInventory,
     allocation_key,
@@ -290,6 +291,7 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
     if node.status.journal_new:
         work.put(node_status_key(node.id), replace(node.status, journal_new=False))
     nodes.become(work, node, NodeState.READY, "")
+    fit_leases(work, node)
     for allocation in list(node.allocations.values()):
         nodes.reclaim(work, allocation.job, ask=True)
     work.place_wanted = True

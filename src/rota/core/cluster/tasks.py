@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pyroaring import BitMap
 
+from rota.core.cluster.leases import close_lease_if_empty
 from rota.core.cluster.records import (
     AllocationDesired,
     Exceptions,
@@ -20,11 +21,10 @@ from rota.core.cluster.records import (
     allocation_status_key,
     exceptions_key,
     job_status_key,
-    lease_key,
     segment_key,
     tally_key,
 )
-from rota.core.cluster.state import Allocation, Job, Lease
+from rota.core.cluster.state import Allocation, Job
 from rota.core.cluster.work import EVENTS_OF_ENDS_MAX, Work
 from rota.core.model import indexset
 from rota.core.model.protocol import Stop
@@ -187,14 +187,6 @@ def close_if_done(work: Work, allocation: Allocation) -> None:
     lease = allocation.node.leases.get(allocation.desired.lease)
     if lease is not None:
         close_lease_if_empty(work, lease)
-
-
-def close_lease_if_empty(work: Work, lease: Lease) -> None:
-    """Drops a lease that has no slots left, once no grant on it can be on its way."""
-    if not lease.desired.slots and not lease.allocations:
-        work.drop(lease_key(lease.node.id, lease.id))
-        message = f"lease {lease.id} closed"
-        work.event(EventKind.LEASE_CLOSED, node=lease.node.config.name, message=message)
 
 
 def fold(work: Work, allocation: Allocation) -> None:
