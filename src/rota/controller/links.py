@@ -35,6 +35,8 @@ STALLED_BYTES_MIN = 16 * 1024 * 1024
 QUEUE_BYTES_MAX = 256 * 1024 * 1024
 # Whoever has much to send that can wait lets the queue fall to this first: heartbeats stand in it too.
 ROOM_BYTES = 128 * 1024
+# For so long a node may not connect that said, or should be told, what cannot be dealt with.
+KEPT_OFF_S = 60.0
 # The protocol's limit is on the message's content; the envelope adds a little.
 SLACK_BYTES = 4 * 1024
 
@@ -114,6 +116,8 @@ class Links:
         # The stream that each node opened last.
         self._latest: dict[str, _Stream] = {}
         self._numbers = count(1)
+        # Until when a node may not connect, by the monotonic clock.
+        self._kept_off: dict[str, float] = {}
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """LinkService for a server with mutual TLS."""
@@ -132,8 +136,15 @@ class Links:
             return
         match order:
             case Send(message=message):
-                for piece in down_to_messages(message):
-                    stream.put(piece.SerializeToString())
+                try:
+                    pieces = [piece.SerializeToString() for piece in down_to_messages(message)]
+                except Exception:  # noqa: BLE001 (one node's, whatever it is)
+                    _log.exception("a bug: node %s cannot be told %r", stream.node, message)
+                    self.keep_off(stream.node)
+                    stream.finish(_End(grpc.StatusCode.INTERNAL, "what there is to say cannot be said"))
+                    return
+                for piece in pieces:
+                    stream.put(piece)
             case Close(reason=reason):
                 stream.finish(_End(grpc.StatusCode.ABORTED, reason))
 
@@ -141,6 +152,10 @@ class Links:
         """Ends every stream: the nodes come back and say what they hold."""
         for stream in self._streams.values():
             stream.finish(_End(grpc.StatusCode.UNAVAILABLE, reason))
+
+    def keep_off(self, node: str) -> None:
+        """Lets the node connect only after KEPT_OFF_S: what it says, or would be told, cannot be taken."""
+        self._kept_off[node] = time.monotonic() + KEPT_OFF_S
 
     def address(self, node: str) -> str:
         """Where a node connects from, as gRPC writes it; empty where it does not."""
@@ -158,6 +173,11 @@ class Links:
             context.set_code(grpc.StatusCode.UNAVAILABLE)
             context.set_details("the controller does not lead now; try again")
             return
+        if time.monotonic() < self._kept_off.get(node, 0.0):
+            context.set_code(grpc.StatusCode.UNAVAILABLE)
+            context.set_details("the controller failed over this node; the controller's log says more")
+            return
+        self._kept_off.pop(node, None)
         stream = _Stream(next(self._numbers), node, context.peer())
         stream.room.set()
         self._streams[stream.number] = self._latest[node] = stream

@@ -5,6 +5,10 @@ What happens to the cluster comes in through `ask` (somebody waits for the answe
 the store does not take leaves the machine ahead of the store: it is thrown away, all who wait are told to
 try again, streams are ended, and the cluster is loaded anew. While the store takes no writes, reads go on.
 
+So it is with a bug in the machine: what follows from a request or a node's message that it cannot take is
+thrown away with it. Who asked is told, and the node is kept off for a while, so that the same does not end
+the next leadership; everybody else goes on.
+
 Cluster time is the last committed `now_ms` and the time on the boot clock since this process began to lead.
 """
 
@@ -33,12 +37,14 @@ from rota.core.cluster.inputs import (
 from rota.core.cluster.records import SCHEMA
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.state import Cluster
-from rota.core.cluster.step import Machine
+from rota.core.cluster.step import Machine, StepFailed
 from rota.store.port import Store, StoreError
 
 INBOX_COUNT_MAX = 10_000
 RETRY_S_MIN = 0.1
 RETRY_S_MAX = 5.0
+# A leadership of so long was a good one: after it, trying again begins with RETRY_S_MIN.
+GOOD_MS_MIN = 10_000
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +54,10 @@ Answer = Submitted | Done | Enrolled | Refusal
 
 class Unavailable(Exception):
     """What was asked cannot be done now, and may have been done or not: ask again."""
+
+
+class Unable(Exception):
+    """What was asked cannot be done because of a bug, and was not done."""
 
 
 class News(asyncio.Event):
@@ -81,6 +91,10 @@ class Nodes(Protocol):
 
     def close_all(self, reason: str) -> None:
         """Ends all streams."""
+        ...
+
+    def keep_off(self, node: str) -> None:
+        """What the node says cannot be taken: for a while it may not connect."""
         ...
 
 
@@ -231,17 +245,30 @@ class Loop:
         """Leads until `stop`; `ready` is called at the first commit. Raises SchemaTooNew."""
         retry_s = RETRY_S_MIN
         while not self._stopping:
+            began_ms = self._clock.boot_ms()
             try:
                 turn = await self._load()
                 await self._lead(turn)
-                retry_s = RETRY_S_MIN
                 ready()
                 await self._turns(turn)
+                break
+            except SchemaTooNew:
+                raise
             except StoreError as failed:
                 _log.error("the store failed: %s", failed)
                 self._drop(f"the controller's store failed ({failed}); try again")
-                await self._read_only(retry_s)
-                retry_s = min(2 * retry_s, RETRY_S_MAX)
+            except StepFailed as failed:
+                _log.error("a bug: %s: %r", failed, failed.item, exc_info=failed.__cause__)
+                self._blame(failed.item)
+                self._drop("the controller goes on from its store; try again")
+                continue
+            except Exception:  # noqa: BLE001 (a restart would not mend it either)
+                _log.exception("a bug: the controller goes on from its store")
+                self._drop("the controller failed, and goes on from its store; try again")
+            if self._clock.boot_ms() - began_ms >= GOOD_MS_MIN:
+                retry_s = RETRY_S_MIN
+            await self._read_only(retry_s)
+            retry_s = min(2 * retry_s, RETRY_S_MAX)
         self._drop("the controller is stopping; try again")
 
     async def _load(self) -> Turn:
@@ -328,7 +355,17 @@ class Loop:
                 for news in self._waiting.job_watchers.get(job, ()):
                     news.set()
 
-    # ------------------------------------------------------------ when the store fails
+    # ------------------------------------------------------------ when a turn fails
+
+    def _blame(self, item: Input) -> None:
+        """Tells who sent what could not be taken, so that it does not come again at once."""
+        if isinstance(item, FromNode):
+            assert self._nodes is not None
+            self._nodes.keep_off(item.node)
+            return
+        waiting = self._waiting.tickets.get(getattr(item, "ticket", 0))
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(Unable(f"a bug: {type(item).__name__} could not be carried out"))
 
     def _drop(self, why: str) -> None:
         """Forgets the machine, and tells all who wait to try again."""

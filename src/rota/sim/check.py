@@ -75,7 +75,8 @@ def run_seed(seed: int, steps: int = STEPS_DEFAULT, trace: Callable[[str], None]
     except InvariantBroken as broken:
         return Found(seed, simulation.world.event_count, broken.name, str(broken))
     except Exception as bug:  # noqa: BLE001 - whatever it is, the seed is to be named
-        message = f"assertion: {_where(bug)}: {bug!r}"
+        cause = bug.__cause__ or bug
+        message = f"assertion: {_where(cause)}: {cause!r}"
         return Found(seed, simulation.world.event_count, "assertion", message)
     return Found(seed, simulation.world.event_count, "", "")
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from rota.controller.loop import INBOX_COUNT_MAX, Loop, SchemaTooNew, Unavailable
+from rota.controller.loop import INBOX_COUNT_MAX, Loop, SchemaTooNew, Unable, Unavailable
+from rota.core.cluster import placing, step
 from rota.core.cluster.inputs import Done, FromNode, Order, PutQueue, StreamClosed, Submit, Submitted
-from rota.core.cluster.records import META_CLUSTER, META_COMMIT, ClusterMeta, Commit, QueueConfig
+from rota.core.cluster.records import META_CLUSTER, META_COMMIT, ClusterMeta, Commit, QueueConfig, queue_key
 from rota.core.cluster.soft import Settings
+from rota.core.cluster.work import Work
 from rota.core.model.protocol import Heartbeat
 from rota.core.model.spec import JobSpec
 from rota.store.memory import MemoryStore
@@ -51,12 +53,16 @@ class Nodes:
 
     orders: list[Order] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    kept_off: list[str] = field(default_factory=list)
 
     def carry_out(self, order: Order) -> None:
         self.orders.append(order)
 
     def close_all(self, reason: str) -> None:
         self.closed.append(reason)
+
+    def keep_off(self, node: str) -> None:
+        self.kept_off.append(node)
 
 
 @dataclass
@@ -263,6 +269,48 @@ async def test_watchers_hear_of_their_job_and_of_events_alone() -> None:
             await it.loop.ask(lambda ticket: PutQueue(ticket, "ann", "q", QueueConfig()))
             assert (mine.is_set(), next_.is_set()) == (False, False)
         assert not it.loop._waiting.job_watchers
+
+
+async def test_a_bug_in_the_machine_ends_one_request_and_not_the_controller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with leading() as it:
+        await it.submit()
+
+        def broken(work: Work, item: object) -> None:
+            work.put(queue_key("half-done"), QueueConfig())
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setitem(step._HANDLERS, PutQueue, broken)
+        with pytest.raises(Unable, match="PutQueue"):
+            await it.loop.ask(lambda ticket: PutQueue(ticket, "ann", "q", QueueConfig()))
+        # Everybody else goes on, with what was committed.
+        await it.until(lambda: it.loop.leading)
+        assert await it.submit() == (2,)
+        assert await it.loop.read(lambda machine: list(machine.cluster.queues)) == []
+        assert not it.nodes.kept_off
+
+        monkeypatch.setitem(step._HANDLERS, FromNode, broken)
+        await it.loop.tell(FromNode("n", 1, Heartbeat(0, 0)))
+        await it.until(lambda: it.nodes.kept_off == ["n"])
+        await it.until(lambda: it.loop.leading)
+        assert await it.submit() == (3,)
+
+
+async def test_a_bug_in_what_follows_is_tried_again_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with leading() as it:
+        place, failures = placing.place, [ZeroDivisionError("a bug")]
+
+        def broken(work: Work) -> None:
+            if failures and work.place_wanted:
+                raise failures.pop()
+            place(work)
+
+        monkeypatch.setattr(placing, "place", broken)
+        with pytest.raises(Unavailable):
+            await it.submit()
+        await it.until(lambda: not failures and it.loop.leading)
+        assert await it.submit() == (1,)
 
 
 async def test_after_stop_nothing_is_taken() -> None:

@@ -63,6 +63,14 @@ _TIMERS: dict[str, Callable[[Work, str], None]] = {
 }
 
 
+class StepFailed(Exception):
+    """A bug, which is the cause, let an input not be taken; the machine is to be thrown away."""
+
+    def __init__(self, item: Input) -> None:
+        super().__init__(f"{type(item).__name__} could not be taken")
+        self.item = item
+
+
 class Machine:
     """The cluster, its soft state, and the step that changes both."""
 
@@ -74,6 +82,8 @@ class Machine:
     def step(self, inputs: Iterable[Input], now_ms: int, wall_ms: int) -> Outcome:
         """Takes what happened. `now_ms` is cluster time and never goes back; `wall_ms` is for display.
 
+        Raises StepFailed, which names the input, where one cannot be taken because of a bug.
+
         The outcome's changes are already made here: where they cannot be committed, this machine is
         to be thrown away and loaded again.
         """
@@ -84,14 +94,20 @@ class Machine:
             elif isinstance(item, Lead):
                 self._lead(work)
             else:
-                assert self.soft.leading, item
-                _HANDLERS[type(item)](work, item)
+                self._take(work, item)
         for kind, name in self.soft.timers.due(work.now_ms):
             _TIMERS[kind](work, name)
         if self.soft.leading:
             settling.settle(work)
             placing.place(work)
         return self._outcome(work)
+
+    def _take(self, work: Work, item: Input) -> None:
+        assert self.soft.leading, item
+        try:
+            _HANDLERS[type(item)](work, item)
+        except Exception as bug:
+            raise StepFailed(item) from bug
 
     def _lead(self, work: Work) -> None:
         commit = self.cluster.commit
