@@ -220,6 +220,8 @@ def _limits(rules: rules_pb2.Rules) -> str:
         found.append(f"at most {rules.items_max:,} items")
     if rules.HasField("length_max"):
         found.append(f"at most {rules.length_max:,} characters")
+    if rules.HasField("bytes_max"):
+        found.append(f"at most {rules.bytes_max:,} bytes each")
     if rules.HasField("total_bytes_max"):
         found.append(f"{bytes_text(rules.total_bytes_max)} in all")
     if rules.HasField("pattern"):

@@ -61,7 +61,7 @@ RIGHT: list[dict[str, Any]] = [
     {"stdin": True},
     {"kind": job_pb2.JOB_KIND_SERVICE, "replicas": 3},
     {"after": [job_pb2.Dependency(job="41")]},
-    {"env": {"A": "", "_b9": "x" * 131072}},
+    {"env": {"A": "", "_b9": "x" * 130_000}},
     {"resources": job_pb2.Resources(cpu=0, memory=2**50, named={"power.x": 10**12})},
     {"grace": 0, "retention": 0},
 ]
@@ -80,7 +80,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"command": ["a", "b\0c"]}, "jobs[0].command[1]: has a NUL character at position 1; remove it"),
     ({"command": ["x"] * 4097}, "jobs[0].command: has 4,097 items; at most 4,096 are allowed"),
     ({"command": ["x" * 131072] * 9}, "jobs[0].command: is 1,179,648 bytes in all; at most 1MiB are allowed"),
-    ({"command": ["x", "y" * 131073]}, "jobs[0].command[1]: is 131,073 characters long; at most 131,072 are allowed"),
+    ({"lines": ["ok", "\u4e2d" * 40_001]}, "jobs[0].lines[1]: is 120,003 bytes long; at most 120,000 are allowed"),
+    ({"command": ["x", "y" * 131073]}, "jobs[0].command[1]: is 131,073 bytes long; at most 131,000 are allowed"),
     ({"script": "a\0"}, "jobs[0].script: has a NUL character at position 1; remove it"),
     ({"env": {"1A": "x"}}, "jobs[0].env: '1A' is no name for it; use letters, digits and '_', no digit first"),
     ({"env": {"A": "\0"}}, "jobs[0].env.A: has a NUL character at position 0; remove it"),
@@ -130,10 +131,10 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 def test_a_whole_job_has_a_limit() -> None:
     script = "x" * (1024 * 1024)
-    env = {f"V{number}": "y" * 131_000 for number in range(3)}
-    assert of_job(script=script, env={"V0": "y" * 131_000}) == []
+    env = {f"V{number}": "y" * 130_000 for number in range(3)}
+    assert of_job(script=script, env={"V0": "y" * 130_000}) == []
     (said,) = of_job(script=script, env=env)
-    assert said.startswith("jobs[0]: is 1,441,")
+    assert said.startswith("jobs[0]: is 1,438,")
     assert "at most 1280KiB are allowed" in said
     assert SPEC_BYTES_MAX == 1280 * 1024
 
@@ -236,7 +237,7 @@ def fields_with_rules() -> Iterator[Any]:
 
 def test_the_rules_of_the_contract_make_sense() -> None:
     numbers = {"min", "max"}
-    lengths = {"length_min", "length_max", "pattern", "pattern_says"}
+    lengths = {"length_min", "length_max", "bytes_max", "pattern", "pattern_says"}
     of_many = {"items_max", "total_bytes_max", "key_pattern", "key_pattern_says"}
     for field in fields_with_rules():
         rules = rules_of(field)

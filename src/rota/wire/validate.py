@@ -133,7 +133,10 @@ def _list(one: Check, field: Any, rules: rules_pb2.Rules) -> Check:
 
 
 def _all_short(values: Sequence[str], rules: rules_pb2.Rules) -> bool:
-    return not rules.HasField("length_max") or max(map(len, values)) <= rules.length_max
+    longest = max(map(len, values), default=0)
+    # A character has four bytes at most.
+    bytes_short = not rules.HasField("bytes_max") or longest * 4 <= rules.bytes_max
+    return bytes_short and (not rules.HasField("length_max") or longest <= rules.length_max)
 
 
 def _map(entry: Any, rules: rules_pb2.Rules) -> Check:
@@ -216,6 +219,8 @@ def _text(rules: rules_pb2.Rules) -> Check:
     def wrong(value: str) -> str | None:
         if rules.HasField("length_max") and len(value) > rules.length_max:
             return f"is {len(value):,} characters long; at most {rules.length_max:,} are allowed"
+        if rules.HasField("bytes_max") and (size := len(value.encode())) > rules.bytes_max:
+            return f"is {size:,} bytes long; at most {rules.bytes_max:,} are allowed"
         if rules.HasField("length_min") and len(value) < rules.length_min:
             return f"is {len(value)} characters long; at least {rules.length_min} are needed"
         if "\0" in value and not rules.nul_allowed:
