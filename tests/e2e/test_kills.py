@@ -3,13 +3,14 @@
 import os
 import random
 import signal
+import subprocess
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Cluster
+from tests.e2e.conftest import CALL_S_MAX, Cluster
 from tests.e2e.waiting import gone, wait_until, words
 
 TASK_COUNT = 1_000
@@ -87,3 +88,22 @@ def test_supervisor_killed_every_task_runs(new_home: Cluster) -> None:
     assert set(ran) == {str(index) for index in range(TASK_COUNT)}, figures(ran, said)
     again = sum(times - 1 for times in ran.values())
     assert again <= 8 * KILL_COUNT, figures(ran, said)
+
+
+@pytest.mark.ci
+def test_an_input_arrives_whole_while_what_carries_it_is_killed(new_home: Cluster) -> None:
+    chance = random.Random(SEED)
+    pieces = [chance.randbytes(50_000) for _ in range(200)]
+    new_home.ok("up", "--detach")
+    victims = {20: "link-0", 60: "controller", 100: "link-0", 140: "controller", 199: "link-0"}
+    command = ("run", "--", "tee", str(new_home.place / "copy"))
+    with new_home.begin(*command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
+        for number, piece in enumerate(pieces):
+            process.stdin.write(piece)
+            process.stdin.flush()
+            if number in victims:
+                kill(new_home, victims[number])
+        process.stdin.close()
+        assert process.wait(CALL_S_MAX) == 0
+    assert (new_home.place / "copy").read_bytes() == b"".join(pieces)

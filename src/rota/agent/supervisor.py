@@ -23,7 +23,7 @@ from rota.agent.link_child import LinkChild
 from rota.agent.spawn_frames import Launch, Prepare, Setup
 from rota.agent.spawners import Spawners
 from rota.agent.trash import Trash
-from rota.core.model.protocol import Heartbeat, Input, ReadOutput, Up
+from rota.core.model.protocol import Heartbeat, Input, InputTaken, ReadOutput, Up
 from rota.core.model.states import Cause
 from rota.core.node.entries import Attempt, Drop, End, Entry, Resize
 from rota.core.node.inputs import (
@@ -43,6 +43,7 @@ from rota.core.node.inputs import (
     Storage,
     StreamClosed,
     StreamOpened,
+    TellInput,
     WriteInput,
 )
 from rota.core.node.machine import Machine
@@ -255,6 +256,8 @@ class Supervisor:
                 self._send_output(command.read, live=command.live)
             case WriteInput():
                 self._write_input(command.input)
+            case TellInput(allocation, index):
+                self._tell_input(allocation, index, again=True)
             case Leave():
                 self._leaving = True
             case _:
@@ -333,6 +336,12 @@ class Supervisor:
             return
         if fresh:
             self._feed((piece.allocation, piece.index, 1), held.job)
+        self._tell_input(piece.allocation, piece.index)
+
+    def _tell_input(self, allocation: int, index: int, *, again: bool = False) -> None:
+        job = self._machine.held.allocations[allocation].job
+        size, end = files.spooled(output.input_path(self._config.home, job, allocation, index))
+        self._say(InputTaken(allocation, index, size, end, again))
 
     def _feed(self, attempt: Attempt, job: int) -> None:
         path = output.input_path(self._config.home, job, *attempt[:2])

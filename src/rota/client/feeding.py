@@ -12,7 +12,7 @@ from typing import Self
 from rota.wire.gen.v1 import job_service_pb2
 
 PIECE_BYTES_MAX = 65_536
-KEPT_BYTES = 4 * 1024 * 1024
+KEPT_BYTES = 8 * 1024 * 1024
 AHEAD_COUNT_MAX = 16
 
 Request = job_service_pb2.WriteInputRequest

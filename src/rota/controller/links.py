@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from rota.controller.output import Outputs, next_message
 from rota.controller.peers import peer_of
 from rota.core.cluster.inputs import Close, FromNode, Order, Send, StreamClosed
-from rota.core.model.protocol import MESSAGE_BYTES_MAX, Up
+from rota.core.model.protocol import MESSAGE_BYTES_MAX, InputTaken, Up
 from rota.wire.convert import ConvertError
 from rota.wire.gen.v1 import link_pb2
 from rota.wire.link import down_to_messages, up_from_message
@@ -109,8 +109,11 @@ class _Stream:
 class Links:
     """All streams of nodes."""
 
-    def __init__(self, inbox: Inbox, outputs: Outputs) -> None:
+    def __init__(
+        self, inbox: Inbox, outputs: Outputs, input_taken: Callable[[str, InputTaken], None]
+    ) -> None:
         self._inbox = inbox
+        self._input_taken = input_taken
         self._outputs = outputs
         self._streams: dict[int, _Stream] = {}
         # The stream that each node opened last.
@@ -212,6 +215,9 @@ class Links:
                 _log.warning("node %s sent what is no message: %s", stream.node, error)
                 stream.finish(_End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
                 return
+            if isinstance(message, InputTaken):
+                self._input_taken(stream.node, message)
+                continue
             await self._inbox.tell(FromNode(stream.node, stream.number, message))
 
 

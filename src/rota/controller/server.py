@@ -25,7 +25,7 @@ from rota.controller.api.services.jobs import Jobs
 from rota.controller.api.services.nodes import Nodes
 from rota.controller.api.services.queues import Queues
 from rota.controller.api.services.tokens import Tokens
-from rota.controller.api.writing import InputWriter
+from rota.controller.api.writing import Inputs, InputWriter
 from rota.controller.audit import Audit
 from rota.controller.ca import Authority, Identity, open_authority
 from rota.controller.context import write_context
@@ -81,7 +81,8 @@ class Controller:
         self._audit = Audit(home / "audit.log", clock.wall_ms)
         self.loop = Loop(store, clock, settings, self.authority.cluster)
         self._outputs = Outputs()
-        self._links = Links(self.loop, self._outputs)
+        inputs = Inputs()
+        self._links = Links(self.loop, self._outputs, inputs.taken)
         self.loop.connect(self._links)
         desk = Desk(self.loop)
         self._api = grpc.aio.server(
@@ -91,7 +92,12 @@ class Controller:
             options=(*_OPTIONS, ("grpc.max_receive_message_length", ENROL_BYTES_MAX))
         )
         services = (
-            Jobs(desk, store, OutputReader(desk, store, self._outputs), InputWriter(desk, self._links.room)),
+            Jobs(
+                desk,
+                store,
+                OutputReader(desk, store, self._outputs),
+                InputWriter(desk, inputs, self._links.room),
+            ),
             Nodes(desk, self._links.address),
             Queues(desk),
             Tokens(desk, self.authority.fingerprint),

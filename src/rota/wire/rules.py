@@ -59,6 +59,9 @@ def _tasks(job: job_pb2.JobSpec) -> _Found:
     if job.stdin and count != 1 and count is not None:
         says = f"only a job of one task can read standard input, and this one has {count:,}"
         found.append((("stdin",), says))
+    if job.stdin and job.retries:
+        says = "a job that reads standard input is not run again: what an attempt has read is gone"
+        found.append((("retries",), says))
     return found
 
 

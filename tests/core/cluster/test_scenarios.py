@@ -33,7 +33,7 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.resources import Resources
 from rota.core.model.spec import Dependency, JobSpec
-from rota.core.model.states import Cause, JobKind, NodeState, OnNodeLoss, StopReason
+from rota.core.model.states import Cause, JobKind, JobState, NodeState, OnNodeLoss, StopReason
 from tests.core.cluster.scene import Scene
 
 
@@ -234,3 +234,20 @@ def test_a_pool_of_a_million_units_is_not_walked_through() -> None:
     scene.submit(array="0-4", resources=Resources(cpu=2_000))
     leases = scene.machine.cluster.nodes[node].leases.values()
     assert [(lease.desired.unit, len(lease.desired.slots)) for lease in leases] == [(n, 1) for n in range(5)]
+
+
+def test_a_task_that_reads_input_runs_once() -> None:
+    """What its attempt has read is gone: a second one would wait for it for ever."""
+    scene = Scene()
+    node = scene.node("n", 1)
+    job = scene.submit(stdin=True)
+    (grant,) = scene.sent(Grant)
+    end = Ended(0, Cause.AGENT_ERROR, message="its supervisor died", started=True)
+    scene.report(node, AllocationReport(grant.allocation, ended=(end,)))
+    assert scene.job(job).status.state is JobState.FAILED
+    assert isinstance(scene.ask(RetryJob(0, "admin", job)), Refusal)
+    job = scene.submit(stdin=True)
+    (grant,) = scene.sent(Grant)
+    scene.report(node, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.silence(node, Settings().lost_after_ms)
+    assert scene.job(job).status.state is JobState.CANCELLED

@@ -271,6 +271,10 @@ async def test_queues_nodes_tokens_and_the_cluster(tmp_path: Path) -> None:
         assert gone.code() is grpc.StatusCode.NOT_FOUND
 
 
+def taken(grant: link_pb2.Grant, size: int, **more: bool) -> link_pb2.InputTaken:
+    return link_pb2.InputTaken(allocation=grant.allocation, bytes=size, **more)
+
+
 async def test_input_goes_to_the_task_that_reads_it(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         jobs = run.admin().jobs
@@ -291,6 +295,10 @@ async def test_input_goes_to_the_task_that_reads_it(tmp_path: Path) -> None:
             (4, b"lo", True),
         ]
         assert {piece.allocation for piece in pieces} == {grant.allocation}
+        await node.say(input_taken=taken(grant, 4, again=True))
+        again = await node.hear("input")
+        assert (again.offset, again.end) == (4, True), "what the node does not have is sent again"
+        await node.say(input_taken=taken(grant, 6, end=True))
         assert (await call).accepted_bytes == 6
         other: Any = jobs.WriteInput()
         await other.write(job_service_pb2.WriteInputRequest(job=2, data=b"x"))
@@ -321,6 +329,7 @@ async def test_much_input_waits_for_a_node_that_reads_slowly(tmp_path: Path) -> 
         carrier = run.controller._links
         for _ in range(count):
             offsets.append((await node.hear("input")).offset)
+            await node.say(input_taken=taken(grant, offsets[-1] + len(piece)))
             assert max(stream.waiting_bytes for stream in carrier._streams.values()) < 10 * len(piece)
         assert offsets == [number * len(piece) for number in range(count)]
         await writing

@@ -1,48 +1,159 @@
-"""WriteInput: hands a client's bytes to the task that reads them."""
+"""WriteInput: hands a client's bytes to the task that reads them.
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+A piece is kept until the node has said that it has it. What a stream that broke may have lost is sent again
+when the node says, at the beginning of its next session, how much it has; so nothing of an input is lost, as
+long as the task and this controller live. When the controller does not, the client sends again what it kept.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import grpc
 
 from rota.controller.api.desk import Call, Desk, find_job
-from rota.controller.api.errors import error
+from rota.controller.api.errors import ApiError, error
 from rota.controller.api.views import holder
 from rota.core.cluster.inputs import Done, ToNode
 from rota.core.cluster.step import Machine
-from rota.core.model.protocol import Input
+from rota.core.model.protocol import Input, InputTaken
 from rota.wire.gen.v1 import job_service_pb2
+
+KEPT_BYTES_MAX = 1024 * 1024
+
+Target = tuple[str, int, int]
+"""Node, allocation and index."""
+
+
+@dataclass(eq=False, slots=True)
+class _Writing:
+    """One input on its way: the pieces that its node has not said to have."""
+
+    target: Target
+    kept: deque[Input] = field(default_factory=deque)
+    kept_bytes: int = 0
+    sent_bytes: int = 0
+    # Pieces go in their order, also while earlier ones are sent again.
+    order: asyncio.Lock = field(default_factory=asyncio.Lock)
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def keep(self, piece: Input) -> None:
+        self.kept.append(piece)
+        self.kept_bytes += len(piece.data)
+        self.sent_bytes += len(piece.data)
+
+    def take(self, message: InputTaken) -> None:
+        while self.kept:
+            first = self.kept[0]
+            if first.offset + len(first.data) > message.bytes or (first.end and not message.end):
+                break
+            self.kept_bytes -= len(self.kept.popleft().data)
+        self.moved.set()
+        if message.again:
+            self.lost.set()
+
+    async def shrink_to(self, size: int) -> None:
+        while self.kept_bytes > size or (self.kept and not size):
+            self.moved.clear()
+            await self.moved.wait()
+
+
+class Inputs:
+    """The inputs on their way, by the task that reads."""
+
+    def __init__(self) -> None:
+        self._writings: dict[Target, list[_Writing]] = {}
+
+    def taken(self, node: str, message: InputTaken) -> None:
+        """A node says how much it has."""
+        for writing in self._writings.get((node, message.allocation, message.index), ()):
+            writing.take(message)
+
+    @contextmanager
+    def open(self, target: Target) -> Iterator[_Writing]:
+        """One more who writes to a task."""
+        writing = _Writing(target)
+        self._writings.setdefault(target, []).append(writing)
+        try:
+            yield writing
+        finally:
+            self._writings[target].remove(writing)
+            if not self._writings[target]:
+                del self._writings[target]
 
 
 class InputWriter:
     """Writes to the standard input of jobs with one task."""
 
-    def __init__(self, desk: Desk, room: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(self, desk: Desk, inputs: Inputs, room: Callable[[str], Awaitable[None]]) -> None:
         """`room` waits until a node takes more."""
         self._desk = desk
+        self._inputs = inputs
         self._room = room
 
     async def write(
         self, requests: AsyncIterator[job_service_pb2.WriteInputRequest], call: Call
     ) -> job_service_pb2.WriteInputResponse:
-        """Until the client ends; each piece goes when most of what was before it is with the node."""
-        accepted = 0
-        target: tuple[str, int, int] | None = None
-        async for request in requests:
-            if target is None:
-                call.about = f"job {request.job}"
-                await self._desk.own_job(call.caller, request.job)
-                target = await self._target(request.job)
-            node, allocation, index = target
-            piece = Input(allocation, index, request.offset, request.data, request.end)
-            await self._room(node)
-            await self._desk.change(lambda ticket, node=node, piece=piece: ToNode(ticket, node, piece), Done)  # type: ignore[misc]
-            accepted += len(request.data)
-            if request.end:
-                break
-        return job_service_pb2.WriteInputResponse(accepted_bytes=accepted)
+        """Until the node has what the client sent to the end, or the task reads no more."""
+        request = await anext(requests, None)
+        if request is None:
+            return job_service_pb2.WriteInputResponse()
+        number = request.job
+        call.about = f"job {number}"
+        await self._desk.own_job(call.caller, number)
+        target = await self._target(number)
+        with self._inputs.open(target) as writing:
+            workers = [
+                asyncio.create_task(self._pass_on(writing, request, requests), name="input"),
+                asyncio.create_task(self._send_again(writing), name="input again"),
+                asyncio.create_task(self._until_it_ends(number, target), name="input's reader"),
+            ]
+            try:
+                done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
+                for worker in done:
+                    worker.result()
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+        return job_service_pb2.WriteInputResponse(accepted_bytes=writing.sent_bytes - writing.kept_bytes)
 
-    async def _target(self, number: int) -> tuple[str, int, int]:
-        """Node, allocation and index of the running task, once it runs."""
+    async def _pass_on(
+        self,
+        writing: _Writing,
+        request: job_service_pb2.WriteInputRequest | None,
+        requests: AsyncIterator[job_service_pb2.WriteInputRequest],
+    ) -> None:
+        _, allocation, index = writing.target
+        while request is not None:
+            piece = Input(allocation, index, request.offset, request.data, request.end)
+            async with writing.order:
+                writing.keep(piece)
+                await self._give(writing, piece)
+            await writing.shrink_to(KEPT_BYTES_MAX)
+            request = None if request.end else await anext(requests, None)
+        await writing.shrink_to(0)
+
+    async def _send_again(self, writing: _Writing) -> None:
+        while True:
+            await writing.lost.wait()
+            writing.lost.clear()
+            async with writing.order:
+                for piece in tuple(writing.kept):
+                    await self._give(writing, piece)
+
+    async def _give(self, writing: _Writing, piece: Input) -> None:
+        node = writing.target[0]
+        await self._room(node)
+        # Refused: the node is away. It says what it has when it is back, and then this is sent again.
+        with suppress(ApiError):
+            await self._desk.change(lambda ticket: ToNode(ticket, node, piece), Done)
+
+    async def _target(self, number: int) -> Target:
+        """The running task, once it runs."""
         with self._desk.loop.watch_job(number) as news:
             while True:
                 news.clear()
@@ -51,8 +162,14 @@ class InputWriter:
                     return target
                 await news.wait()
 
+    async def _until_it_ends(self, number: int, target: Target) -> None:
+        with self._desk.loop.watch_job(number) as news:
+            while await self._desk.read(lambda machine: _reads(machine, number, target)):
+                await news.wait()
+                news.clear()
 
-def _running(machine: Machine, number: int) -> tuple[str, int, int] | None:
+
+def _running(machine: Machine, number: int) -> Target | None:
     job = find_job(machine.cluster, number)
     if not job.spec.stdin:
         raise error(
@@ -65,3 +182,9 @@ def _running(machine: Machine, number: int) -> tuple[str, int, int] | None:
     if allocation is None or index not in allocation.running:
         return None
     return allocation.node.id, allocation.id, index
+
+
+def _reads(machine: Machine, number: int, target: Target) -> bool:
+    """Whether the task still runs there."""
+    job = machine.cluster.jobs.get(number)
+    return job is not None and not job.ended and _running(machine, number) == target

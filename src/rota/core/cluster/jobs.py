@@ -323,6 +323,9 @@ def retry(work: Work, item: RetryJob) -> None:
     if job.config.cancelled and not job.ended:
         work.refuse(item.ticket, Why.REFUSED, f"job {job.id} is being cancelled; wait until it has ended")
         return
+    if job.spec.stdin:
+        work.refuse(item.ticket, Why.REFUSED, f"job {job.id} read standard input, which is gone; run it anew")
+        return
     for allocation in list(job.allocations.values()):
         if allocation.owned & (allocation.status.failed | allocation.status.cancelled) & indices:
             fold(work, allocation)

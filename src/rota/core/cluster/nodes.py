@@ -184,7 +184,8 @@ def give_up(work: Work, allocation: Allocation) -> None:
     if not allocation.remaining:
         close_if_done(work, allocation)
         return
-    policy = OnNodeLoss.CANCEL if job.ending else job.spec.on_node_loss
+    # What a lost task has read of its input is gone, so it cannot run again.
+    policy = OnNodeLoss.CANCEL if job.ending or job.spec.stdin else job.spec.on_node_loss
     if policy is not OnNodeLoss.CANCEL:
         cancel_lost(work, allocation, allocation.remaining & allocation.desired.cancelled)
         if allocation.id not in allocation.node.allocations:

@@ -49,6 +49,7 @@ class Verdict(Enum):
     FAIL = "fail"
     CANCEL = "cancel"
     AGAIN = "again"
+    POISON = "poison"
     HOLD = "hold"
 
 
@@ -200,10 +201,9 @@ def _take_end(
     match verdict:
         case Verdict.FAIL:
             ends.failed.add(index)
-            if ended.cause in NOT_THE_TASKS_FAULT:
-                writer.failed_by(
-                    only, Cause.POISON, 0, f"its node or agent died under it {CRASHES_MAX} times"
-                )
+        case Verdict.POISON:
+            ends.failed.add(index)
+            writer.failed_by(only, Cause.POISON, 0, f"its node or agent died under it {CRASHES_MAX} times")
         case Verdict.CANCEL:
             ends.cancelled.add(index)
         case Verdict.AGAIN | Verdict.HOLD:
@@ -226,7 +226,10 @@ def judge(
         if ended.cause in (Cause.AGENT_ERROR, Cause.NODE_REBOOT) and ended.started:
             detail = replace(detail, crashes=detail.crashes + 1)
             if detail.crashes >= CRASHES_MAX:
-                return Verdict.FAIL, detail
+                return Verdict.POISON, detail
+        if job.spec.stdin and ended.started:
+            # What it has read of its input is gone.
+            return Verdict.FAIL, detail
         if ended.cause in (Cause.NODE_LOST, Cause.AGENT_ERROR, Cause.NODE_REBOOT):
             if job.spec.on_node_loss is OnNodeLoss.HOLD:
                 return Verdict.HOLD, replace(detail, held=True)

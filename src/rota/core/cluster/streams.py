@@ -39,6 +39,7 @@ from rota.core.model.protocol import (
     Hello,
     Holding,
     HoldingEnd,
+    InputTaken,
     Lease,
     Recall,
     Refused,
@@ -87,6 +88,8 @@ def receive(work: Work, item: FromNode) -> None:
                 work.send(node.id, HeartbeatAck(sent_ms))
         case Report():
             _report(work, node, session, item.message)
+        case InputTaken():
+            raise AssertionError(item.message)  # the shell's own
         case Goodbye(reason, last_sequence):
             if session.compared and last_sequence == node.status.acknowledged:
                 _end_what_was_on_its_way(work, node)
@@ -120,7 +123,7 @@ def closed(work: Work, item: StreamClosed) -> None:
 def pass_on(work: Work, item: ToNode) -> None:
     """The shell's own message for a node."""
     session = work.soft.sessions.get(item.node)
-    if session is None or not session.compared:
+    if session is None:
         node = work.cluster.nodes.get(item.node)
         name = node.config.name if node is not None else item.node
         work.refuse(item.ticket, Why.REFUSED, f"node {name} is not connected; try again when it is back")

@@ -171,7 +171,16 @@ class Goodbye:
     last_sequence: int = 0
 
 
-Up = Hello | Holding | HoldingEnd | Heartbeat | Report | Goodbye
+@dataclass(slots=True)
+class InputTaken:
+    allocation: int
+    index: int
+    bytes: int
+    end: bool = False
+    again: bool = False
+
+
+Up = Hello | Holding | HoldingEnd | Heartbeat | Report | Goodbye | InputTaken
 
 
 # ---------------------------------------------------------------- down

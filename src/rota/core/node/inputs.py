@@ -159,7 +159,15 @@ class Leave:
     """Everything has ended and been said: the agent may exit."""
 
 
-Command = Spawn | Signal | KillTree | CloseStream | DeleteOutput | SendOutput | WriteInput | Leave
+@dataclass(frozen=True, slots=True)
+class TellInput:
+    """Say how much of a task's input there is: a new session does not know what the last one lost."""
+
+    allocation: int
+    index: int
+
+
+Command = Spawn | Signal | KillTree | CloseStream | DeleteOutput | SendOutput | WriteInput | TellInput | Leave
 
 
 @dataclass(slots=True)

@@ -45,6 +45,7 @@ from rota.core.node.inputs import (
     Storage,
     StreamClosed,
     StreamOpened,
+    TellInput,
     WriteInput,
 )
 from rota.core.node.running import Attempts
@@ -181,6 +182,7 @@ class Machine:
                 self._drain(draining=False)
                 self.granting.acknowledged(body.acknowledged)
                 self.attempts.meet_fence(self.talk.fence_ms)
+                self._tell_inputs()
             case HeartbeatAck():
                 self.talk.heard(body.sent_ms)
                 self.attempts.meet_fence(self.talk.fence_ms)
@@ -217,6 +219,13 @@ class Machine:
                 raise AssertionError(body)
             case _:
                 assert_never(body)
+
+    def _tell_inputs(self) -> None:
+        for of_allocation in self.attempts.running.values():
+            for running in of_allocation.values():
+                if running.spec.stdin:
+                    allocation, index, _ = running.attempt
+                    self.book.command(TellInput(allocation, index))
 
     def _drain(self, *, draining: bool) -> None:
         self.granting.draining = draining
