@@ -35,6 +35,14 @@ def job_folder(home: Path, job: int) -> Path:
     return home / "out" / str(job)
 
 
+def jobs(home: Path) -> list[int]:
+    """The jobs that have files, ascending."""
+    try:
+        return sorted(int(entry.name) for entry in (home / "out").iterdir() if entry.name.isdecimal())
+    except FileNotFoundError:
+        return []
+
+
 def folder(home: Path, job: int, allocation: int, index: int) -> Path:
     """Where the files of an index are."""
     return job_folder(home, job) / str(allocation) / str(index // _FOLDER_COUNT)

@@ -23,7 +23,15 @@ from rota.agent.link_child import LinkChild
 from rota.agent.spawn_frames import Launch, Prepare, Setup
 from rota.agent.spawners import Spawners
 from rota.agent.trash import Trash
-from rota.core.model.protocol import Heartbeat, Input, InputTaken, ReadOutput, Up
+from rota.core.model.protocol import (
+    OUTPUT_HELD_JOBS_MAX,
+    Heartbeat,
+    Input,
+    InputTaken,
+    OutputHeld,
+    ReadOutput,
+    Up,
+)
 from rota.core.model.states import Cause
 from rota.core.node.entries import Attempt, Drop, End, Entry, Resize
 from rota.core.node.inputs import (
@@ -44,6 +52,7 @@ from rota.core.node.inputs import (
     StreamClosed,
     StreamOpened,
     TellInput,
+    TellOutput,
     WriteInput,
 )
 from rota.core.node.machine import Machine
@@ -258,6 +267,10 @@ class Supervisor:
                 self._write_input(command.input)
             case TellInput(allocation, index):
                 self._tell_input(allocation, index, again=True)
+            case TellOutput():
+                jobs = output.jobs(self._config.home)
+                for at in range(0, len(jobs), OUTPUT_HELD_JOBS_MAX):
+                    self._say(OutputHeld(tuple(jobs[at : at + OUTPUT_HELD_JOBS_MAX])))
             case Leave():
                 self._leaving = True
             case _:

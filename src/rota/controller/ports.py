@@ -26,10 +26,11 @@ class Listen:
 def choose(home: Path, listen: Listen) -> Listen:
     """The same with ports that are not 0. Raises PortError."""
     kept = _kept(home)
+    free = _free(listen.host)
     ports = Listen(
         listen.host,
-        listen.api_port or kept.api_port or _free(listen.host),
-        listen.join_port or kept.join_port or _free(listen.host),
+        listen.api_port or kept.api_port or free[0],
+        listen.join_port or kept.join_port or free[1],
     )
     if ports.api_port == ports.join_port:
         raise PortError(f"port {ports.api_port} is meant for both the API and joining: choose two")
@@ -53,13 +54,17 @@ def _kept(home: Path) -> Listen:
         raise PortError(f"{path} is damaged: remove it, and new ports are chosen") from wrong
 
 
-def _free(host: str) -> int:
+def _free(host: str) -> tuple[int, int]:
+    """Two ports, held at the same time, so that they are two."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.bind((host, 0))
-            port: int = probe.getsockname()[1]
-            return port
+        with (
+            socket.socket(family, socket.SOCK_STREAM) as one,
+            socket.socket(family, socket.SOCK_STREAM) as other,
+        ):
+            one.bind((host, 0))
+            other.bind((host, 0))
+            return one.getsockname()[1], other.getsockname()[1]
     except OSError as wrong:
         raise PortError(f"cannot listen on {host}: {wrong.strerror or wrong}") from wrong
 

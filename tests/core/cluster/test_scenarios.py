@@ -20,12 +20,14 @@ from rota.core.model.protocol import (
     AllocationReport,
     Device,
     Ended,
+    Forget,
     Goodbye,
     Grant,
     Heartbeat,
     HeldAllocation,
     HeldLease,
     Holding,
+    OutputHeld,
     Pool,
     Resize,
     Resized,
@@ -251,3 +253,17 @@ def test_a_task_that_reads_input_runs_once() -> None:
     scene.report(node, AllocationReport(grant.allocation, started=((0, 0),)))
     scene.silence(node, Settings().lost_after_ms)
     assert scene.job(job).status.state is JobState.CANCELLED
+
+
+def test_output_of_forgotten_jobs_is_forgotten_by_nodes_that_come_back() -> None:
+    scene = Scene()
+    node = scene.node("n", 1)
+    job = scene.submit(retention=1_000)
+    (grant,) = scene.sent(Grant)
+    scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 0),)))
+    scene.silence(node, 2_000)
+    kept = scene.submit()
+    scene.hello(node, 1)
+    # A job that this leader cannot know yet is not its to forget.
+    scene.step(scene.said(node, OutputHeld((job, kept, kept + 1))))
+    assert scene.sent(Forget) == [Forget((job,))]

@@ -27,7 +27,7 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.states import Cause, StopReason
 from rota.core.node.entries import Acknowledged, LeaseKept, Session
-from rota.core.node.inputs import CloseStream, Received, Storage, StreamClosed, StreamOpened
+from rota.core.node.inputs import CloseStream, Received, Storage, StreamClosed, StreamOpened, TellOutput
 from rota.core.node.reporting import REPORT_ENTRIES_MAX
 from rota.core.node.talking import GREETING_MS_MAX, REPORT_WAIT_MS_MAX, REPORTS_IN_FLIGHT_MAX
 from tests.core.node.scene import SHAPE, WALL_MS, Scene, only, reports, welcome
@@ -43,7 +43,8 @@ def test_the_welcome_of_this_hello_opens_the_session() -> None:
     scene = Scene()
     scene.step(StreamOpened(1, Inventory()))
     only(scene.step(Received(Down(1, 5, 1, welcome(999)))))
-    outcome = only(scene.step(Received(Down(1, 5, 1, welcome(1_000)))), entries=True)
+    outcome = only(scene.step(Received(Down(1, 5, 1, welcome(1_000)))), entries=True, commands=True)
+    assert outcome.commands == [TellOutput()]
     assert outcome.entries == [Session(1, 5, 1, "uuid-1", "n1")]
     assert scene.machine.node_name == "n1"
 

@@ -9,10 +9,12 @@ from pyroaring import BitMap
 from rota.core.cluster import nodes
 from rota.core.cluster.leases import close_lease_if_empty
 from rota.core.cluster.records import (
+    NodeTally,
     ResultBlock,
     TaskDetail,
     allocation_status_key,
     lease_key,
+    tally_key,
 )
 from rota.core.cluster.soft import Average
 from rota.core.cluster.state import Allocation, Job, Node
@@ -183,7 +185,7 @@ def _take_end(
         # was counted when the node was called lost.
         ends.left.add(index)
         return
-    say_ended(
+    said = say_ended(
         work,
         job,
         index,
@@ -209,7 +211,7 @@ def _take_end(
         case Verdict.AGAIN | Verdict.HOLD:
             ends.left.add(index)
             ends.attempted.add(index)
-            if verdict is Verdict.HOLD:
+            if verdict is Verdict.HOLD and said:
                 work.event(EventKind.TASK_HELD, job=job.id, index=index, node=allocation.node.config.name)
 
 
@@ -262,6 +264,9 @@ def _apply(
         cancelled_waiting &= allocation.desired.cancelled
     writer.finish(cancelled_waiting, TaskState.CANCELLED)
     writer.count_attempts(ends.attempted)
+    if ends.attempted and allocation.node.id not in job.tallies:
+        # There is output to forget one day, also where nothing ends for good.
+        work.put(tally_key(job.id, allocation.node.id), NodeTally())
     left = ends.left | ends.dropped
     changed = started | succeeded | ends.failed | ends.cancelled
     if left:

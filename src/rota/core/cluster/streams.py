@@ -32,6 +32,7 @@ from rota.core.model.protocol import (
     Down,
     Drain,
     Ended,
+    Forget,
     Goodbye,
     Grant,
     Heartbeat,
@@ -39,8 +40,8 @@ from rota.core.model.protocol import (
     Hello,
     Holding,
     HoldingEnd,
-    InputTaken,
     Lease,
+    OutputHeld,
     Recall,
     Refused,
     Report,
@@ -71,30 +72,42 @@ def receive(work: Work, item: FromNode) -> None:
             for held in allocations:
                 # A large one comes in several pieces.
                 session.held_allocations.setdefault(held.allocation, []).append(held)
-        case HoldingEnd(pages):
-            if pages != session.holding_count:
-                end_stream(work, session, f"{session.holding_count} of {pages} pages of what it holds came")
-            else:
-                session.holding_ended = True
-                _compare_if_ready(work, node, session)
+        case HoldingEnd(pages) if pages != session.holding_count:
+            end_stream(work, session, f"{session.holding_count} of {pages} pages of what it holds came")
+        case HoldingEnd():
+            session.holding_ended = True
+            _compare_if_ready(work, node, session)
         case Heartbeat() | Report() if not session.holding_ended:
             end_stream(work, session, "what the node holds did not come whole")
-        case Heartbeat(sent_ms, sequence_sent, _, leaving):
-            session.leaving = session.leaving or leaving
-            if sequence_sent > node.status.acknowledged:
-                end_stream(work, session, "a report was lost on the way")
-            else:
-                work.confirm()
-                work.send(node.id, HeartbeatAck(sent_ms))
+        case Heartbeat():
+            _heartbeat(work, node, session, item.message)
         case Report():
             _report(work, node, session, item.message)
-        case InputTaken():
-            raise AssertionError(item.message)  # the shell's own
+        case OutputHeld(jobs):
+            _forget_output(work, node, jobs)
         case Goodbye(reason, last_sequence):
             if session.compared and last_sequence == node.status.acknowledged:
                 _end_what_was_on_its_way(work, node)
             nodes.say_goodbye(work, node, reason or "its agent was stopped")
             end_stream(work, session, "goodbye")
+
+
+def _heartbeat(work: Work, node: Node, session: Session, heartbeat: Heartbeat) -> None:
+    session.leaving = session.leaving or heartbeat.leaving
+    if heartbeat.sequence_sent > node.status.acknowledged:
+        end_stream(work, session, "a report was lost on the way")
+    else:
+        work.confirm()
+        work.send(node.id, HeartbeatAck(heartbeat.sent_ms))
+
+
+def _forget_output(work: Work, node: Node, jobs: tuple[int, ...]) -> None:
+    """Of jobs that are not kept any more; one with a number still to come is another leader's."""
+    forgotten = tuple(
+        job for job in jobs if job not in work.cluster.jobs and job < work.cluster.meta.next_job
+    )
+    if forgotten:
+        work.send(node.id, Forget(forgotten))
 
 
 def _end_what_was_on_its_way(work: Work, node: Node) -> None:

@@ -15,6 +15,8 @@ PROTOCOL_VERSION = 1
 MESSAGE_BYTES_MAX = 256 * 1024
 # As the count of a Recall: all that has not started.
 RECALL_ALL = 2**32 - 1
+# Jobs in one OutputHeld.
+OUTPUT_HELD_JOBS_MAX = 10_000
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -180,7 +182,12 @@ class InputTaken:
     again: bool = False
 
 
-Up = Hello | Holding | HoldingEnd | Heartbeat | Report | Goodbye | InputTaken
+@dataclass(slots=True)
+class OutputHeld:
+    jobs: tuple[int, ...] = ()
+
+
+Up = Hello | Holding | HoldingEnd | Heartbeat | Report | Goodbye | InputTaken | OutputHeld
 
 
 # ---------------------------------------------------------------- down

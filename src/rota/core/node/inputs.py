@@ -167,7 +167,23 @@ class TellInput:
     index: int
 
 
-Command = Spawn | Signal | KillTree | CloseStream | DeleteOutput | SendOutput | WriteInput | TellInput | Leave
+@dataclass(frozen=True, slots=True)
+class TellOutput:
+    """Say of which jobs there is output: what was forgotten while the node was away is to go."""
+
+
+Command = (
+    Spawn
+    | Signal
+    | KillTree
+    | CloseStream
+    | DeleteOutput
+    | SendOutput
+    | WriteInput
+    | TellInput
+    | TellOutput
+    | Leave
+)
 
 
 @dataclass(slots=True)

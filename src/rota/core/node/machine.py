@@ -46,6 +46,7 @@ from rota.core.node.inputs import (
     StreamClosed,
     StreamOpened,
     TellInput,
+    TellOutput,
     WriteInput,
 )
 from rota.core.node.running import Attempts
@@ -182,6 +183,7 @@ class Machine:
                 self._drain(draining=False)
                 self.granting.acknowledged(body.acknowledged)
                 self.attempts.meet_fence(self.talk.fence_ms)
+                self.book.command(TellOutput())
                 self._tell_inputs()
             case HeartbeatAck():
                 self.talk.heard(body.sent_ms)
