@@ -1,6 +1,7 @@
 """`rota up` and `rota down`, parts by hand, and what happens when parts die."""
 
 import os
+import pty
 import re
 import select
 import signal
@@ -8,6 +9,7 @@ import socket
 import stat
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from rota.client.client import Client
 from rota.client.context import load_context
 from rota.client.errors import Unreachable
 from tests.e2e.conftest import CALL_S_MAX, ROTA, Cluster, processes_of
+from tests.e2e.waiting import wait_until
 
 
 def ended(pid: int) -> None:
@@ -46,11 +49,28 @@ def test_up_can_be_called_at_any_time(new_home: Cluster) -> None:
     pids = {name: new_home.pid(name) for name in ("controller", "agent-0", "link-0")}
     new_home.ok("up", "--detach")
     assert {name: new_home.pid(name) for name in pids} == pids, "what ran was left alone"
-    # In the foreground it has nothing to stay for.
-    new_home.ok("up")
-    new_home.ok("up", "--detach", "--nodes", "3")
+    # In the foreground it has nothing to stay for, and says so.
+    assert new_home.ok("up").splitlines()[1:] == [
+        "all of it runs already, in the background: 'rota down' stops it"
+    ]
+    done = new_home("up", "--detach", "--nodes", "3", "--label", "rack=7")
     assert {name: new_home.pid(name) for name in pids} == pids
-    assert len(new_home.json("node", "ls")["nodes"]) == 3
+    first, second, third = new_home.json("node", "ls")["nodes"]
+    assert ("rack" in first["labels"], second["labels"]["rack"], third["labels"]["rack"]) == (False, "7", "7")
+    assert int(second["capacity"]["memory"]) == int(third["capacity"]["memory"])
+    assert int(second["capacity"]["memory"]) * 2.9 < int(first["capacity"]["memory"])
+    name = first["name"]
+    assert done.stderr.splitlines() == [
+        f"rota: {name} goes on as it was started: {what} takes effect after 'rota down' and 'rota up'"
+        for what in ("--label", "the share of the machine with --nodes 3")
+    ]
+    # What runs is no reason to take nonsense.
+    done = new_home("up", "--detach", "--cpu", "x", "--label", "=")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 2)
+    # The controller dies: the nodes are not ready at once, and that is waited for.
+    kill(new_home.pid("controller"))
+    assert ", 3 nodes ready, " in new_home.ok("up", "--detach")
+    assert new_home.pid("agent-0") == pids["agent-0"]
 
 
 def test_the_home_is_for_its_owner_alone(new_home: Cluster) -> None:
@@ -93,28 +113,89 @@ def test_down_where_nothing_runs(new_home: Cluster) -> None:
     assert done.stderr == f"nothing runs in {new_home.home}\n"
 
 
-def test_up_again_brings_back_the_nodes_of_before(new_home: Cluster) -> None:
-    new_home.ok("up", "--detach", "--nodes", "2")
-    before = {node["id"] for node in new_home.json("node", "ls")["nodes"]}
+def test_up_again_brings_back_what_there_was(new_home: Cluster) -> None:
+    new_home.ok("up", "--detach", "--nodes", "2", "--cpu", "3", "--resource", "licences=1")
+    before = {node["id"]: node["capacity"] for node in new_home.json("node", "ls")["nodes"]}
+    one, other = (node["name"] for node in new_home.json("node", "ls")["nodes"])
     address = new_home.json("cluster", "info")["leader"]
     new_home.ok("down")
-    new_home.ok("up", "--detach")
-    assert {node["id"] for node in new_home.json("node", "ls")["nodes"]} == before
+    said = new_home.ok("up", "--detach")
+    assert len(said.splitlines()) == 1, "what a new user has to know is said once"
+    after = {node["id"]: node["capacity"] for node in new_home.json("node", "ls")["nodes"]}
+    assert after.keys() == before.keys()
+    assert [(each["cpu"], each["named"]) for each in after.values()] == [("3000", {"licences": "1000"})] * 2
     assert new_home.json("cluster", "info")["leader"] == address, "ports are kept"
+    # Fewer than before: those that run are left alone, and those that do not are named.
+    done = new_home("up", "--detach", "--nodes", "1", "--cpu", "")
+    assert f"rota: {other} is left running: 'rota down' stops all nodes of this home" in done.stderr
+    new_home.ok("down")
+    done = new_home("up", "--detach", "--nodes", "1")
+    assert done.stderr.splitlines() == [
+        f"rota: {other} is not started: 'rota up --nodes 2' does, 'rota node rm NAME' forgets a node for good"
+    ]
+    new_home.ok("down")
+    assert ", 1 node ready, " in new_home.ok("up", "--detach")
+    capacity = new_home.json("node", "show", one)["capacity"]
+    assert capacity["cpu"] == str(1000 * len(os.sched_getaffinity(0))), "--cpu '' took back what was said"
 
 
-def test_in_the_foreground_ctrl_c_is_down(new_home: Cluster) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_the_foreground_ctrl_c_is_down(number: signal.Signals, new_home: Cluster) -> None:
     with new_home.begin("up") as process:
         assert process.stdout is not None
         lines = [process.stdout.readline().decode() for _ in range(4)]
         assert lines[0].startswith("rota is up: ")
         assert lines[3].startswith("Ctrl-C stops it")
         assert new_home.ok("run", "--", "echo", "hello") == "hello\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=CALL_S_MAX)
     assert process.returncode == 0
     assert out.decode().splitlines()[-1] == "stopped 1 agent and the controller; no task was running"
     assert err == b""
+    assert processes_of(new_home.home) == []
+
+
+def test_a_closed_terminal_is_down_and_quit_leaves_it_running(new_home: Cluster) -> None:
+    main, terminal = pty.openpty()
+    with new_home.begin(
+        "up", stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    ) as process:
+        os.close(terminal)
+        text = b""
+        while b"Ctrl-C" not in text:
+            text += os.read(main, 4096)
+        process.send_signal(signal.SIGQUIT)
+        assert process.wait(CALL_S_MAX) == 0
+    assert new_home.ok("run", "--", "echo", "hello") == "hello\n"
+    os.close(main)
+    kill(new_home.pid("agent-0"))
+    main, terminal = pty.openpty()
+    with new_home.begin(
+        "up", stdin=terminal, stdout=terminal, stderr=terminal, preexec_fn=partial(os.login_tty, terminal)
+    ) as process:
+        os.close(terminal)
+        text = b""
+        while b"Ctrl-C" not in text:
+            text += os.read(main, 4096)
+        os.close(main)
+        assert process.wait(CALL_S_MAX) == 0
+    assert processes_of(new_home.home) == []
+
+
+def test_once_more_ctrl_c_ends_the_patience_of_down(new_home: Cluster, tmp_path: Path) -> None:
+    new_home.ok("up", "--detach")
+    script = (
+        f"trap 'echo asked >> {tmp_path}/asked' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
+    )
+    new_home.submit("--grace", "1h", "--", "sh", "-c", script)
+    wait_until((tmp_path / "ready").exists, "the task runs")
+    with new_home.begin("down", "--timeout", "1h") as process:
+        wait_until((tmp_path / "asked").exists, "the task was asked to end")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=CALL_S_MAX)
+    assert process.returncode == 0
+    assert err == b"rota: killing what still runs\n"
+    assert out.startswith(b"stopped 1 agent and the controller; 1 task was running")
     assert processes_of(new_home.home) == []
 
 
@@ -141,7 +222,7 @@ def test_two_ups_at_once_start_one_cluster(new_home: Cluster) -> None:
     with new_home.begin("up", "--detach") as one, new_home.begin("up", "--detach") as two:
         for process in (one, two):
             out, err = process.communicate(timeout=CALL_S_MAX)
-            assert (process.returncode, err) == (0, b"")
+            assert process.returncode == 0, err
             assert b"1 node ready" in out
     controllers = [pid for pid in processes_of(new_home.home) if _is(pid, b"controller")]
     assert len(controllers) == 1
@@ -249,6 +330,10 @@ def test_a_controller_and_an_agent_by_hand(new_home: Cluster) -> None:
             refused = new_home("agent", "--home", new_home.home / "third", *arguments[2:], "--token", secret)
             assert refused.returncode == 4, refused
             assert len(refused.stderr.splitlines()) == 1
+            for process in (controller, agent):
+                # As when their terminal is closed, which does not end them.
+                process.send_signal(signal.SIGHUP)
+            assert new_home.ok("run", "--", "echo", "still here") == "still here\n"
             agent.send_signal(signal.SIGTERM)
             assert agent.wait(CALL_S_MAX) == 0
         # It is a node for good: the token, used up, is not needed again.
@@ -256,7 +341,7 @@ def test_a_controller_and_an_agent_by_hand(new_home: Cluster) -> None:
             assert new_home.ok("run", "--", "echo", "again") == "again\n"
             agent.send_signal(signal.SIGINT)
             assert agent.wait(CALL_S_MAX) == 0
-        controller.send_signal(signal.SIGTERM)
+        controller.send_signal(signal.SIGQUIT)
         assert controller.wait(CALL_S_MAX) == 0
 
 

@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--pid-file", type=Path)
     parser.add_argument("--link-pid-file", type=Path)
     parser.add_argument("--ready-fd", type=int, help="'ready' is written to it, or why not")
+    parser.add_argument("--share", type=_share, default=(0, 1), metavar="I/N", help="of the machine")
     parser.add_argument("--cpu", type=int, metavar="THOUSANDTHS")
     parser.add_argument("--memory", type=int, metavar="BYTES")
     parser.add_argument("--disk", type=int, metavar="BYTES")
@@ -35,7 +36,13 @@ def main() -> int:
     home = given.home.absolute()
     link = given.link or [sys.executable, "-m", "rota.agent.link", "--home", str(home)]
     declared = Declared(
-        given.cpu, given.memory, given.gpu, given.disk, tuple(given.resource), tuple(given.label)
+        given.cpu,
+        given.memory,
+        given.gpu,
+        given.disk,
+        tuple(given.resource),
+        tuple(given.label),
+        given.share,
     )
     config = Config(
         home=home,
@@ -63,6 +70,11 @@ def _amount(text: str) -> tuple[str, int]:
     if not value.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no NAME=THOUSANDTHS")
     return key, int(value)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    return int(number), int(count)
 
 
 def _cluster(home: Path) -> str:

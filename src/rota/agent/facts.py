@@ -24,15 +24,21 @@ class Declared:
     disk: int | None = None
     named: tuple[tuple[str, int], ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
+    # Which of how many agents of this machine: what was found is for all of them.
+    share: tuple[int, int] = (0, 1)
 
 
 def inventory(home: Path, declared: Declared, warnings: tuple[str, ...]) -> Inventory:
-    """What the node tells of itself: one pool of one unit, the whole machine less the system's share."""
+    """What the node tells of itself: one pool of one unit, the whole machine less the system's share.
+
+    Of several agents each tells of an equal part, but of one core at least, so that any job finds room.
+    """
     memory = memory_bytes()
+    count = declared.share[1]
     found = Resources(
-        cpu=cores() * 1000,
-        memory=max(memory - max(SYSTEM_MEMORY_BYTES_MIN, memory // SYSTEM_SHARE), 0),
-        disk=disk_free_bytes(home) * (SYSTEM_SHARE - 1) // SYSTEM_SHARE,
+        cpu=max(cores() * 1000 // count, 1000),
+        memory=max(memory - max(SYSTEM_MEMORY_BYTES_MIN, memory // SYSTEM_SHARE), 0) // count,
+        disk=disk_free_bytes(home) * (SYSTEM_SHARE - 1) // SYSTEM_SHARE // count,
         named=tuple(sorted((name, amount) for name, amount in declared.named if amount)),
     )
     said = {name: getattr(declared, name) for name in ("cpu", "memory", "gpu", "disk")}

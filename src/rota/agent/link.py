@@ -165,7 +165,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # What asks a whole group of processes to end (Ctrl-C, a service manager) is the supervisor's affair: it
     # still has things to report, and when it ends, so does the link.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     try:
         asyncio.run(_live(arguments.home, arguments.fd))

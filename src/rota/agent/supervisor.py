@@ -403,8 +403,8 @@ class Supervisor:
         for number in self._wakeup.take():
             if number == signal.SIGCHLD:
                 self._reap()
-            elif self._machine.granting.leaving:
-                _log.warning("asked to end once more: what still runs is killed")
+            elif number == signal.SIGQUIT or self._machine.granting.leaving:
+                _log.warning("asked to end at once: what still runs is killed")
                 self._inputs.append(Shutdown(0))
             else:
                 _log.info("asked to end: tasks have %d ms", self._config.grace_ms)
@@ -437,8 +437,9 @@ class _Wakeup:
     def __init__(self) -> None:
         self.descriptor, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, lambda *_: None)
+        # A terminal that is closed is no reason to end.
         for number in (signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
 

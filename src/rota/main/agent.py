@@ -1,11 +1,12 @@
 """`rota agent`: makes this machine a node, if it is none yet, and becomes its supervisor."""
 
 import os
+import pwd
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,13 +14,14 @@ from typing import Any, TypeVar
 import click
 
 from rota.client.errors import InvalidRequest, Refused, RotaError, Unreachable
-from rota.client.messages import Resources
 from rota.client.texts import set_named, set_text
 from rota.client.units import UnitError, parse_milliseconds
 from rota.main.controller import Address
 from rota.main.daemon import say_ready
 from rota.main.home import Home
 from rota.main.options import home_option, ready_option
+from rota.wire.gen.v1.node_pb2 import Inventory, Pool
+from rota.wire.validate import validate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,6 +43,22 @@ _AMOUNTS = ("cpu", "memory", "gpu", "disk")
 _ENROL_ERRORS: dict[int, type[RotaError]] = {2: InvalidRequest, 4: Refused, 5: Unreachable}
 
 
+class _Share(click.ParamType[tuple[int, int]]):
+    """`I/N`."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        number, _, count = value.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+            self.fail(f"'{value}' is no part of a machine; try 0/2", param, ctx)
+        return int(number), int(count)
+
+
 def machine_options(function: F) -> F:
     """What an agent is told of its machine; `machine_arguments` understands them."""
     for option, metavar, multiple, says in reversed(_OPTIONS):
@@ -48,7 +66,7 @@ def machine_options(function: F) -> F:
     return function
 
 
-def machine_arguments(options: dict[str, Any]) -> list[str]:
+def machine_arguments(options: Mapping[str, Any]) -> list[str]:
     """The same options as arguments of another command."""
     arguments = []
     for option, _, multiple, _ in _OPTIONS:
@@ -74,6 +92,7 @@ Examples:
 @click.option("--name", help="The node's name (default: the machine's).")
 @machine_options
 @click.option("--number", type=click.IntRange(0), default=0, hidden=True, help="Which of the home's agents.")
+@click.option("--share", type=_Share(), hidden=True, help="Which of how many parts of the machine.")
 @ready_option
 def agent(
     home: Home,
@@ -81,15 +100,18 @@ def agent(
     token: str | None,
     name: str | None,
     number: int,
+    share: tuple[int, int] | None,
     ready_fd: int | None,
     **options: Any,
 ) -> None:
     """Run an agent in the foreground, for systemd or by hand; 'rota up' is simpler."""
-    home.make()
     try:
+        # First what needs nobody else: no token is used up for an agent that then cannot be started.
+        machine_flags(options)
+        home.make()
         if home.node_name(number) is None:
             _enrol(home, number, join, token, name or machine_name())
-        command = supervisor_command(home, number, options, ready_fd)
+        command = supervisor_command(home, number, share, options, ready_fd)
     except (click.ClickException, RotaError) as failed:
         say_ready(ready_fd, str(failed))
         raise
@@ -124,52 +146,95 @@ def _enrol(home: Home, number: int, join: tuple[str, int] | None, token: str | N
         raise _ENROL_ERRORS.get(done.returncode, Refused)(lines[-1].removeprefix("rota: "))
 
 
-def supervisor_command(home: Home, number: int, options: dict[str, Any], ready_fd: int | None) -> list[str]:
+def supervisor_command(
+    home: Home, number: int, share: tuple[int, int] | None, options: Mapping[str, Any], ready_fd: int | None
+) -> list[str]:
     """What this process becomes: the options checked, and in numbers. Raises InvalidRequest."""
-    problems: list[str] = []
-    arguments: list[str] = []
+    flags = machine_flags(options)
+    fixed = [("--home", home.agent(number)), ("--pid-file", home.agent_pid(number))]
+    fixed.append(("--link-pid-file", home.link_pid(number)))
+    ready = [] if ready_fd is None else [("--ready-fd", ready_fd)]
+    shared = [] if share is None else [("--share", share_text(*share))]
+    pairs = [*fixed, *ready, *shared, *flags]
+    return [sys.executable, "-m", "rota.agent", *(str(word) for pair in pairs for word in pair)]
 
-    def add(option: str, convert: Callable[[str], str], text: str) -> None:
-        try:
-            arguments.extend((option, convert(text)))
-        except UnitError as error:
-            problems.append(f"{option}: {error}")
+
+def share_text(number: int, count: int) -> str:
+    """Which of how many equal parts of the machine."""
+    return f"{number}/{count}"
+
+
+def flag_of(name: str) -> str:
+    """How the supervisor's command line calls an option of the machine's."""
+    return "--grace-ms" if name == "grace" else "--" + name.replace("_", "-")
+
+
+def machine_flags(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What an agent is told of its machine, checked, for the supervisor's command line.
+
+    Raises InvalidRequest with all that is wrong.
+    """
+    problems: list[str] = []
+    flags: list[tuple[str, str]] = []
+    inventory = Inventory(pools=[Pool()])
+    amounts = inventory.pools[0].resources
+
+    def add(name: str, convert: Callable[[str], str]) -> None:
+        given = options.get(name) or ()
+        for text in [given] if isinstance(given, str) else filter(None, given):
+            try:
+                flags.append((flag_of(name), convert(text)))
+            except UnitError as error:
+                problems.append(f"--{name.replace('_', '-')}: {error}")
+
+    def amount(name: str, text: str) -> str:
+        set_text(amounts, name, text)
+        return str(getattr(amounts, name))
+
+    def named(text: str) -> str:
+        name, value = _split(text, "power=100")
+        set_named(amounts, name, value)
+        return f"{name}={amounts.named[name]}"
+
+    def label(text: str) -> str:
+        name, value = _split(text, "rack=7")
+        inventory.labels[name] = value
+        return f"{name}={value}"
 
     for name in _AMOUNTS:
-        if options.get(name):
-            add(f"--{name}", partial(_amount, name), options[name])
-    for text in options.get("resource") or ():
-        add("--resource", _named, text)
-    for option in ("label", "map_user"):
-        for text in options.get(option) or ():
-            add("--" + option.replace("_", "-"), _pair, text)
-    if options.get("scripts_dir"):
-        arguments += ["--scripts-dir", str(Path(options["scripts_dir"]).resolve())]
-    if options.get("grace"):
-        add("--grace-ms", lambda text: str(parse_milliseconds(text)), options["grace"])
+        add(name, partial(amount, name))
+    add("resource", named)
+    add("label", label)
+    add("map_user", _account)
+    add("scripts_dir", _directory)
+    add("grace", lambda text: str(parse_milliseconds(text)))
+    if not problems:
+        # What the controller would refuse for as long as the agent tells it.
+        problems = [f"{_option_of(problem.path)}: {problem.says}" for problem in validate(inventory)]
     if problems:
         raise InvalidRequest(problems)
-    fixed = ["--home", home.agent(number), "--pid-file", home.agent_pid(number)]
-    fixed += ["--link-pid-file", home.link_pid(number)]
-    ready = [] if ready_fd is None else ["--ready-fd", str(ready_fd)]
-    return [sys.executable, "-m", "rota.agent", *map(str, fixed), *ready, *arguments]
+    return flags
 
 
-def _amount(name: str, text: str) -> str:
-    amount = Resources()
-    set_text(amount, name, text)
-    return str(getattr(amount, name))
+def _option_of(path: tuple[str | int, ...]) -> str:
+    names = {"labels": "--label", "named": "--resource"}
+    return next((names[step] for step in path if step in names), f"--{path[-1]}")
 
 
-def _named(text: str) -> str:
-    name, value = _split(text, "power=100")
-    amount = Resources()
-    set_named(amount, name, value)
-    return f"{name}={amount.named[name]}"
+def _account(text: str) -> str:
+    user, account = _split(text, "ada=render")
+    try:
+        pwd.getpwnam(account)
+    except KeyError:
+        raise UnitError(f"there is no account '{account}' on this machine") from None
+    return f"{user}={account}"
 
 
-def _pair(text: str) -> str:
-    return "=".join(_split(text, "rack=7"))
+def _directory(text: str) -> str:
+    path = Path(text).expanduser().resolve()
+    if not path.is_dir():
+        raise UnitError(f"there is no directory {path}")
+    return str(path)
 
 
 def _split(text: str, example: str) -> tuple[str, str]:

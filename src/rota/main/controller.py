@@ -11,14 +11,12 @@ from collections.abc import Coroutine
 
 import click
 
-from rota.cli.units import Duration
 from rota.main.daemon import say_ready
 from rota.main.home import Home
-from rota.main.options import home_option, ready_option
+from rota.main.options import home_option, lost_after_option, ready_option
 
 STOP_GRACE_S = 5.0
 LOST_AFTER_MS_DEFAULT = 300_000
-LOST_AFTER_MS_MIN = 1_000
 
 _log = logging.getLogger(__name__)
 
@@ -57,20 +55,15 @@ Examples:
 @click.option(
     "--join-port", type=click.IntRange(0, 65_535), default=0, help="Where machines join (0: a free one)."
 )
-@click.option(
-    "--lost-after",
-    type=Duration(),
-    default=LOST_AFTER_MS_DEFAULT,
-    help="Silence after which a node is lost (default: 5m); the other limits of silence scale with it.",
-)
+@lost_after_option(default=LOST_AFTER_MS_DEFAULT)
 @ready_option
 def controller(
     home: Home, listen: tuple[str, int], join_port: int, lost_after: int, ready_fd: int | None
 ) -> int:
     """Run a controller in the foreground, for systemd or by hand; 'rota up' is simpler."""
-    if lost_after < LOST_AFTER_MS_MIN:
-        raise click.UsageError("--lost-after is at least 1s", click.get_current_context())
     home.make()
+    # A terminal that is closed is no reason to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     logging.basicConfig(
         level=logging.INFO,
         stream=sys.stderr,
@@ -130,10 +123,10 @@ async def _serve(
 
 
 async def _stopped_or(closed: Coroutine[None, None, None]) -> None:
-    """Until SIGTERM or SIGINT, or until the controller ends by itself; raises what ended it."""
+    """Until SIGTERM, SIGINT or SIGQUIT, or until the controller ends by itself; raises what ended it."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         loop.add_signal_handler(number, stopped.set)
     ended = asyncio.create_task(closed)
     asked = asyncio.create_task(stopped.wait())

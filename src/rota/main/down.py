@@ -1,7 +1,11 @@
 """`rota down`: stops what runs in a home; the controller last, so that it hears of the tasks' ends."""
 
+import os
 import signal
+import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import click
 
@@ -24,6 +28,9 @@ ASK_S_MAX = 1.0
 Examples:
   rota down                running tasks get TERM, then KILL; they run again at the next 'rota up'
   rota down --timeout 10m  patience with agents that give their tasks long
+
+\b
+Ctrl-C while it waits kills what still runs; nothing goes on running because of it.
 """
 )
 @home_option
@@ -50,14 +57,46 @@ def bring_down(home: Home, timeout_ms: int = TIMEOUT_MS_DEFAULT) -> None:
     if not agents and not controller:
         click.echo(f"nothing runs in {home.path}", err=True)
     tasks = _running(home, agents) if agents and controller else None
-    _end_agents(home, agents, time.monotonic() + timeout_ms / 1000)
-    _end_controller(home)
+    with _hurried_by_signals(home, agents):
+        _end_agents(home, agents, time.monotonic() + timeout_ms / 1000)
+        _end_controller(home)
     for number in home.agents():
         home.agent_pid(number).unlink(missing_ok=True)
         home.link_pid(number).unlink(missing_ok=True)
     home.controller_pid.unlink(missing_ok=True)
     if agents or controller:
         click.echo(f"stopped {_what(len(agents), controller=controller)}{_tasks_text(tasks)}")
+
+
+@contextmanager
+def _hurried_by_signals(home: Home, agents: list[int]) -> Iterator[None]:
+    """INT and TERM end the tasks' grace; a terminal that goes away changes nothing."""
+
+    def hurry(_number: int, _frame: object) -> None:
+        with suppress(OSError):
+            # Past Python's buffers: this may be in the midst of another text.
+            os.write(2, b"rota: killing what still runs\n")
+        _tell_agents(home, agents)
+
+    def hang_up(_number: int, _frame: object) -> None:
+        let_go_of_terminal()
+
+    mine = {signal.SIGINT: hurry, signal.SIGTERM: hurry, signal.SIGHUP: hang_up}
+    before = {number: signal.signal(number, handler) for number, handler in mine.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def let_go_of_terminal() -> None:
+    """What is written from now on goes nowhere if it went to a terminal."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def _running(home: Home, agents: list[int]) -> int | None:
@@ -70,11 +109,16 @@ def _running(home: Home, agents: list[int]) -> int | None:
         return None
 
 
-def _end_agents(home: Home, agents: list[int], until_s: float) -> None:
+def _tell_agents(home: Home, agents: list[int]) -> None:
+    """To end their tasks with grace; told once more, they kill them."""
     for number in agents:
         with living(home.agent_pid(number)) as process:
             if process is not None:
                 process.signal(signal.SIGTERM)
+
+
+def _end_agents(home: Home, agents: list[int], until_s: float) -> None:
+    _tell_agents(home, agents)
     for number in agents:
         with living(home.agent_pid(number)) as process:
             if process is not None and not process.ended(until_s - time.monotonic()):

@@ -4,6 +4,7 @@ HOME/             mode 0700
   client/         how the command line reaches the controller, and as whom
   run/            controller.pid, agent-0.pid, link-0.pid, ...
   log/            controller.log, agent-0.log, ...
+  up.json         what `rota up` was told
   agent-0/        one agent: its identity, its journal, what its tasks wrote
   tls/ ...        the controller's own
 """
@@ -36,6 +37,16 @@ class Home:
     def log(self) -> Path:
         """Where the logs are."""
         return self.path / "log"
+
+    @property
+    def context(self) -> Path:
+        """What the command line needs to reach the controller; it is there from its first start on."""
+        return self.path / "client" / "context.json"
+
+    @property
+    def settings(self) -> Path:
+        """What `rota up` was told."""
+        return self.path / "up.json"
 
     @property
     def controller_pid(self) -> Path:
@@ -92,5 +103,9 @@ class Home:
     def starting(self) -> Iterator[None]:
         """Held while parts are started or stopped, so that nobody else does so at the same time."""
         with (self.run / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                click.echo(f"waiting for another 'rota up' or 'rota down' in {self.path}", err=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -9,11 +9,15 @@ from functools import partial
 
 import click
 
+from rota.cli.app import say
 from rota.client.client import Client
 from rota.client.errors import RotaError
 from rota.client.messages import NodeState
 from rota.main.home import Home
 from rota.main.processes import living
+
+# A wait of so long is not worth a word.
+QUIET_S = 2.0
 
 
 def until_ready(rota: Client, home: Home, names: Mapping[int, str], seconds: float) -> None:
@@ -22,21 +26,27 @@ def until_ready(rota: Client, home: Home, names: Mapping[int, str], seconds: flo
     _spawn(partial(_hear, rota, news))
     for number in names:
         _spawn(partial(_outlive, home, number, news))
-    until_s = time.monotonic() + seconds
+    began_s = time.monotonic()
+    said = False
     missing = dict(names)
     while True:
         ready = {node.name for node in rota.nodes() if node.state == NodeState.NODE_STATE_READY}
         missing = {number: name for number, name in missing.items() if name not in ready}
         if not missing:
             return
-        number = next(iter(missing))
-        log = home.log / f"agent-{number}.log"
-        try:
-            dead = news.get(timeout=max(0.0, until_s - time.monotonic()))
-        except queue.Empty:
+        waited_s = time.monotonic() - began_s
+        if waited_s >= seconds:
+            number = next(iter(missing))
             raise click.ClickException(
-                f"node {missing[number]} is not ready after {seconds:.0f} s (its log: {log})"
-            ) from None
+                f"node {missing[number]} is not ready after {seconds:.0f} s "
+                f"(its log: {home.log / f'agent-{number}.log'})"
+            )
+        if waited_s >= QUIET_S and not said:
+            said = True
+            say(f"waiting until {', '.join(missing.values())} can be reached")
+        dead = None
+        with suppress(queue.Empty):
+            dead = news.get(timeout=(seconds if said else QUIET_S) - waited_s)
         if dead in missing:
             raise click.ClickException(
                 f"agent {missing[dead]} ended (its log: {home.log / f'agent-{dead}.log'})"

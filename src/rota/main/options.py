@@ -7,8 +7,11 @@ from typing import Any, TypeVar
 
 import click
 
+from rota.cli.units import Duration
 from rota.client.context import home_directory
 from rota.main.home import Home
+
+LOST_AFTER_MS_MIN = 1_000
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,3 +45,21 @@ def _use(ctx: click.Context, param: click.Parameter, home: Home) -> Home:
 def ready_option(function: F) -> F:
     """`--ready-fd`: for whoever starts the command in the background."""
     return click.option("--ready-fd", type=int, hidden=True)(function)
+
+
+def lost_after_option(default: int | None) -> Callable[[F], F]:
+    """`--lost-after`, in milliseconds."""
+    return click.option(
+        "--lost-after",
+        type=Duration(),
+        default=default,
+        callback=_not_too_short,
+        show_default=False,
+        help="Silence after which a node is lost (default: 5m); the other limits of silence scale with it.",
+    )
+
+
+def _not_too_short(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    if value is not None and value < LOST_AFTER_MS_MIN:
+        raise click.BadParameter("at least 1s is needed", ctx, param)
+    return value

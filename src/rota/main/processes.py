@@ -82,6 +82,15 @@ def _started_s(pid: int) -> float | None:
     return boot_s + ticks / os.sysconf("SC_CLK_TCK")
 
 
+def arguments_of(pid: int) -> list[str]:
+    """The command line of a process, word by word; nothing where it has ended."""
+    try:
+        data = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [os.fsdecode(word) for word in data.split(b"\0")[:-1]]
+
+
 def write_pid(pid_file: Path) -> None:
     """Writes this process's pid file."""
     draft = pid_file.with_name(f".{pid_file.name}.{os.getpid()}")

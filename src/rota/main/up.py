@@ -1,26 +1,29 @@
 """`rota up`: a cluster on this machine. Starts what is missing and leaves what runs alone."""
 
 import getpass
+import os
 import select
 import signal
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from rota.cli.units import Duration
+from rota.cli.app import say
 from rota.client.client import Client
 from rota.client.context import join_address
-from rota.main import daemon
-from rota.main.agent import machine_arguments, machine_name, machine_options
+from rota.main import daemon, settings
+from rota.main.agent import machine_arguments, machine_flags, machine_name, machine_options, share_text
 from rota.main.controller import LOST_AFTER_MS_DEFAULT
-from rota.main.down import bring_down
+from rota.main.down import bring_down, let_go_of_terminal
 from rota.main.home import Home
 from rota.main.nodes import until_ready
-from rota.main.options import home_option
+from rota.main.notices import say_what_waits, say_who_is_left
+from rota.main.options import home_option, lost_after_option
 from rota.main.processes import lives, living
+from rota.main.settings import Settings
 
 NODES_MAX = 64
 START_S_MAX = 30.0
@@ -32,36 +35,64 @@ TOKEN_MS = 60_000
 Examples:
   rota up                    in the foreground; Ctrl-C is 'rota down'
   rota up --detach           in the background; stop it with 'rota down'
-  rota up -d --nodes 4       four nodes, to try things out: each declares the whole machine
+  rota up -d --nodes 4       four nodes, to try things out: each offers a quarter of the machine
   rota up -d --home /tmp/x   another cluster, which does not disturb the first
+
+\b
+What it is told is kept in the home and holds at the next start too; an empty text
+(--cpu '') takes it back. What runs is left alone: for that, options take effect after
+'rota down' and 'rota up'.
 """
 )
 @home_option
 @click.option("-d", "--detach", is_flag=True, help="Return once everything runs.")
 @click.option(
-    "--nodes", type=click.IntRange(0, NODES_MAX), help="How many nodes here (default: those of before, or 1)."
+    "--nodes",
+    type=click.IntRange(0, NODES_MAX),
+    help="How many nodes here, each with an equal share of the machine, but one core at least "
+    "(default: as many as before, or 1).",
 )
-@click.option(
-    "--lost-after",
-    type=Duration(),
-    default=LOST_AFTER_MS_DEFAULT,
-    help="Silence after which a node is lost (default: 5m), if the controller is started.",
-)
+@lost_after_option(default=None)
 @machine_options
-def up(home: Home, detach: bool, nodes: int | None, lost_after: int, **options: Any) -> int:
+def up(home: Home, detach: bool, nodes: int | None, lost_after: int | None, **options: Any) -> int:
     """Start what is missing of a cluster on this machine: a controller, and agents."""
+    given = settings.said(nodes, lost_after, options)
+    machine_flags(given.machine)
     home.make()
-    with home.starting():
-        started = _start_controller(home, lost_after)
-        with Client(patience_s=START_S_MAX) as rota:
-            count = nodes if nodes is not None else max(1, home.agent_count())
-            missing = [number for number in range(count) if not lives(home.agent_pid(number))]
-            for number in missing:
-                _start_agent(home, rota, number, machine_arguments(options))
-            names = {number: home.node_name(number) or "" for number in missing}
-            until_ready(rota, home, names, START_S_MAX)
-            _say_where(home, rota)
-    return 0 if detach or not (started or missing) else _stay(home)
+    try:
+        with home.starting():
+            started = _start(home, given)
+    except KeyboardInterrupt:
+        say("interrupted; what has been started goes on: 'rota down' stops it")
+        raise
+    if detach:
+        return 0
+    if not started:
+        click.echo("all of it runs already, in the background: 'rota down' stops it")
+        return 0
+    return _stay(home)
+
+
+def _start(home: Home, given: Settings) -> bool:
+    """Starts what is missing; whether anything was. Raises ClickException and RotaError."""
+    first = not home.context.exists()
+    wanted = settings.kept(home).changed_by(given)
+    machine_flags(wanted.machine)
+    settings.keep(home, wanted)
+    count = max(1, home.agent_count()) if wanted.nodes is None else wanted.nodes
+    running = [number for number in home.agents() if lives(home.agent_pid(number))]
+    missing = [number for number in range(count) if number not in running]
+    say_what_waits(home, given, wanted, running, count)
+    started = _start_controller(home, wanted.lost_after_ms or LOST_AFTER_MS_DEFAULT)
+    with Client(patience_s=START_S_MAX) as rota:
+        for number in missing:
+            share = ["--share", share_text(number, count)]
+            _start_agent(home, rota, number, [*share, *machine_arguments(wanted.machine)])
+        names = {number: home.node_name(number) or "" for number in sorted({*missing, *running})}
+        until_ready(rota, home, names, START_S_MAX)
+        _say_where(home, rota, first=first)
+        say_who_is_left(home, rota, given, count, running)
+    return started or bool(missing)
 
 
 def _start_controller(home: Home, lost_after: int) -> bool:
@@ -86,13 +117,14 @@ def _start_agent(home: Home, rota: Client, number: int, options: Sequence[str]) 
     daemon.start(f"agent {name}", arguments, log, {"ROTA_TOKEN": secret})
 
 
-def _say_where(home: Home, rota: Client) -> None:
+def _say_where(home: Home, rota: Client, *, first: bool) -> None:
     cluster = rota.cluster()
     ready = "1 node" if cluster.nodes_ready == 1 else f"{cluster.nodes_ready:,} nodes"
     click.echo(f"rota is up: controller at {rota.context.address}, {ready} ready, home {home.path}")
-    account = getpass.getuser()
-    click.echo(f"tasks run as {account}{' (so they may do anything here)' if account == 'root' else ''}")
-    click.echo(f"try: rota{_home_argument(home)} run -- echo hello")
+    if first:
+        account = getpass.getuser()
+        click.echo(f"tasks run as {account}{' (so they may do anything here)' if account == 'root' else ''}")
+        click.echo(f"try: rota{_home_argument(home)} run -- echo hello")
 
 
 def _home_argument(home: Home) -> str:
@@ -102,13 +134,34 @@ def _home_argument(home: Home) -> str:
     return f" --home {home.path}" if ParameterSource.COMMANDLINE in given else ""
 
 
+@contextmanager
+def _signals() -> Iterator[int]:
+    """A descriptor to read the numbers of signals from that ask to end, and that do nothing else here."""
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        # nohup, and a shell's background jobs, want some of them ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    try:
+        yield reading
+    finally:
+        signal.set_wakeup_fd(-1)
+        os.close(reading)
+        os.close(writing)
+
+
 def _stay(home: Home) -> int:
-    """In the foreground until Ctrl-C, which is `rota down`, or until a part ends."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    r"""In the foreground until a signal, or until a part ends.
+
+    Ctrl-C, TERM, and the end of the terminal are `rota down`; Ctrl-\ (QUIT) leaves everything running.
+    """
     with ExitStack() as held:
+        asked = held.enter_context(_signals())
         parts = {"the controller": home.controller_pid}
         parts |= {f"agent {home.node_name(number)}": home.agent_pid(number) for number in home.agents()}
         poll = select.poll()
+        poll.register(asked, select.POLLIN)
         names = {}
         ended = ""
         for name, pid_file in parts.items():
@@ -118,14 +171,23 @@ def _stay(home: Home) -> int:
             else:
                 poll.register(process.descriptor, select.POLLIN)
                 names[process.descriptor] = name
-        try:
-            click.echo("Ctrl-C stops it; 'rota up --detach' would run it in the background")
-            ended = ended or names[poll.poll()[0][0]]
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            click.echo("stopping")
-            with home.starting():
-                bring_down(home)
-            return 0
-    click.echo(f"{ended} ended; 'rota up' starts it again, {home.log} says why", err=True)
+        click.echo("Ctrl-C stops it; Ctrl-\\ leaves it running in the background")
+        if not ended:
+            descriptor = poll.poll()[0][0]
+            if descriptor == asked:
+                return _obey(home, os.read(asked, 1)[0])
+            ended = names[descriptor]
+    say(f"{ended} ended; 'rota up' starts it again, {home.log} says why")
     return 1
+
+
+def _obey(home: Home, number: int) -> int:
+    if number == signal.SIGQUIT:
+        click.echo("left running; 'rota down' stops it")
+        return 0
+    if number == signal.SIGHUP:
+        let_go_of_terminal()
+    click.echo("stopping; once more, and what still runs is killed")
+    with home.starting():
+        bring_down(home)
+    return 0

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rota.agent.link_frames import End as EndStream
 from rota.core.model.protocol import Goodbye, Hello, Holding, Refused
 from rota.core.model.spec import JobSpec
@@ -52,7 +54,8 @@ def test_asked_to_end_it_stops_its_tasks_says_so_and_leaves(tmp_path: Path) -> N
         node.until(lambda: (11, 0) in node.succeeded)
 
 
-def test_ctrl_c_twice_does_not_wait_for_the_grace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last", [signal.SIGINT, signal.SIGQUIT])
+def test_ctrl_c_twice_does_not_wait_for_the_grace(last: signal.Signals, tmp_path: Path) -> None:
     with agent(tmp_path / "home", "--grace-ms", "600000") as node:
         script = f'trap "" TERM; touch {tmp_path}/up; while :; do sleep 0.02; done'
         node.grant(JobSpec(command=("sh", "-c", script)), ((0, 9),))
@@ -60,10 +63,13 @@ def test_ctrl_c_twice_does_not_wait_for_the_grace(tmp_path: Path) -> None:
         node.until(lambda: len(node.started) == 2)
         pid = _main(node)
         assert node.process is not None
-        node.process.send_signal(signal.SIGINT)
-        node.until(lambda: (10, 9) in node.dropped)
-        assert alive(pid)
-        assert node.end(signal.SIGINT) == 0
+        # A terminal that is closed is no reason to end.
+        node.process.send_signal(signal.SIGHUP)
+        if last == signal.SIGINT:
+            node.process.send_signal(signal.SIGINT)
+            node.until(lambda: (10, 9) in node.dropped)
+            assert alive(pid)
+        assert node.end(last) == 0
         assert not alive(pid)
         assert node.ended[10, 0].cause == Cause.PREEMPTED
 
