@@ -45,17 +45,34 @@ def test_a_line_without_end_is_printed_in_pieces(capfd: pytest.CaptureFixture[st
 
 def test_what_is_missing_is_said_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     printer = Printer(prefixed=True)
-    take(printer, 3, b"tail\n", gap_bytes=5_000)
     take(printer, 4, unavailable="node a, which kept the output, is gone", end=True)
     take(printer, 4, stream=STDERR, unavailable="node a, which kept the output, is gone", end=True)
     printer.unread(5, Unreachable("no controller answers"))
     out, err = capfd.readouterr()
-    assert out == "[3] tail\n"
+    assert out == ""
     assert err.splitlines() == [
-        "rota: task 3: 5,000 bytes of its output were dropped here",
         "rota: task 4: node a, which kept the output, is gone",
         "rota: task 5: its output could not be read to the end: no controller answers",
     ]
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_a_gap_is_marked_where_it_is(prefixed: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    printer = Printer(prefixed=prefixed)
+    take(printer, 3, b"head\nbegun")
+    take(printer, 3, b"ended\n", gap_bytes=5_000)
+    take(printer, 3, b"tail\n", gap_bytes=7)
+    out, err = capfd.readouterr()
+    assert [line.removeprefix("[3] ") if prefixed else line for line in out.splitlines()] == [
+        "head",
+        "begun",
+        "[rota: 5,000 bytes are not kept]",
+        "ended",
+        "[rota: 7 bytes are not kept]",
+        "tail",
+    ]
+    assert out.count("[3] ") == (6 if prefixed else 0)
+    assert err == ""
 
 
 def test_threads_do_not_mix_lines(capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,14 +9,14 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 # Of both streams of an attempt together; each may have half of it, and what the other does not use.
 ATTEMPT_BYTES_MAX = 100_000_000
 STREAM_BYTES_MIN = ATTEMPT_BYTES_MAX // 2
-# So much beyond the limit is waited for, so that holes are punched in large pieces.
+# So much beyond the limit is waited for while an attempt runs, so that holes are punched in large pieces.
 SLACK_BYTES = 4 * 1024 * 1024
 TAIL_BYTES_MAX = 16 * 1024 * 1024
 
@@ -61,19 +61,38 @@ def input_path(home: Path, job: int, allocation: int, index: int) -> Path:
 # ---------------------------------------------------------------- keeping
 
 
-def hold_to_limit(paths: Iterable[str]) -> None:
-    """Punches what is too much out of the middle of an attempt's files. Raises OSError."""
+def hold_to_limit(paths: Iterable[str], slack_bytes: int = SLACK_BYTES) -> int:
+    """Punches what is too much out of the middle of an attempt's files; how much was ever written to them.
+
+    Raises OSError.
+    """
     kept = {}
+    written = 0
     for name in paths:
         with contextlib.suppress(FileNotFoundError):
-            kept[name] = os.stat(name).st_blocks * 512  # noqa: PTH116 - called for each task each second
+            found = os.stat(name)  # noqa: PTH116 - called for each task again and again
+            kept[name] = found.st_blocks * 512
+            written += found.st_size
     total = sum(kept.values())
-    if total <= ATTEMPT_BYTES_MAX + SLACK_BYTES:
-        return
-    for name, size in kept.items():
-        limit = max(STREAM_BYTES_MIN, ATTEMPT_BYTES_MAX - (total - size))
-        if size > limit + SLACK_BYTES:
-            _punch(name, limit)
+    if total > ATTEMPT_BYTES_MAX + slack_bytes:
+        for name, size in kept.items():
+            limit = max(STREAM_BYTES_MIN, ATTEMPT_BYTES_MAX - (total - size))
+            if size > limit:
+                _punch(name, limit)
+    return written
+
+
+def settle(paths: Sequence[str]) -> None:
+    """Of an attempt that has ended: empty files go, and what is too much. Raises OSError."""
+    large = False
+    for name in paths:
+        with contextlib.suppress(FileNotFoundError):
+            size = os.stat(name).st_size  # noqa: PTH116 - once for each attempt
+            if size == 0:
+                os.unlink(name)  # noqa: PTH108
+            large = large or size > STREAM_BYTES_MIN
+    if large:
+        hold_to_limit(paths, slack_bytes=0)
 
 
 def _punch(name: str, limit: int) -> None:
@@ -164,13 +183,17 @@ class Reader:
         if not self._open():
             return None
         at = self._offset
-        try:
-            start = os.lseek(self._file, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return None
-        data = os.pread(self._file, min(count_max, self._run(start)), start)
+        while True:
+            try:
+                start = os.lseek(self._file, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return None
+            data = os.pread(self._file, min(count_max, self._run(start)), start)
+            # What was punched out meanwhile reads as zeros.
+            if self._run(start) >= len(data):
+                break
         if not data:
             return None
         self._offset = start + len(data)

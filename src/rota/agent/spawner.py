@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage, struct_rusage
@@ -28,8 +29,10 @@ RECEIVE_BYTES = 256 * 1024
 # How long an ending tree is left alone before it is killed again: twice as long each time.
 AGAIN_MS_MIN = 5
 AGAIN_MS_MAX = 500
-# How often outputs are measured.
-MEASURE_MS = 1_000
+# How often outputs are measured: after a start and while they grow fast, and at length. What is written in
+# between is on the disk for so long.
+MEASURE_MS_MIN = 50
+MEASURE_MS_MAX = 1_000
 SLOTS_COUNT_MAX = 256
 # How long a spawner without a supervisor tries to end its tasks.
 END_S_MAX = 10.0
@@ -59,6 +62,8 @@ class _Live:
     ended_s: float = 0.0
     feeds: bool = False
     fed: int = 0
+    # Bytes of output, when they were measured last.
+    written: int = 0
     input: Feed = field(default_factory=lambda: Feed(0, 0, 0, False))
 
 
@@ -80,6 +85,7 @@ class Spawner:
         self._childless = True
         self._again_ms = AGAIN_MS_MIN
         self._measured_s = 0.0
+        self._measure_ms = MEASURE_MS_MIN
         self._can_punch = True
         self._poll = select.poll()
         self._feeding: dict[int, _Live] = {}
@@ -120,7 +126,7 @@ class Spawner:
         if self._ending:
             self._again_ms = min(2 * self._again_ms, AGAIN_MS_MAX)
             return self._again_ms
-        return MEASURE_MS if self._live else None
+        return self._measure_ms if self._live else None
 
     def _receive(self) -> None:
         try:
@@ -187,6 +193,7 @@ class Spawner:
         self._childless = False
         live = _Live(launch, task, now_s, slot, oom_kills, getrusage(RUSAGE_SELF).ru_maxrss)
         self._live[launch.attempt] = self._mains[task.pid] = live
+        self._measure_ms = MEASURE_MS_MIN
         found = tree.process(task.pid)
         assert found is not None, task
         self._answer(Spawned(launch.attempt, task.pid, found.start_ticks))
@@ -234,8 +241,9 @@ class Spawner:
         if live.feeds:
             self._close_input(live)
             files.unspool(self._input_path(live))
-        for name in live.task.files:
-            _remove_if_empty(name)
+        with suppress(OSError):
+            # Where holes cannot be punched, the agent's warnings say so from its start.
+            output.settle(live.task.files)
         self._answer(self._result(live))
 
     def _result(self, live: _Live) -> Exited:
@@ -348,16 +356,22 @@ class Spawner:
     def _measure(self) -> None:
         """Holds the output of what has run for a while to its limit."""
         now_s = time.monotonic()
-        if not self._live or not self._can_punch or now_s < self._measured_s + MEASURE_MS / 1000:
+        if not self._live or not self._can_punch or now_s < self._measured_s + self._measure_ms / 1000:
             return
         self._measured_s = now_s
+        grown = 0
         for live in self._live.values():
-            if live.task.files and now_s > live.started_s + MEASURE_MS / 1000:
+            if live.task.files and now_s > live.started_s + MEASURE_MS_MIN / 1000:
                 try:
-                    output.hold_to_limit(live.task.files)
+                    written = output.hold_to_limit(live.task.files)
                 except OSError:
                     # The agent's warnings say so from its start.
                     self._can_punch = False
+                    return
+                grown = max(grown, written - live.written)
+                live.written = written
+        fast = grown > output.SLACK_BYTES
+        self._measure_ms = MEASURE_MS_MIN if fast else min(2 * self._measure_ms, MEASURE_MS_MAX)
 
 
 def _wake_on_child() -> int:
@@ -375,11 +389,3 @@ def _boot_ms() -> int:
 def _printable(message: str) -> str:
     """File names may hold bytes that are no text."""
     return message.encode(errors="replace").decode()
-
-
-def _remove_if_empty(name: str) -> None:
-    try:
-        if os.stat(name).st_size == 0:  # noqa: PTH116 - once for each attempt
-            os.unlink(name)  # noqa: PTH108
-    except OSError:
-        return

@@ -27,12 +27,14 @@ class Printer:
         self._lock = threading.Lock()
         # The beginnings of lines that have not ended, by task and stream.
         self._begun: dict[tuple[int, int], bytes] = {}
+        # Of one task: the streams whose last line has not ended.
+        self._inside: set[int] = set()
 
     def take(self, index: int, answer: ReadOutputResponse) -> None:
         """Prints a piece of output, and what is to be said of it."""
         with self._lock:
             if answer.gap_bytes:
-                self._say(index, f"{answer.gap_bytes:,} bytes of its output were dropped here")
+                self._mark(index, answer.stream, answer.gap_bytes)
             if answer.data:
                 self._write(index, answer.stream, answer.data)
             if answer.end:
@@ -48,6 +50,7 @@ class Printer:
     def _write(self, index: int, stream: int, data: bytes) -> None:
         if not self._prefixed:
             self._put(stream, data)
+            (self._inside.discard if data.endswith(b"\n") else self._inside.add)(stream)
             return
         *whole, begun = (self._begun.pop((index, stream), b"") + data).split(b"\n")
         if len(begun) > LINE_BYTES_MAX:
@@ -58,6 +61,12 @@ class Printer:
             self._put(stream, b"".join(mark + line + b"\n" for line in whole))
         if begun:
             self._begun[index, stream] = begun
+
+    def _mark(self, index: int, stream: int, gap_bytes: int) -> None:
+        """Where the node kept no more: a line of its own, in its place, so that it is in a saved log too."""
+        self._flush(index, stream)
+        newline = b"\n" if stream in self._inside and not self._prefixed else b""
+        self._write(index, stream, newline + b"[rota: %s bytes are not kept]\n" % f"{gap_bytes:,}".encode())
 
     def _flush(self, index: int, stream: int) -> None:
         begun = self._begun.pop((index, stream), b"")

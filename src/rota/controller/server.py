@@ -53,7 +53,8 @@ _OPTIONS = (
     # A peer that is gone without a word is noticed within 90 s.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 30_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # Peers ask whether we live each 20 s while they wait; without this they are sent away for it.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 
 
