@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from rota.agent.log import LOG_BYTES_MAX
 from rota.client.client import Client
 from rota.client.context import load_context
 from rota.client.errors import Unreachable
+from rota.controller.audit import FILE_BYTES_MAX
 from tests.e2e.conftest import CALL_S_MAX, ROTA, Cluster, processes_of
 from tests.e2e.waiting import wait_until
 
@@ -230,6 +232,32 @@ def test_two_ups_at_once_start_one_cluster(new_home: Cluster) -> None:
 
 def _is(pid: int, word: bytes) -> bool:
     return word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
+def test_logs_do_not_grow_for_ever(new_home: Cluster) -> None:
+    new_home.ok("up", "--detach")
+    log, old = new_home.home / "log" / "agent-0.log", new_home.home / "log" / "agent-0.log.1"
+    audit = new_home.home / "audit.log"
+    # As after a long time: full, but for a line.
+    os.truncate(log, LOG_BYTES_MAX)
+    os.truncate(audit, FILE_BYTES_MAX - 1)
+    for number in range(1, 10):
+        audit.with_name(f"audit.log.{number}").write_text(f"{number}")
+    kill(new_home.pid("link-0"))
+    wait_until(lambda: old.exists() and log.stat().st_size < LOG_BYTES_MAX, "room was made")
+    assert old.read_text().rstrip().endswith("died")
+    kill(new_home.pid("link-0"))
+    wait_until(lambda: "died" in log.read_text(), "it was written on")
+    new_home.ok("token", "create")
+    assert [path.name for path in sorted(new_home.home.glob("audit.log*"))] == [
+        "audit.log",
+        *(f"audit.log.{number}" for number in range(1, 10)),
+    ]
+    assert audit.with_name("audit.log.1").read_bytes().endswith(b'"outcome": "done"}\n')
+    assert audit.with_name("audit.log.9").read_text() == "8", "the oldest is gone"
+    new_home.ok("token", "create")
+    assert len(audit.read_text().splitlines()) == 1
+    assert stat.S_IMODE(audit.stat().st_mode) == 0o600
 
 
 # ---------------------------------------------------------------- what can be wrong

@@ -5,11 +5,11 @@
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 
 from rota.agent.facts import Declared
+from rota.agent.log import log_to_stderr
 from rota.agent.supervisor import GRACE_MS_DEFAULT, Config, supervise
 
 
@@ -32,8 +32,8 @@ def main() -> int:
     parser.add_argument("--grace-ms", type=int, default=GRACE_MS_DEFAULT)
     parser.add_argument("--link", action="append", metavar="WORD", help="a word of another link's command")
     given = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     home = given.home.absolute()
+    log_to_stderr(home.parent / "log")
     link = given.link or [sys.executable, "-m", "rota.agent.link", "--home", str(home)]
     declared = Declared(
         given.cpu,

@@ -26,6 +26,7 @@ from rota.agent.link_frames import AttemptEnded, End, FromLink, Say, SendOutput,
 from rota.agent.link_identity import Identity, IdentityError, read_identity
 from rota.agent.link_output import OutputSender
 from rota.agent.link_stream import Stream
+from rota.agent.log import log_to_stderr
 
 EXIT_NO_IDENTITY = 3
 RETRY_S_MIN = 0.1
@@ -162,7 +163,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--fd", type=int, required=True)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(arguments.home.absolute().parent / "log")
     # What asks a whole group of processes to end (Ctrl-C, a service manager) is the supervisor's affair: it
     # still has things to report, and when it ends, so does the link.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):

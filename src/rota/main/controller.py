@@ -5,12 +5,12 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Coroutine
 
 import click
 
+from rota.agent.log import log_to_stderr
 from rota.main.daemon import say_ready
 from rota.main.home import Home
 from rota.main.options import home_option, lost_after_option, ready_option
@@ -64,11 +64,7 @@ def controller(
     home.make()
     # A terminal that is closed is no reason to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr(home.log)
     try:
         asyncio.run(_serve(home, listen, join_port, lost_after, ready_fd))
     except _Failed as failed:

@@ -14,7 +14,6 @@ from pathlib import Path
 import click
 
 READY = "ready"
-LOG_BYTES_MAX = 10 * 1024 * 1024
 START_S_MAX = 60.0
 
 
@@ -22,7 +21,6 @@ def start(
     name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> None:
     """Starts `rota ARGUMENTS --ready-fd N` and waits until it is ready. Raises ClickException."""
-    _rotate(log)
     reading, writing = os.pipe()
     try:
         with log.open("ab") as output:
@@ -60,11 +58,6 @@ def say_ready(descriptor: int | None, text: str = READY) -> None:
     except BrokenPipeError:
         # Nobody waits any more.
         return
-
-
-def _rotate(log: Path) -> None:
-    if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
-        log.replace(log.with_name(log.name + ".1"))
 
 
 def _last_line(log: Path) -> str:
