@@ -1,6 +1,7 @@
 """The small files of an agent's home: pid files, scripts, and input that waits."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -22,21 +23,28 @@ def remove_pid(path: Path | None) -> None:
 # ---------------------------------------------------------------- scripts
 
 
-def script_path(home: Path, job: int, version: int) -> Path:
-    """Where a job's script is, for its tasks to run."""
-    return home / "scripts" / f"{job}.{version}"
+def script_path(home: Path, job: int, version: int, name: str) -> Path:
+    """Where a job's script is, for its tasks to run; they see it under the job's name, if it has one."""
+    return home / "scripts" / f"{job}.{version}" / (name or "script")
+
+
+def script_folders(home: Path, job: str = "*") -> Iterator[Path]:
+    """What there is of a job's scripts, or of all."""
+    return (home / "scripts").glob(f"{job}.*")
 
 
 def clear_scripts(home: Path) -> None:
     """Removes all scripts: before any task runs."""
-    for path in (home / "scripts").glob("*"):
-        path.unlink()
+    for folder in script_folders(home):
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
 
 
 def write_script(path: Path, text: str) -> None:
     """Writes a script, whole or not at all. Raises OSError."""
     if not path.exists():
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}")
         draft.write_text(text)
         draft.chmod(0o755)

@@ -89,7 +89,10 @@ class Launcher:
         cwd = job.cwd or environment.get("HOME", "/")
         argv = self._argv(job, launch, own=account is None)
         if account is None:
-            self._enter(cwd)
+            try:
+                os.chdir(cwd)
+            except (OSError, ValueError) as error:
+                raise StartFailed(self._trouble(error, job, "", cwd)) from None
         program = self._program(argv[0], cwd, environment.get("PATH", PATH_DEFAULT))
         self._check_scripts_dir(job, argv, program, cwd)
         entering()
@@ -103,7 +106,7 @@ class Launcher:
                     pid = _fork(program, argv, environment, files, account, cwd)
             except (OSError, ValueError) as error:
                 files.give_up()
-                raise StartFailed(self._trouble(error, program, cwd)) from None
+                raise StartFailed(self._trouble(error, job, program, cwd)) from None
         return Task(pid, tuple(files.kept), files.feed)
 
     def _open(self, files: Files, job: Prepare, launch: Launch, *, own: bool) -> None:
@@ -133,25 +136,53 @@ class Launcher:
             Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             return os.open(path, _APPEND, 0o600)
 
-    def _trouble(self, error: OSError | ValueError, program: str, cwd: str) -> str:
+    def _trouble(self, error: OSError | ValueError, job: Prepare, program: str, cwd: str) -> str:
+        """What is wrong, where, and what mends it."""
+        path = Path(cwd, program)
+        name = path.name if program and program == job.script else program
         if isinstance(error, ValueError):
-            return f"cannot run {program} {self._where}: {error}"
-        if error.filename == cwd and error.errno == errno.ENOENT:
-            return f"no directory {cwd} {self._where}"
+            return f"cannot run {name} {self._where}: {error}"
+        if error.filename == cwd:
+            match error.errno:
+                case errno.ENOENT:
+                    return f"no directory {cwd} {self._where}"
+                case errno.ENOTDIR:
+                    return f"{cwd} {self._where} is no directory"
         if error.filename not in (None, program):
             return f"cannot use {error.filename} {self._where}: {error.strerror}"
-        path = Path(cwd, program)
         match error.errno:
+            case errno.ENOENT | errno.EACCES if path.is_dir():
+                return f"{name} {self._where} is a directory"
             case errno.ENOENT if path.exists():
-                return f"{program} {self._where} names an interpreter in its #! line that is not there"
+                return self._no_interpreter(name, path)
             case errno.ENOENT:
-                return f"no program {program} {self._where}"
+                return f"no program {name} {self._where}{self._from(program, cwd)}"
+            case errno.EACCES if path.exists() and not path.stat().st_mode & 0o111:
+                return f"{name} {self._where} is not executable; try: chmod +x {path}"
+            case errno.ENOEXEC if _begins(path, 4) == b"\x7fELF":
+                return f"{name} {self._where} is no program for this machine, or damaged"
             case errno.ENOEXEC:
-                return f"{program} {self._where} is no program: it has no #! line"
+                return f"{name} {self._where} is no program: it has no #! line"
             case errno.E2BIG:
-                return f"arguments and environment are too large for {program} {self._where}"
+                return f"arguments and environment are too large for {name} {self._where}"
             case _:
-                return f"cannot run {program} {self._where}: {error.strerror}"
+                return f"cannot run {name} {self._where}: {error.strerror}"
+
+    def _no_interpreter(self, name: str, path: Path) -> str:
+        line = _begins(path, 256).partition(b"\n")[0]
+        if not line.startswith(b"#!"):
+            return f"{name} {self._where} needs a loader that is not there: it is built for another system"
+        interpreter = os.fsdecode(line[2:].strip(b" \t").split(b" ")[0])
+        if line.endswith(b"\r"):
+            return (
+                f"{name} {self._where} has Windows line ends, so its #! line names no interpreter; "
+                "try: sed -i 's/\\r$//'"
+            )
+        return f"{name} {self._where} names the interpreter {interpreter} in its #! line, which is not there"
+
+    @staticmethod
+    def _from(program: str, cwd: str) -> str:
+        return "" if program.startswith("/") else f", seen from {cwd}"
 
     # ------------------------------------------------------------ what to run
 
@@ -202,7 +233,8 @@ class Launcher:
             if os.access(path, os.X_OK) and Path(path).is_file():
                 self._programs[name, search] = path
                 return path
-        raise StartFailed(f"no program {name!r} {self._where}; looked in {search}")
+        here = f"; there is a ./{name} in {cwd}" if Path(cwd, name).is_file() else ""
+        raise StartFailed(f"no program {name!r} {self._where}; looked in {search}{here}")
 
     def _check_scripts_dir(self, job: Prepare, argv: list[str], program: str, cwd: str) -> None:
         """Where only the scripts of one folder may run: that is `program script`, or the script itself."""
@@ -236,11 +268,14 @@ class Launcher:
             raise StartFailed(f"the agent {self._where} is not root and cannot run tasks as {name!r}")
         return account
 
-    def _enter(self, cwd: str) -> None:
-        try:
-            os.chdir(cwd)
-        except (OSError, ValueError) as error:
-            raise StartFailed(self._trouble(error, "", cwd)) from None
+
+def _begins(path: Path, count: int) -> bytes:
+    """The first bytes of a file; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
 
 
 # ---------------------------------------------------------------- the process itself

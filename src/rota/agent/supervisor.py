@@ -301,8 +301,9 @@ class Supervisor:
     def _prepare(self, job: int, version: int) -> Prepare:
         template = self._machine.template(job, version)
         spec = template.spec
-        script = files.script_path(self._config.home.resolve(), job, version) if spec.script else None
-        if script is not None:
+        script = None
+        if spec.script:
+            script = files.script_path(self._config.home.resolve(), job, version, spec.name)
             try:
                 files.write_script(script, spec.script)
             except OSError as error:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from rota.agent import output
+from rota.agent import files, output
 
 _REMOVE = "/bin/rm"
 _log = logging.getLogger(__name__)
@@ -30,12 +30,11 @@ class Trash:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         moved = []
         for job in jobs:
-            target = self._folder / f"{os.getpid()}.{next(self._numbers)}"
-            with contextlib.suppress(FileNotFoundError):
-                output.job_folder(self._home, job).rename(target)
-                moved.append(target)
-            for script in (self._home / "scripts").glob(f"{job}.*"):
-                script.unlink(missing_ok=True)
+            for left in (output.job_folder(self._home, job), *files.script_folders(self._home, str(job))):
+                target = self._folder / f"{os.getpid()}.{next(self._numbers)}"
+                with contextlib.suppress(FileNotFoundError):
+                    left.rename(target)
+                    moved.append(target)
         self._delete(moved)
 
     def _delete(self, paths: list[Path]) -> None:

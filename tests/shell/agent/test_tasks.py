@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from rota.core.model.protocol import Ended, Input, Stop
+from rota.core.model.protocol import Ended, Forget, Input, Stop
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, StopReason
-from tests.shell.agent.harness import Agent, agent
+from tests.shell.agent.harness import Agent, agent, until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 NOBODY = "nobody"
@@ -150,7 +150,12 @@ def test_a_script_runs_by_its_first_line(node: Agent) -> None:
     assert node.run(JobSpec(script=script, command=("x", "{index}"))) is None
     assert node.output() == "['x', '0']\n"
     assert node.run(JobSpec(script='echo "$0: $1"', command=("y",)), allocation=11) is None
-    assert node.output(11) == f"{node.home}/scripts/11.1: y\n"
+    assert node.output(11) == f"{node.home}/scripts/11.1/script: y\n"
+    # It is called as the job is.
+    assert node.run(JobSpec(name="count.sh", script='basename "$0"'), allocation=12) is None
+    assert node.output(12) == "count.sh\n"
+    node.down(Forget((12,)))
+    until(lambda: not (node.home / "scripts" / "12.1").exists(), "it was not deleted")
 
 
 def test_a_path_is_one_more_argument(node: Agent, tmp_path: Path) -> None:
@@ -193,20 +198,40 @@ def test_what_is_missing_is_named(node: Agent, tmp_path: Path) -> None:
     ended = _failed(node, JobSpec(command=("no-such-program",), env=(("PATH", "/bin"),)), allocation=11)
     assert ended.message == "no program 'no-such-program' on node n1; looked in /bin"
     ended = _failed(node, JobSpec(command=("./there",), cwd=str(tmp_path)), allocation=12)
-    assert ended.message == "no program ./there on node n1"
+    assert ended.message == "no program ./there on node n1, seen from " + str(tmp_path)
     (tmp_path / "plain").write_text("text")
     ended = _failed(node, JobSpec(command=("./plain",), cwd=str(tmp_path)), allocation=13)
-    assert ended.message == "cannot run ./plain on node n1: Permission denied"
+    assert ended.message == f"./plain on node n1 is not executable; try: chmod +x {tmp_path}/plain"
     (tmp_path / "plain").chmod(0o755)
     ended = _failed(node, JobSpec(command=("./plain",), cwd=str(tmp_path)), allocation=14)
     assert ended.message == "./plain on node n1 is no program: it has no #! line"
     (tmp_path / "plain").write_text("#!/not/there\n")
     ended = _failed(node, JobSpec(command=("./plain",), cwd=str(tmp_path)), allocation=15)
-    assert ended.message == "./plain on node n1 names an interpreter in its #! line that is not there"
+    assert ended.message == (
+        "./plain on node n1 names the interpreter /not/there in its #! line, which is not there"
+    )
     ended = _failed(node, JobSpec(command=("true",), stdout="/not/there/x"), allocation=16)
     assert ended.message == "cannot use /not/there/x on node n1: No such file or directory"
     ended = _failed(node, JobSpec(command=("true", "x" * 200_000)), allocation=17)
     assert ended.message == "arguments and environment are too large for /usr/bin/true on node n1"
+    ended = _failed(node, JobSpec(name="w.sh", script="#!/bin/sh\r\necho x\r\n"), allocation=18)
+    assert ended.message == (
+        "w.sh on node n1 has Windows line ends, so its #! line names no interpreter; try: sed -i 's/\\r$//'"
+    )
+    ended = _failed(node, JobSpec(command=("true",), cwd=str(tmp_path / "plain")), allocation=19)
+    assert ended.message == f"{tmp_path}/plain on node n1 is no directory"
+    ended = _failed(node, JobSpec(command=("..",), cwd=str(tmp_path)), allocation=20)
+    assert ended.message.startswith("no program '..' on node n1; looked in ")
+    ended = _failed(node, JobSpec(command=("./..",), cwd=str(tmp_path)), allocation=21)
+    assert ended.message == "./.. on node n1 is a directory"
+    ended = _failed(node, JobSpec(command=("plain-2",), cwd=str(tmp_path)), allocation=22)
+    assert "there is a" not in ended.message
+    (tmp_path / "plain-2").write_bytes(b"\x7fELF, or not")
+    ended = _failed(node, JobSpec(command=("plain-2",), cwd=str(tmp_path)), allocation=23)
+    assert ended.message.endswith(f"; there is a ./plain-2 in {tmp_path}")
+    (tmp_path / "plain-2").chmod(0o755)
+    ended = _failed(node, JobSpec(command=("./plain-2",), cwd=str(tmp_path)), allocation=24)
+    assert ended.message == "./plain-2 on node n1 is no program for this machine, or damaged"
 
 
 def test_an_agent_for_scripts_runs_nothing_else(tmp_path: Path) -> None:
