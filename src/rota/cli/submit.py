@@ -1,7 +1,9 @@
 """`rota submit`."""
 
+import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +25,8 @@ from rota.cli.wait import wait_for
 from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S
 from rota.client.messages import JobSpec, SubmitJobsResponse
 from rota.client.texts import read_job_file
+
+NAME_LENGTH_MAX = 128
 
 _COMMAND = "rota.cli.submit.command"
 
@@ -101,9 +105,14 @@ def _jobs(ctx: click.Context, file: str | None, arguments: Sequence[str]) -> lis
     for name in options:
         found.places.pop(name, None)
     words = [*arguments, *(command or ())]
-    return [
-        spec_of(found.options, command=words, script=script, places=found.places, problems=found.problems)
-    ]
+    job = spec_of(found.options, command=words, script=script, places=found.places, problems=found.problems)
+    job.name = job.name or _name_of(file)
+    return [job]
+
+
+def _name_of(script: str) -> str:
+    """What a job without a name is called: as its script's file, of what a name may have."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", Path(script).name)[:NAME_LENGTH_MAX].strip("_.-")
 
 
 def _of_file(file: str) -> list[JobSpec]:
