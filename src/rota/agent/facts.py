@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import rota
-from rota.core.model.protocol import Inventory, Pool, Utilisation
+from rota.agent import gpus
+from rota.core.model.protocol import Device, Inventory, Pool, Utilisation
 from rota.core.model.resources import Resources
 
 # Kept for the system and the agent: of memory the larger of the two, of free disk a twentieth. Of cpu
@@ -32,24 +33,37 @@ def inventory(home: Path, declared: Declared, warnings: tuple[str, ...]) -> Inve
     """What the node tells of itself: one pool of one unit, the whole machine less the system's share.
 
     Of several agents each tells of an equal part, but of one core at least, so that any job finds room.
+    GPUs are whole: each belongs to one of the agents.
     """
+    devices = offered_gpus(declared)
     memory = memory_bytes()
     count = declared.share[1]
     found = Resources(
         cpu=max(cores() * 1000 // count, 1000),
         memory=max(memory - max(SYSTEM_MEMORY_BYTES_MIN, memory // SYSTEM_SHARE), 0) // count,
+        gpu=len(devices) * 1000,
         disk=disk_free_bytes(home) * (SYSTEM_SHARE - 1) // SYSTEM_SHARE // count,
         named=tuple(sorted((name, amount) for name, amount in declared.named if amount)),
     )
     said = {name: getattr(declared, name) for name in ("cpu", "memory", "gpu", "disk")}
     resources = replace(found, **{name: amount for name, amount in said.items() if amount is not None})
     return Inventory(
-        pools=(Pool(resources=resources),),
+        pools=(Pool(resources=resources, devices=tuple(Device("gpu", name) for name in devices)),),
         facts=tuple(sorted(_facts().items())),
         agent_version=rota.__version__,
         warnings=warnings,
         labels=tuple(sorted(declared.labels)),
     )
+
+
+def offered_gpus(declared: Declared) -> tuple[str, ...]:
+    """The GPUs that tasks are told of by name: none where more are declared than there are."""
+    number, count = declared.share
+    found = gpus.find()[number::count]
+    if declared.gpu is None:
+        return found
+    wanted = -(-declared.gpu // 1000)
+    return found[:wanted] if wanted <= len(found) else ()
 
 
 def _facts() -> dict[str, str]:

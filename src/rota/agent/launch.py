@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from rota.agent import output
+from rota.agent import gpus, output
 from rota.agent.spawn_frames import Launch, Prepare, Setup
 
 PATH_DEFAULT = "/usr/local/bin:/usr/bin:/bin"
@@ -210,6 +210,7 @@ class Launcher:
         environment = dict(self._inherited)
         if account is not None:
             environment.update(HOME=account.pw_dir, USER=account.pw_name)
+        environment.update(gpus.environment(launch.devices, has_some=self._setup.has_gpus))
         environment.update(job.environment)
         environment.update(
             ROTA_JOB_ID=str(job.job),

@@ -17,7 +17,7 @@ class Setup:
     """The first frame: what all tasks of this node have in common.
 
     `environment` is what they have of the agent's own. `controllers` are those of the cgroups that
-    limit; where there are none at all, `rest` is empty.
+    limit; where there are none at all, `rest` is empty. `has_gpus`: tasks are told of theirs.
     """
 
     home: str
@@ -27,6 +27,7 @@ class Setup:
     controllers: tuple[str, ...]
     scripts_dir: str
     map_user: tuple[tuple[str, str], ...]
+    has_gpus: bool
 
 
 @dataclass(slots=True)
@@ -56,7 +57,8 @@ class Prepare:
 class Launch:
     """Starts an attempt; answered by Spawned or SpawnFailed, and after Spawned by Exited.
 
-    `cgroup` is the slot's, empty where there is none; `shape` what the slot may use.
+    `cgroup` is the slot's, empty where there is none; `shape` what the slot may use, `devices` the GPUs
+    that are its own.
     """
 
     attempt: Attempt
@@ -65,6 +67,7 @@ class Launch:
     number: int
     cgroup: str
     shape: Resources
+    devices: tuple[str, ...]
     line: str | None = None
     start_before_ms: int | None = None
 

@@ -107,6 +107,8 @@ class Supervisor:
             self._cgroups.clear()
         if not output.can_punch(home):
             warnings.append(f"output is not limited: the file system of {home} cannot punch holes")
+        if config.declared.gpu and not facts.offered_gpus(config.declared):
+            warnings.append("GPUs are only counted: this machine has fewer NVIDIA GPUs than were declared")
         for warning in warnings:
             _log.warning("%s", warning)
         self._warnings = tuple(warnings)
@@ -291,6 +293,7 @@ class Supervisor:
             spawn.number,
             cgroup,
             lease.shape,
+            self._machine.slot(spawn.lease, spawn.slot).devices,
             spawn.line,
             spawn.start_before_ms,
         )
@@ -376,6 +379,7 @@ class Supervisor:
             () if found is None else tuple(sorted(found.controllers)),
             self._config.scripts_dir,
             self._config.map_user,
+            bool(facts.offered_gpus(self._config.declared)),
         )
 
     def _renew_setup(self) -> None:

@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _OPTIONS = [
     ("--cpu", "N", False, "Cores to offer (default: all)."),
     ("--memory", "SIZE", False, "Memory to offer (default: all but a share for the system)."),
-    ("--gpu", "N", False, "GPUs to offer (default: none)."),
+    ("--gpu", "N", False, "GPUs to offer (default: the NVIDIA GPUs found)."),
     ("--disk", "SIZE", False, "Disk space to offer."),
     ("--resource", "NAME=N", True, "Another resource to offer."),
     ("--label", "K=V", True, "A label of the node."),

@@ -271,8 +271,10 @@ class Agent:
 
     # ------------------------------------------------------------ work
 
-    def lease(self, slots: int = 1, lease: int = 1, shape: Resources = SHAPE) -> None:
-        self.down(Lease(lease, shape, tuple(Slot(slot) for slot in range(slots)), "default"))
+    def lease(
+        self, slots: int = 1, lease: int = 1, shape: Resources = SHAPE, devices: tuple[str, ...] = ()
+    ) -> None:
+        self.down(Lease(lease, shape, tuple(Slot(slot, devices) for slot in range(slots)), "default"))
 
     def grant(
         self,

@@ -36,7 +36,9 @@ class Conversation:
         self._codec: Codec[ToSpawner] = Codec(ToSpawner)
         self._answers: Codec[FromSpawner] = Codec(FromSpawner)
         self._heard: list[FromSpawner] = []
-        self.say(Setup(str(home), "n1", (("PATH", "/usr/bin:/bin"), ("HOME", "/")), "", (), "", ()))
+        self.say(
+            Setup(str(home), "n1", (("PATH", "/usr/bin:/bin"), ("HOME", "/")), "", (), "", (), has_gpus=False)
+        )
 
     def say(self, *messages: ToSpawner) -> None:
         self.end.sendall(b"".join(frame(self._codec.encode(message)) for message in messages))
@@ -57,7 +59,7 @@ def prepare(*command: str) -> Prepare:
 
 
 def launch(index: int, start_before_ms: int | None = None) -> Launch:
-    return Launch((10, index, 1), 7, 1, 1, "", Resources(), None, start_before_ms)
+    return Launch((10, index, 1), 7, 1, 1, "", Resources(), (), None, start_before_ms)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rota.core.model.protocol import Ended, Forget, Input, Stop
+from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, StopReason
 from tests.shell.agent.harness import Agent, agent, until
@@ -143,6 +144,19 @@ def test_output_goes_where_it_was_asked(node: Agent, tmp_path: Path) -> None:
     assert node.run(JobSpec(command=("sh", "-c", "echo out; echo err >&2")), allocation=11) is None
     assert node.output(11) == "out\n"
     assert node.output(11, stream="err") == "err\n"
+
+
+def test_a_task_is_told_which_gpus_are_its_own(node: Agent) -> None:
+    node.lease(lease=2, shape=Resources(cpu=1000, gpu=2000), devices=("GPU-a", "GPU-b"))
+    show = ("sh", "-c", 'echo "$ROTA_GPUS; ${CUDA_VISIBLE_DEVICES-not said}"')
+    node.grant(JobSpec(command=show), lease=2)
+    node.until(lambda: (10, 0) in node.succeeded)
+    assert node.output() == "GPU-a,GPU-b; GPU-a,GPU-b\n"
+    # Where there are none nothing is said, and a job may say it itself.
+    assert node.run(JobSpec(command=show), allocation=11) is None
+    assert node.output(11) == "; not said\n"
+    assert node.run(JobSpec(command=show, env=(("CUDA_VISIBLE_DEVICES", "7"),)), allocation=12) is None
+    assert node.output(12) == "; 7\n"
 
 
 def test_a_script_runs_by_its_first_line(node: Agent) -> None:
