@@ -1,9 +1,11 @@
 """`rota up` and `rota down`, parts by hand, and what happens when parts die."""
 
+import json
 import os
 import pty
 import re
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -413,10 +415,51 @@ def test_an_agent_that_cannot_join_says_why(
     assert says in line
 
 
+def test_an_agent_that_may_not_join_says_why(cluster: Cluster, tmp_path: Path) -> None:
+    ports = json.loads((cluster.home / "ports.json").read_text())
+    (taken, *_) = (node["name"] for node in cluster.json("node", "ls")["nodes"])
+    token = cluster.ok("token", "create", "--uses", "1").strip()
+    revoked = cluster.ok("token", "create").strip()
+    cluster.ok("token", "revoke", revoked.removeprefix("rota1_").partition("_")[0])
+
+    def says(port: int, secret: str, *more: str) -> str:
+        joining = ("--join", f"127.0.0.1:{port}", "--token", secret, *more)
+        done = cluster("agent", "--home", tmp_path / "home", *joining)
+        assert done.returncode == 4, done
+        (line,) = done.stderr.splitlines()
+        return line
+
+    assert "is a controller, but not its join port" in says(ports["api"], token)
+    assert says(ports["join"], token, "--name", "a b").startswith("rota: --name: 'a b' is not allowed")
+    assert "take another name with --name" in says(ports["join"], token, "--name", taken)
+    assert "was revoked; make one with: rota token create" in says(ports["join"], revoked)
+    done = cluster("agent", "--number", "0", "--name", "other")
+    assert done.returncode == 2
+    assert f"is node {taken} already; give node other a home of its own (--home)" in done.stderr
+
+
+def test_a_node_that_was_removed_can_join_again(new_home: Cluster) -> None:
+    new_home.ok("up", "--detach")
+    (node,) = new_home.json("node", "ls")["nodes"]
+    agent = new_home.pid("agent-0")
+    new_home.ok("node", "rm", "--force", node["name"])
+    ended(agent)
+    done = new_home("up", "--detach")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    folder = new_home.home / "agent-0"
+    assert f"it was removed, or it belongs to another cluster; to join again, remove {folder}, then" in line
+    shutil.rmtree(folder)
+    new_home.ok("up", "--detach")
+    (again,) = new_home.json("node", "ls")["nodes"]
+    assert (again["name"], again["id"] != node["id"]) == (node["name"], True)
+
+
 def test_what_an_agent_declares_is_checked(cluster: Cluster) -> None:
     # Enrolled as one of the cluster's, so that nothing is left to be refused but this.
     done = cluster(
-        "agent", "--number", "0", "--memory", "2GBs", "--cpu", "x", "--resource", "power", "--label", "="
+        *("agent", "--number", "0", "--memory", "2GBs", "--cpu", "x", "--resource", "power", "--label", "="),
+        *("--map-user", "ada=no-such-account", "--scripts-dir", "/not/there", "--grace", "soon"),
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
@@ -424,6 +467,15 @@ def test_what_an_agent_declares_is_checked(cluster: Cluster) -> None:
         "rota: --memory: '2GBs' is not a size; try 2GB or 2GiB",
         "rota: --resource: 'power' has no name and value; try power=100",
         "rota: --label: '=' has no name and value; try rack=7",
+        "rota: --map-user: there is no account 'no-such-account' on this machine",
+        "rota: --scripts-dir: there is no directory /not/there",
+        "rota: --grace: 'soon' is not a duration; try 90s, 1h30m or 2d",
+    ]
+    # What the controller would refuse each time that the agent says it.
+    done = cluster("agent", "--number", "0", "--resource", "Power=3", "--label", "k=" + "x" * 300)
+    assert [line.partition(": ")[2].partition(":")[0] for line in done.stderr.splitlines()] == [
+        "--label",
+        "--resource",
     ]
 
 

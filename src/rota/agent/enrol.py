@@ -140,6 +140,12 @@ def _ask(
             )
             answer: enrol_pb2.EnrolResponse = call(request, timeout=TIMEOUT_S)
         except grpc.RpcError as error:
+            if "Socket closed" in (error.details() or ""):
+                # The same authority, but nobody is heard there without a certificate.
+                raise EnrolError(
+                    EXIT_REFUSED,
+                    f"{join} is a controller, but not its join port; 'rota token create' shows that",
+                ) from error
             code = EXIT_UNREACHABLE if error.code() in _UNREACHABLE else EXIT_REFUSED
             raise EnrolError(code, error.details() or error.code().name) from error
     return answer

@@ -66,6 +66,7 @@ class Stream:
             return "the controller did not answer"
         except grpc.aio.AioRpcError as failed:
             return failed.details() or failed.code().name
+        _log.info("stream %d: the controller answers", self.number)
         await self._tell(Opened(self.number))
         reason = "the link ended"
         try:

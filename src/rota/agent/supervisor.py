@@ -333,7 +333,8 @@ class Supervisor:
             _log.warning("the stream to the controller was ended: %s", close.reason)
         elif not self._refused:
             self._refused = close.reason
-            _log.error("%s; the agent ends", close.reason)
+            home = self._config.home
+            _log.error("%s; to join again, remove %s, then start with a new token", close.reason, home)
             self._inputs.append(Shutdown(self._config.grace_ms))
 
     def _send_output(self, read: ReadOutput, *, live: bool) -> None:

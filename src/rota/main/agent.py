@@ -109,7 +109,13 @@ def agent(
         # First what needs nobody else: no token is used up for an agent that then cannot be started.
         machine_flags(options)
         home.make()
-        if home.node_name(number) is None:
+        known_as = home.node_name(number)
+        if known_as is not None and name not in (None, known_as):
+            raise click.UsageError(
+                f"{home.path} is node {known_as} already; give node {name} a home of its own (--home)",
+                click.get_current_context(),
+            )
+        if known_as is None:
             _enrol(home, number, join, token, name or machine_name())
         command = supervisor_command(home, number, share, options, ready_fd)
     except (click.ClickException, RotaError) as failed:
@@ -143,7 +149,10 @@ def _enrol(home: Home, number: int, join: tuple[str, int] | None, token: str | N
     done = subprocess.run(command, input=token, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"enrolment ended with {done.returncode}"]
-        raise _ENROL_ERRORS.get(done.returncode, Refused)(lines[-1].removeprefix("rota: "))
+        says = lines[-1].removeprefix("rota: ")
+        if says.startswith("name: "):
+            says = f"--{says}"
+        raise _ENROL_ERRORS.get(done.returncode, Refused)(says)
 
 
 def supervisor_command(

@@ -44,7 +44,7 @@ def start(
         return
     process.terminate()
     process.wait()
-    why = said or _last_line(log) or f"it ended with {process.returncode}"
+    why = said or last_line(log) or f"it ended with {process.returncode}"
     raise click.ClickException(f"the {name} did not start: {why} (its log: {log})")
 
 
@@ -60,8 +60,10 @@ def say_ready(descriptor: int | None, text: str = READY) -> None:
         return
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """What a part said last, of its errors if there are any near the end."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
         lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("rota: ") if lines else ""
+    errors = [line.partition(" ERROR ")[2].partition(": ")[2] for line in lines if " ERROR " in line]
+    return [*lines, *errors][-1].removeprefix("rota: ") if lines else ""

@@ -13,6 +13,7 @@ from rota.cli.app import say
 from rota.client.client import Client
 from rota.client.errors import RotaError
 from rota.client.messages import NodeState
+from rota.main.daemon import last_line
 from rota.main.home import Home
 from rota.main.processes import living
 
@@ -48,9 +49,8 @@ def until_ready(rota: Client, home: Home, names: Mapping[int, str], seconds: flo
         with suppress(queue.Empty):
             dead = news.get(timeout=(seconds if said else QUIET_S) - waited_s)
         if dead in missing:
-            raise click.ClickException(
-                f"agent {missing[dead]} ended (its log: {home.log / f'agent-{dead}.log'})"
-            )
+            log = home.log / f"agent-{dead}.log"
+            raise click.ClickException(f"agent {missing[dead]} ended: {last_line(log)} (its log: {log})")
 
 
 def _hear(rota: Client, news: "queue.SimpleQueue[int | None]") -> None:
