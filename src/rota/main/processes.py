@@ -89,10 +89,3 @@ def arguments_of(pid: int) -> list[str]:
     except (FileNotFoundError, ProcessLookupError):
         return []
     return [os.fsdecode(word) for word in data.split(b"\0")[:-1]]
-
-
-def write_pid(pid_file: Path) -> None:
-    """Writes this process's pid file."""
-    draft = pid_file.with_name(f".{pid_file.name}.{os.getpid()}")
-    draft.write_text(f"{os.getpid()}\n")
-    draft.replace(pid_file)
