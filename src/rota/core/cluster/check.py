@@ -67,8 +67,27 @@ def check_job(job: Job) -> None:
         "started": job.count_started,
     }
     require(derived == counts, "counters", f"job {job.id}: {derived}, recounted {counts}")
+    _check_tallies(job)
     if job.ended:
         require(job.count_ended == len(job.all), "ended-is-all", f"job {job.id} ended with {counts}")
+
+
+def _check_tallies(job: Job) -> None:
+    """What nodes are said to have done is what has ended, each task on one node at most."""
+    succeeded = sum(len(segment.succeeded) for segment in job.segments.values())
+    failed, cancelled = BitMap(), BitMap()
+    for segment in job.segments.values():
+        failed |= segment.failed
+        cancelled |= segment.cancelled
+    tallied = BitMap()
+    for node, tally in job.tallies.items():
+        name = f"job {job.id}, node {node}"
+        require(tally.unsuccessful.isdisjoint(tallied), "tallies", f"{name}: {tally.unsuccessful} twice")
+        tallied |= tally.unsuccessful
+        parts = (len(tally.unsuccessful & failed), len(tally.unsuccessful & cancelled))
+        require(parts == (tally.failed, tally.cancelled), "tallies", f"{name}: {tally}, recounted {parts}")
+    most = sum(tally.succeeded for tally in job.tallies.values())
+    require(most == succeeded, "tallies", f"job {job.id}: {succeeded} succeeded, {most} on nodes")
 
 
 def _check_allocation(job: Job, allocation: Allocation, owned: BitMap) -> None:

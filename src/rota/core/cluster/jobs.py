@@ -33,11 +33,12 @@ from rota.core.cluster.tasks import (
     let_go,
     put_job_status,
     record_ends,
+    untally,
 )
 from rota.core.cluster.work import Work
 from rota.core.model import indexset
 from rota.core.model.protocol import RECALL_ALL, Forget, Recall
-from rota.core.model.resources import Resources
+from rota.core.model.resources import Resources, amount_text
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, EventKind, JobKind, JobState, StopReason, TaskState
 
@@ -173,16 +174,6 @@ def _too_large(wanted: Resources, path: str, pools: list[tuple[str, Resources]])
         wants = ", ".join(f"{name} {amount_text(name, amount)}" for name, amount in wanted.items())
         problems.append(f"{path}.resources: no single node has all of {wants}")
     return problems
-
-
-def amount_text(name: str, amount: int) -> str:
-    """An amount as people read it: bytes in GiB and the like, others with at most three decimals."""
-    if name not in ("memory", "disk"):
-        return f"{amount / 1000:g}" if amount % 1000 else str(amount // 1000)
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if amount >= size:
-            return f"{amount // size} {unit}" if amount % size == 0 else f"{amount / size:.1f} {unit}"
-    return f"{amount} B"
 
 
 # ---------------------------------------------------------------- changes
@@ -336,6 +327,7 @@ def retry(work: Work, item: RetryJob) -> None:
     work.reply(item.ticket, Done(len(back)))
     if not back:
         return
+    untally(work, job, back)
     writer = TaskWriter(work, job)
     writer.reopen(back)
     writer.flush()
@@ -356,6 +348,7 @@ def retry(work: Work, item: RetryJob) -> None:
             fails_everywhere=False,
         )
         work.soft.timers.disarm("retention", str(job.id))
+    put_job_status(work, job, retried_at_ms=work.wall_ms)
     work.event(EventKind.JOB_RETRIED, job=job.id, by=item.by, message=f"{len(back)} tasks")
     work.touch(job)
 

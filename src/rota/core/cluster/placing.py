@@ -18,6 +18,7 @@ from rota.core.cluster.soft import Average
 from rota.core.cluster.state import Job, Lease, Node
 from rota.core.cluster.streams import send_grant
 from rota.core.cluster.tasks import put_job_status
+from rota.core.cluster.waiting import grantable_count, quota_slots, ready_count
 from rota.core.cluster.work import Work
 from rota.core.model import indexset, protocol
 from rota.core.model.protocol import Pool, Recall, Slot
@@ -69,7 +70,7 @@ class _Pass:
         """Jobs with something to place: the queue with the smallest share for its weight goes first."""
         waiting: dict[str, list[Job]] = {}
         for job in self.cluster.active.values():
-            if job.config.held or job.ending or not self._ready_count(job):
+            if job.config.held or job.ending or not ready_count(job):
                 continue
             if not waits_for(self.cluster, job):
                 waiting.setdefault(job.spec.queue, []).append(job)
@@ -92,13 +93,6 @@ class _Pass:
             max((amount / max(whole.get(name), 1) for name, amount in charged.items()), default=0.0) / weight
         )
 
-    @staticmethod
-    def _ready_count(job: Job) -> int:
-        waiting = job.delayed | job.held
-        return (
-            len(job.pending) - job.pending.intersection_cardinality(waiting) if waiting else len(job.pending)
-        )
-
     # ------------------------------------------------------------ one job
 
     def _serve(self, job: Job) -> None:
@@ -113,9 +107,9 @@ class _Pass:
             and lease.desired.target
         ]
         self._fill_idle(job, leases)
-        if self._left(job) and not self._parked(job):
+        if grantable_count(job) and not self._parked(job):
             leases += self._widen(job, nodes)
-        if self._left(job):
+        if grantable_count(job):
             self._queue_ahead(job, leases)
         if job.pending:
             self.wanted_shapes.add((spec.resources, spec.queue))
@@ -140,19 +134,6 @@ class _Pass:
             return named
         return [(rank, node) for rank, node in named if node.id not in job.status.avoid]
 
-    def _left(self, job: Job) -> int:
-        """Tasks that may be granted now."""
-        ready = self._ready_count(job)
-        if job.spec.max_running:
-            ready = min(ready, job.spec.max_running - (len(job.owned) - self._ended_owned(job)))
-        return max(ready, 0)
-
-    @staticmethod
-    def _ended_owned(job: Job) -> int:
-        return sum(
-            len(allocation.owned) - len(allocation.remaining) for allocation in job.allocations.values()
-        )
-
     def _parked(self, job: Job) -> bool:
         spec = job.spec
         return (spec.resources, spec.queue, spec.node) in self.parked and not job.status.avoid
@@ -161,7 +142,7 @@ class _Pass:
         """Idle slots of fitting leases take one task each, the emptiest leases first."""
         idle = [(lease.desired.target - lease.load, lease) for lease in leases]
         idle = sorted((pair for pair in idle if pair[0] > 0), key=lambda pair: (-pair[0], pair[1].id))
-        left = self._left(job)
+        left = grantable_count(job)
         while left > 0 and idle:
             share = max(left // len(idle), 1)
             rest = []
@@ -176,8 +157,8 @@ class _Pass:
 
     def _widen(self, job: Job, nodes: list[tuple[int, Node]]) -> list[Lease]:
         """New slots where there is room; returns the leases that got some."""
-        spec, left = job.spec, self._left(job)
-        left = min(left, self._quota_slots(job))
+        spec, left = job.spec, grantable_count(job)
+        left = quota_slots(self.cluster, job, left)
         places = []
         for rank, node in nodes:
             for pool in node.pools:
@@ -193,21 +174,9 @@ class _Pass:
         result = []
         for found, count in given:
             lease = self._open_slots(self.cluster.nodes[found.node], found, spec.resources, spec.queue, count)
-            self._grant(job, lease, min(lease.desired.target - lease.load, self._left(job)))
+            self._grant(job, lease, min(lease.desired.target - lease.load, grantable_count(job)))
             result.append(lease)
         return result
-
-    def _quota_slots(self, job: Job) -> int:
-        queue = self.cluster.queue(job.spec.queue)
-        if queue is None or queue.quota is None:
-            return self._left(job)
-        charged = self.cluster.queue_charged.get(job.spec.queue, NOTHING)
-        count = self._left(job)
-        for name, amount in job.spec.resources.items():
-            limit = queue.quota.get(name)
-            if limit:
-                count = min(count, (limit - charged.get(name)) // amount)
-        return max(count, 0)
 
     def _open_slots(self, node: Node, found: Place, shape: Resources, queue: str, count: int) -> Lease:
         """Slots in a lease of this shape that is not about to shrink, else in a new one."""
@@ -256,7 +225,7 @@ class _Pass:
         average = self.work.soft.averages.get(job.id, _NO_AVERAGE)
         once = job.spec.on_node_loss in (OnNodeLoss.HOLD, OnNodeLoss.RERUN_FENCED)
         for lease in leases:
-            pace = Pace(average.successes, average.mean_ms, once, self._ready_count(job), slots_all)
+            pace = Pace(average.successes, average.mean_ms, once, ready_count(job), slots_all)
             wanted = backlog_wanted(
                 pace,
                 lease.desired.target,
@@ -265,7 +234,7 @@ class _Pass:
             )
             load = lease.load
             if load * 2 < wanted:
-                self._grant(job, lease, min(wanted - load, self._left(job)))
+                self._grant(job, lease, min(wanted - load, grantable_count(job)))
 
     def _grant(self, job: Job, lease: Lease, count: int) -> None:
         """Queues the lowest ready tasks on a lease. Those of one allocation have equally many attempts."""

@@ -206,6 +206,7 @@ class JobStatus:
     fails_everywhere: bool = False
     events_written: int = 0
     stopping: bool = False
+    retried_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +255,7 @@ class NodeTally:
     cancelled: int = 0
     cpu_ms: int = 0
     memory_peak_bytes: int = 0
+    unsuccessful: BitMap = field(default_factory=empty)
 
 
 @dataclass(frozen=True, slots=True)

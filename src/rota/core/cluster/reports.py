@@ -303,6 +303,8 @@ def _begin_job(work: Work, allocation: Allocation, report: AllocationReport, ope
         times += accumulate(report.columns.started_at_ms)
     began_ms = min(filter(None, times), default=work.wall_ms)
     began_ms = min(max(began_ms, job.config.submitted_at_ms), work.wall_ms)
+    # A job that was retried has begun long ago.
+    began_ms = job.status.started_at_ms or began_ms
     put_job_status(work, job, state=JobState.RUNNING, reason="", started_at_ms=began_ms)
     work.event(EventKind.JOB_STARTED, job=job.id, node=allocation.node.config.name)
 

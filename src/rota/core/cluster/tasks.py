@@ -210,6 +210,7 @@ def fold(work: Work, allocation: Allocation) -> None:
             tally.cancelled + len(cancelled),
             tally.cpu_ms + status.cpu_ms,
             max(tally.memory_peak_bytes, status.memory_peak_bytes),
+            tally.unsuccessful | failed | cancelled,
         ),
     )
     desired = allocation.desired
@@ -235,6 +236,21 @@ def fold(work: Work, allocation: Allocation) -> None:
         ),
     )
     writer.flush()
+
+
+def untally(work: Work, job: Job, back: BitMap) -> None:
+    """These tasks are put back: they have their end on no node any more. Before they are reopened."""
+    for node, tally in list(job.tallies.items()):
+        here = tally.unsuccessful & back
+        if here:
+            failed = sum(here.intersection_cardinality(segment.failed) for segment in job.segments.values())
+            tally = replace(
+                tally,
+                failed=tally.failed - failed,
+                cancelled=tally.cancelled - (len(here) - failed),
+                unsuccessful=tally.unsuccessful - here,
+            )
+            work.put(tally_key(job.id, node), tally)
 
 
 def let_go(work: Work, allocation: Allocation, indices: BitMap) -> None:

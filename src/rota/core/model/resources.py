@@ -96,3 +96,13 @@ class Resources:
 
 
 NOTHING = Resources()
+
+
+def amount_text(name: str, amount: int) -> str:
+    """An amount as people read it: bytes in GiB and the like, others with at most three decimals."""
+    if name not in ("memory", "disk"):
+        return f"{amount / 1000:g}" if amount % 1000 else str(amount // 1000)
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if amount >= size:
+            return f"{amount // size} {unit}" if amount % size == 0 else f"{amount / size:.1f} {unit}"
+    return f"{amount} B"

@@ -46,6 +46,12 @@ class PendingReason(IntEnum):
     BACKOFF = 2
     DEPENDENCY = 3
     HELD = 4
+    NO_NODE = 5
+    NODES_UNAVAILABLE = 6
+    TOO_LARGE = 7
+    MAX_RUNNING = 8
+    QUOTA = 9
+    NO_ROOM = 10
 
 
 class Cause(IntEnum):

@@ -1,0 +1,34 @@
+"""What is remembered of attempts and jobs, so that people can be told."""
+
+from pyroaring import BitMap
+
+from rota.core.cluster.inputs import EditNode, NodeEdit, RetryJob
+from rota.core.model.protocol import AllocationReport, Ended, Grant
+from rota.core.model.states import Cause
+from tests.core.cluster.scene import WALL_MS, Scene
+
+
+def test_a_task_that_is_put_back_has_its_end_on_no_node() -> None:
+    """Failed on one node, and again on another: it counts for the second alone, and the job began once."""
+    scene = Scene()
+    first = scene.node("a", 2)
+    job = scene.submit(array="0-2", max_running=2)
+    (grant,) = scene.sent(Grant)
+    failed = tuple(Ended(index, Cause.EXIT, 1, started=True) for index in range(2))
+    scene.report(first, AllocationReport(grant.allocation, ended=failed))
+    (grant,) = scene.sent(Grant)
+    scene.report(first, AllocationReport(grant.allocation, ended=(Ended(2, Cause.EXIT, 0, started=True),)))
+    assert scene.job(job).ended
+    began_ms = scene.job(job).status.started_at_ms
+    scene.ask(EditNode(0, "admin", "a", NodeEdit.CORDON))
+    scene.step(after_ms=60_000)
+    second = scene.node("b", 2)
+    scene.ask(RetryJob(0, "admin", job, BitMap([1])))
+    tallies = scene.job(job).tallies
+    assert (tallies[first].failed, tallies[first].succeeded) == (1, 1)
+    (grant,) = scene.sent(Grant)
+    scene.report(second, AllocationReport(grant.allocation, ended=failed[1:]))
+    assert (tallies[first].failed, tallies[second].failed) == (1, 1)
+    assert scene.job(job).ended
+    assert scene.job(job).status.started_at_ms == began_ms
+    assert scene.job(job).status.retried_at_ms == WALL_MS + 60_000

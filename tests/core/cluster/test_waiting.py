@@ -1,0 +1,151 @@
+"""Why tasks wait: each reason, with the sentence that people read."""
+
+import pytest
+
+from rota.core.cluster.inputs import EditNode, HoldJob, NodeEdit, PutQueue, RemoveNode
+from rota.core.cluster.records import QueueConfig
+from rota.core.cluster.soft import Settings
+from rota.core.cluster.waiting import Reasons, Waiting
+from rota.core.model.protocol import AllocationReport, Ended, Grant
+from rota.core.model.resources import Resources
+from rota.core.model.spec import Dependency
+from rota.core.model.states import Cause, DependencyWhen, OnNodeLoss, PendingReason
+from tests.core.cluster.scene import Scene
+
+
+def why(scene: Scene, job: int, index: int | None = None) -> Waiting:
+    """Why a job waits, or one of its tasks."""
+    reasons = Reasons(scene.machine.cluster, scene.machine.soft)
+    one = scene.job(job)
+    found = reasons.of_job(one) if index is None else reasons.of_task(one, index)
+    assert found is not None
+    return found
+
+
+def cores(count: float) -> Resources:
+    return Resources(cpu=round(count * 1000))
+
+
+def test_a_job_that_waits_for_nothing_has_no_reason() -> None:
+    scene = Scene()
+    scene.node("a", 1)
+    job = scene.job(scene.submit())
+    reasons = Reasons(scene.machine.cluster, scene.machine.soft)
+    assert (reasons.of_job(job), reasons.of_task(job, 0)) == (None, None)
+
+
+def test_no_node_is_known() -> None:
+    scene = Scene()
+    assert why(scene, scene.submit()) == Waiting(PendingReason.NO_NODE, "waits for a node: none is known")
+
+
+def test_the_node_that_is_named_is_known_no_more() -> None:
+    scene = Scene()
+    scene.node("a", 1)
+    scene.node("b", 1)
+    scene.submit(node="b")
+    job = scene.submit(node="b")
+    scene.ask(RemoveNode(0, "admin", "b", force=True))
+    assert why(scene, job) == Waiting(PendingReason.NO_NODE, "waits for node 'b', which is not known")
+
+
+def test_a_node_that_came_later_is_too_small() -> None:
+    scene = Scene()
+    job = scene.submit(resources=cores(3))
+    scene.node("a", 1)
+    scene.node("b", 2)
+    says = "can run on no node: needs cpu 3, the largest node has 2 (b)"
+    assert why(scene, job) == Waiting(PendingReason.TOO_LARGE, says)
+
+
+def test_nodes_that_could_carry_it_take_no_work() -> None:
+    scene = Scene()
+    for name in ("a", "b"):
+        scene.node(name, 2)
+    scene.ask(EditNode(0, "admin", "a", NodeEdit.CORDON))
+    scene.ask(EditNode(0, "admin", "b", NodeEdit.DRAIN))
+    scene.node("small", 1)
+    silent = scene.node("c", 2)
+    scene.silence(silent, 0)
+    job = scene.submit(resources=cores(2))
+    says = "waits for a node that takes it: 1 cordoned, 1 draining, 1 suspect"
+    assert why(scene, job) == Waiting(PendingReason.NODES_UNAVAILABLE, says)
+
+
+def test_no_room_names_what_is_missing_and_where_most_of_it_is() -> None:
+    scene = Scene()
+    scene.node("a", 4)
+    scene.node("b", 4)
+    scene.submit(resources=cores(3.5))
+    scene.submit(resources=cores(1))
+    job = scene.submit(resources=cores(4))
+    says = "waits for room: needs cpu 4, the most that is free on one node is 3 (b)"
+    assert why(scene, job) == Waiting(PendingReason.NO_ROOM, says)
+
+
+def test_max_running_is_reached() -> None:
+    scene = Scene()
+    scene.node("a", 8)
+    job = scene.submit(array="0-9", max_running=3)
+    says = "waits because max_running is reached: 3 of 3"
+    assert why(scene, job) == Waiting(PendingReason.MAX_RUNNING, says)
+    assert why(scene, job, 9).reason is PendingReason.MAX_RUNNING
+
+
+def test_the_quota_of_the_queue_is_reached() -> None:
+    scene = Scene()
+    scene.node("a", 8)
+    scene.ask(PutQueue(0, "admin", "video", QueueConfig(quota=cores(3))))
+    job = scene.submit(array="0-9", queue="video", resources=cores(2))
+    says = "waits because queue 'video' has reached its quota: cpu 2 of 3"
+    assert why(scene, job) == Waiting(PendingReason.QUOTA, says)
+
+
+@pytest.mark.parametrize(
+    ("when", "says"),
+    [
+        (DependencyWhen.SUCCEEDED, "to succeed"),
+        (DependencyWhen.FINISHED, "to end"),
+        (DependencyWhen.FAILED, "to fail"),
+    ],
+)
+def test_dependencies_are_named(when: DependencyWhen, says: str) -> None:
+    scene = Scene()
+    first = [scene.submit() for _ in range(5)]
+    job = scene.submit(after=tuple(Dependency(str(number), when) for number in first[:2]))
+    both = f"waits for job {first[0]} {says}, job {first[1]} {says}"
+    assert why(scene, job) == Waiting(PendingReason.DEPENDENCY, both)
+    many = scene.submit(after=tuple(Dependency(str(number), when) for number in first))
+    assert why(scene, many).says.endswith(f"job {first[2]} {says} and 2 more")
+
+
+def test_a_back_off_says_until_when() -> None:
+    scene = Scene()
+    node = scene.node("a", 4)
+    job = scene.submit(array="0-1", retries=5, backoff=20_000)
+    (grant,) = scene.sent(Grant)
+    scene.step(after_ms=1_000)
+    failures = tuple(Ended(index, Cause.EXIT, 1, started=True) for index in range(2))
+    scene.report(node, AllocationReport(grant.allocation, ended=failures[:1]))
+    scene.step(after_ms=1_000)
+    scene.report(node, AllocationReport(grant.allocation, ended=failures[1:]))
+    expected = Waiting(PendingReason.BACKOFF, "waits to be tried again", 21_000)
+    assert why(scene, job) == why(scene, job, 0) == expected
+    assert why(scene, job, 1).until_ms == 22_000
+
+
+def test_a_held_job_and_tasks_kept_for_a_lost_node() -> None:
+    scene = Scene()
+    node = scene.node("a", 1)
+    job = scene.submit(on_node_loss=OnNodeLoss.HOLD)
+    (grant,) = scene.sent(Grant)
+    scene.report(node, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.silence(node, Settings().lost_after_ms + 1)
+    kept = why(scene, job)
+    assert kept == why(scene, job, 0)
+    assert kept.reason is PendingReason.HELD
+    assert "node a, which is lost" in kept.says
+    other = scene.submit()
+    scene.ask(HoldJob(0, "admin", other))
+    held = Waiting(PendingReason.HELD, f"is held; to let it go on: rota release {other}")
+    assert why(scene, other) == why(scene, other, 0) == held
