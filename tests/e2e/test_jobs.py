@@ -95,6 +95,11 @@ def test_a_job_starts_after_another(cluster: Cluster, tmp_path: Path) -> None:
     after_end = cluster.submit("--after", f"{first}:finished", "--", "true")
     task = cluster.json("show", f"{after_end}/0")
     assert (task["state"], task["pending_reason"]) == ("TASK_STATE_PENDING", "PENDING_REASON_DEPENDENCY")
+    job = cluster.json("show", after_end)
+    says = f"waits for job {first} to end"
+    assert (job["pending_reason"], job["reason"], task["reason"]) == (task["pending_reason"], says, says)
+    assert f"  reason      {says}\n" in cluster.ok("show", after_end)
+    assert cluster.ok("ls", "--limit", "1", "-o", "wide").splitlines()[1].endswith(says)
     go_on.touch()
     assert cluster("wait", first, after_success, after_end).returncode == 1
     states = [cluster.json("show", number)["state"] for number in (first, after_success, after_end)]
@@ -278,8 +283,15 @@ def test_failed_tasks_are_put_back(cluster: Cluster) -> None:
     number = cluster.submit("--array", "0-2", "--", "sh", "-c", "test -e repaired || test {index} = 0")
     assert cluster("wait", number).returncode == 1
     (cluster.place / "repaired").touch()
+    before = cluster.json("show", number)
     assert cluster.ok("retry", number) == f"job {number}: 2 tasks put back\n"
     cluster.ok("wait", number)
+    job = cluster.json("show", number)
+    assert sum(node["ended_percent"] for node in job["nodes"]) == pytest.approx(100)
+    assert sum(int(node["failed"]) for node in job["nodes"]) == 0
+    assert job["started_at_ms"] == before["started_at_ms"]
+    assert int(job["retried_at_ms"]) >= int(before["ended_at_ms"])
+    assert "  retried " in cluster.ok("show", number)
 
 
 # ---------------------------------------------------------------- events

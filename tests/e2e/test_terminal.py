@@ -74,7 +74,7 @@ def test_a_job_that_has_to_wait_says_why(cluster: Cluster, tmp_path: Path) -> No
     first = cluster.submit("--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done")
     terminal = Terminal(cluster, "run", "--after", first, "--", "echo", "hello")
     seen = terminal.read_until(lambda seen: b"waits" in seen)
-    assert f"waits for job {first} to end" in seen
+    assert f"waits for job {first} to succeed" in seen
     go_on.touch()
     code, seen = terminal.end()
     assert code == 0

@@ -4,17 +4,9 @@ import time
 from datetime import datetime
 
 from rota.client import units
-from rota.client.messages import Cause, Job, PendingReason, Resources, TaskCounts
+from rota.client.messages import Cause, Job, Resources, Task, TaskCounts
 
 NOTHING = "-"
-
-# What a pending task waits for.
-WAITS = {
-    PendingReason.PENDING_REASON_QUEUED: "for room on a node; 'rota node ls' shows them",
-    PendingReason.PENDING_REASON_BACKOFF: "before it is tried again",
-    PendingReason.PENDING_REASON_DEPENDENCY: "for the jobs that it comes after",
-    PendingReason.PENDING_REASON_HELD: "because it is held; 'rota release' ends that",
-}
 
 
 def safe(text: str) -> str:
@@ -93,6 +85,12 @@ def counts(tasks: TaskCounts) -> str:
 def ended(tasks: TaskCounts) -> int:
     """How many tasks have ended, however."""
     return tasks.succeeded + tasks.failed + tasks.cancelled
+
+
+def reason(of: Job | Task) -> str:
+    """Why a job or a task is where it is, on one line."""
+    again = f", in {duration(of.retry_in_ms)}" if of.retry_in_ms else ""
+    return safe(of.reason) + again
 
 
 def outcome(cause: Cause.ValueType, code: int) -> str:

@@ -44,7 +44,7 @@ JOBS = Listing[Job](
         Column("OWNER", lambda job: job.owner, wide=True),
         Column("CPU", lambda job: formats.duration(job.cpu_ms), wide=True, right=True),
         Column("PEAK MEMORY", lambda job: formats.size(job.memory_peak_bytes), wide=True, right=True),
-        Column("REASON", lambda job: job.reason, wide=True),
+        Column("REASON", formats.reason, wide=True),
     ],
 )
 

@@ -20,7 +20,7 @@ from rota.cli.session import client
 from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, Client
 from rota.client.errors import ControllerFailed, NotFound, Refused
 from rota.client.feeding import PIECE_BYTES_MAX
-from rota.client.follow import Follower, task_indices
+from rota.client.follow import Follower
 from rota.client.messages import Cause, Job, JobSpec, JobState
 
 EXIT_ROTA = 125
@@ -131,12 +131,9 @@ class _Run:
                 self._say_why()
 
     def _say_why(self) -> None:
-        if self._job.reason:
-            app.say(f"job {self._number} {formats.safe(self._job.reason)}")
-            return
-        task = self._rota.task(self._number, task_indices(self._job).min())
-        if why := formats.WAITS.get(task.pending_reason):
-            app.say(f"job {self._number} waits {why}")
+        job = self._rota.job(self._number)
+        if job.reason:
+            app.say(f"job {job.id} {formats.reason(job)}")
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self._number:

@@ -121,12 +121,13 @@ def _job(job: Job) -> str:
         ("labels", formats.safe(" ".join(f"{key}={value}" for key, value in sorted(spec.labels.items())))),
         ("submitted", formats.clock(job.submitted_at_ms)),
         ("started", formats.clock(job.started_at_ms)),
+        ("retried", formats.clock(job.retried_at_ms)),
         ("ended", formats.clock(job.ended_at_ms)),
         ("elapsed", formats.duration(job.elapsed_ms)),
         ("CPU", formats.duration(job.cpu_ms)),
         ("peak memory", formats.size(job.memory_peak_bytes)),
         ("tasks", formats.counts(job.tasks)),
-        ("reason", formats.safe(job.reason)),
+        ("reason", formats.reason(job)),
     ]
     lines = [
         f"job {job.id}"
@@ -146,8 +147,7 @@ def _job(job: Job) -> str:
 def _task(task: Task) -> str:
     name = short(TaskState, task.state)
     notes = [
-        f"waits {why}" if (why := formats.WAITS.get(task.pending_reason)) else "",
-        f"tried again in {formats.duration(task.retry_in_ms)}" if task.retry_in_ms else "",
+        formats.reason(task),
         "asked to stop" if task.stop_requested else "",
     ]
     lines = [f"task {task.job}/{task.index}  " + ", ".join([state(name), *filter(None, notes)])]

@@ -197,9 +197,9 @@ async def test_a_job_that_waits_says_for_what(tmp_path: Path) -> None:
         await jobs.HoldJob(job_service_pb2.HoldJobRequest(id=3))
         listed = (await jobs.ListJobs(job_service_pb2.ListJobsRequest())).jobs
         assert [job.reason for job in listed] == [
-            "held; to let it go on: rota release 3",
-            "waits for job 1 to end",
-            "no node is ready; see: rota node ls",
+            "is held; to let it go on: rota release 3",
+            "waits for job 1 to succeed",
+            "waits for a node: none is known",
         ]
         task = (await jobs.GetTask(job_service_pb2.GetTaskRequest(job=2))).task
         assert task.pending_reason == job_pb2.PENDING_REASON_DEPENDENCY

@@ -8,11 +8,12 @@ from pyroaring import BitMap
 from rota.core.cluster.records import Event, QueueConfig, ResultBlock, TokenConfig
 from rota.core.cluster.soft import Soft
 from rota.core.cluster.state import Allocation, Cluster, Job, Node
+from rota.core.cluster.waiting import Reasons, Waiting
 from rota.core.model import indexset
 from rota.core.model.protocol import Inventory
 from rota.core.model.resources import NOTHING, Resources
 from rota.core.model.spec import JobSpec
-from rota.core.model.states import TASK_ENDS, Cause, JobState, NodeState, PendingReason, TaskState
+from rota.core.model.states import TASK_ENDS, Cause, JobState, NodeState, TaskState
 from rota.wire.convert import codec
 from rota.wire.gen.v1 import cluster_pb2, job_pb2, node_pb2
 
@@ -26,6 +27,14 @@ _SPEC = codec(JobSpec, job_pb2.JobSpec)
 _RESOURCES = codec(Resources, job_pb2.Resources)
 _INVENTORY = codec(Inventory, node_pb2.Inventory)
 _EVENT = codec(Event, cluster_pb2.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The time of a view: cluster time, and the wall clock's."""
+
+    cluster_ms: int
+    wall_ms: int
 
 
 # ---------------------------------------------------------------- jobs
@@ -46,17 +55,18 @@ class _NodeSum:
         return self.succeeded + self.failed + self.cancelled
 
 
-def job(cluster: Cluster, one: Job, wall_ms: int) -> job_pb2.Job:
+def job(cluster: Cluster, one: Job, reasons: Reasons, clock: Now) -> job_pb2.Job:
     """All that is said of a job."""
-    view = job_brief(cluster, one, wall_ms)
+    view = job_brief(cluster, one, reasons, clock)
     view.spec.CopyFrom(_SPEC.to_message(one.spec))
     return view
 
 
-def job_brief(cluster: Cluster, one: Job, wall_ms: int) -> job_pb2.Job:
+def job_brief(cluster: Cluster, one: Job, reasons: Reasons, clock: Now) -> job_pb2.Job:
     """The same, of the spec only name, queue, priority and labels."""
     config, status, spec = one.config, one.status, one.spec
     sums = _sums(one)
+    waiting = reasons.of_job(one)
     view = job_pb2.Job(
         id=one.id,
         spec=job_pb2.JobSpec(
@@ -64,7 +74,9 @@ def job_brief(cluster: Cluster, one: Job, wall_ms: int) -> job_pb2.Job:
         ),
         owner=config.owner,
         state=int(status.state),  # type: ignore[arg-type]
-        reason=_reason(cluster, one),
+        reason=status.reason or (waiting.says if waiting is not None else ""),
+        pending_reason=int(waiting.reason) if waiting is not None else 0,  # type: ignore[arg-type]
+        retry_in_ms=_retry_in_ms(waiting, clock),
         cause=int(status.cause or 0),  # type: ignore[arg-type]
         tasks=task_counts(one),
         version=config.version,
@@ -73,7 +85,8 @@ def job_brief(cluster: Cluster, one: Job, wall_ms: int) -> job_pb2.Job:
         submitted_at_ms=config.submitted_at_ms,
         started_at_ms=status.started_at_ms,
         ended_at_ms=status.ended_at_ms,
-        elapsed_ms=_elapsed_ms(one, wall_ms),
+        retried_at_ms=status.retried_at_ms,
+        elapsed_ms=_elapsed_ms(one, clock.wall_ms),
         cpu_ms=sum(each.cpu_ms for each in sums.values()),
         memory_peak_bytes=max((each.memory_peak_bytes for each in sums.values()), default=0),
         nodes=[_job_node(cluster, one, node, each) for node, each in sums.items()],
@@ -83,20 +96,8 @@ def job_brief(cluster: Cluster, one: Job, wall_ms: int) -> job_pb2.Job:
     return view
 
 
-def _reason(cluster: Cluster, one: Job) -> str:
-    """Why the job is where it is; for one that waits, what it waits for."""
-    if one.status.reason or one.status.state is not JobState.PENDING:
-        return one.status.reason
-    if one.config.held:
-        return f"held; to let it go on: rota release {one.id}"
-    waits = [str(after.job) for after in one.config.after if after.job in cluster.active]
-    if waits:
-        return f"waits for job {', '.join(waits)} to end"
-    if not any(node.status.state is NodeState.READY for node in cluster.nodes.values()):
-        return "no node is ready; see: rota node ls"
-    if one.pending - one.delayed - one.held:
-        return "waits for room on a node; see: rota node ls"
-    return ""
+def _retry_in_ms(waiting: Waiting | None, clock: Now) -> int:
+    return max(0, waiting.until_ms - clock.cluster_ms) if waiting is not None and waiting.until_ms else 0
 
 
 def task_counts(one: Job) -> job_pb2.TaskCounts:
@@ -283,11 +284,18 @@ def task_state(one: Job, index: int) -> TaskState:
     return TaskState.CANCELLED if index in segment.cancelled else TaskState.PENDING
 
 
-def task(cluster: Cluster, one: Job, index: int, now_ms: int, blocks: Iterable[ResultBlock]) -> job_pb2.Task:
+def task(
+    cluster: Cluster,
+    one: Job,
+    index: int,
+    reasons: Reasons,
+    clock: Now,
+    blocks: Iterable[ResultBlock] = (),
+) -> job_pb2.Task:
     """One task; its attempts are those of the blocks that ended, and the one that is on a node."""
     state = task_state(one, index)
     allocation = holder(one, index)
-    detail = one.exceptions_of(index // indexset.SEGMENT_SIZE).tasks.get(index)
+    waiting = reasons.of_task(one, index)
     view = job_pb2.Task(
         job=one.id,
         index=index,
@@ -295,11 +303,10 @@ def task(cluster: Cluster, one: Job, index: int, now_ms: int, blocks: Iterable[R
         attempts=_ended_attempts(cluster, index, blocks),
         stop_requested=state not in TASK_ENDS
         and (one.ending or (allocation is not None and index in allocation.desired.stopping)),
+        pending_reason=int(waiting.reason) if waiting is not None else 0,  # type: ignore[arg-type]
+        reason=waiting.says if waiting is not None else "",
+        retry_in_ms=_retry_in_ms(waiting, clock),
     )
-    if state is TaskState.PENDING:
-        view.pending_reason = int(_pending_reason(cluster, one, index))  # type: ignore[assignment]
-        if detail is not None and detail.retry_at_ms:
-            view.retry_in_ms = max(0, detail.retry_at_ms - now_ms)
     ended = one.attempts(index)
     view.attempt_count = ended + (state is TaskState.SUCCEEDED)
     if allocation is not None and index in allocation.remaining:
@@ -343,16 +350,6 @@ def _ended_attempts(cluster: Cluster, index: int, blocks: Iterable[ResultBlock])
                 )
             )
     return sorted(result, key=lambda attempt: attempt.number)
-
-
-def _pending_reason(cluster: Cluster, one: Job, index: int) -> PendingReason:
-    if one.config.held or index in one.held or index in one.owned:
-        return PendingReason.HELD
-    if index in one.delayed:
-        return PendingReason.BACKOFF
-    if any(after.job in cluster.active for after in one.config.after):
-        return PendingReason.DEPENDENCY
-    return PendingReason.QUEUED
 
 
 # ---------------------------------------------------------------- nodes

@@ -16,6 +16,7 @@ from rota.controller.api.writing import InputWriter
 from rota.core.cluster.inputs import CancelJob, Done, HoldJob, Input, ReleaseJob, RetryJob, Submit, Submitted
 from rota.core.cluster.state import Job
 from rota.core.cluster.step import Machine
+from rota.core.cluster.waiting import Reasons
 from rota.core.model import indexset
 from rota.core.model.spec import TASK_COUNT_MAX, JobSpec
 from rota.core.model.states import JobState, TaskState
@@ -127,6 +128,7 @@ class Jobs:
 
         def look(machine: Machine) -> job_service_pb2.ListJobsResponse:
             response = job_service_pb2.ListJobsResponse()
+            reasons, clock = self._reasons(machine), self._clock()
             last = 0
             for job in reversed(machine.cluster.jobs.values()):
                 if not wanted(job):
@@ -134,7 +136,7 @@ class Jobs:
                 if len(response.jobs) == size:
                     response.next_page_token = str(last)
                     break
-                response.jobs.append(views.job_brief(machine.cluster, job, self._desk.loop.wall_ms()))
+                response.jobs.append(views.job_brief(machine.cluster, job, reasons, clock))
                 last = job.id
             return response
 
@@ -162,11 +164,10 @@ class Jobs:
                 if ended or wait_s <= 0:
                     wait_s = 0
                     # That time passes is no change.
-                    elapsed_ms, view.elapsed_ms = view.elapsed_ms, 0
+                    answer = job_service_pb2.WatchJobResponse(job=view)
+                    view.elapsed_ms = view.retry_in_ms = 0
                     if view != sent:
                         sent, sent_s = view, clock()
-                        answer = job_service_pb2.WatchJobResponse(job=view)
-                        answer.job.elapsed_ms = elapsed_ms
                         yield answer
                     if ended:
                         return
@@ -187,9 +188,9 @@ class Jobs:
             if after is not None:
                 found = found - BitMap(range(after + 1))
             page = indexset.take_first(found, size)
-            now_ms = self._desk.loop.now_ms()
+            reasons, clock = self._reasons(machine), self._clock()
             return job_service_pb2.ListTasksResponse(
-                tasks=[views.task(machine.cluster, job, index, now_ms, ()) for index in page],
+                tasks=[views.task(machine.cluster, job, index, reasons, clock) for index in page],
                 next_page_token=str(page.max()) if len(found) > len(page) else "",
             )
 
@@ -204,7 +205,8 @@ class Jobs:
         def look(machine: Machine, job: Job) -> job_pb2.Task:
             if request.index not in job.all:
                 raise error(grpc.StatusCode.NOT_FOUND, f"job {job.id} has no task {request.index}")
-            return views.task(machine.cluster, job, request.index, self._desk.loop.now_ms(), blocks)
+            reasons, clock = self._reasons(machine), self._clock()
+            return views.task(machine.cluster, job, request.index, reasons, clock, blocks)
 
         return job_service_pb2.GetTaskResponse(task=await self._look(request.job, look))
 
@@ -219,7 +221,14 @@ class Jobs:
         return await self._desk.read(lambda machine: look(machine, find_job(machine.cluster, number)))
 
     def _view(self, machine: Machine, job: Job) -> job_pb2.Job:
-        return views.job(machine.cluster, job, self._desk.loop.wall_ms())
+        return views.job(machine.cluster, job, self._reasons(machine), self._clock())
+
+    @staticmethod
+    def _reasons(machine: Machine) -> Reasons:
+        return Reasons(machine.cluster, machine.soft)
+
+    def _clock(self) -> views.Now:
+        return views.Now(self._desk.loop.now_ms(), self._desk.loop.wall_ms())
 
     # ------------------------------------------------------------ output and input
 
