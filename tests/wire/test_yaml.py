@@ -196,7 +196,7 @@ def test_every_problem_of_a_file_is_said_in_the_order_of_the_file() -> None:
         "jobs[0].array: '9-0' is upside down; try 0-9 (job.yaml:4:10)",
         "jobs[0].resources.cpu: '-1' is negative; the least is 0 (job.yaml:5:20)",
         "jobs[0].resources.memory: '2GBs' is not a size; try 2GB or 2GiB (job.yaml:5:32)",
-        "jobs[0].resources.powr: unknown key; known are cpu, memory, gpu, disk, named (job.yaml:5:38)",
+        "jobs[0].resources.powr: unknown key; did you mean cpu, memory, gpu, disk, or named: {powr: ...}? (job.yaml:5:38)",
         "jobs[0].resources.named: 'Power' is no name for it; use small letters, digits, '_', '.' and '-', a letter first, at most 63 (job.yaml:5:54)",
         "jobs[0].env.A: is there twice; keep one of them (job.yaml:6:21)",
         "jobs[0].time_limit: '90' has no unit; try 90s (job.yaml:7:15)",
@@ -206,7 +206,7 @@ def test_every_problem_of_a_file_is_said_in_the_order_of_the_file() -> None:
         "jobs[0].stdin: 'yes' is neither true nor false; write one of them (job.yaml:11:10)",
         "jobs[0].cwd: a list stands where one value is due (job.yaml:12:8)",
         "jobs[1].after[0].job: no job of this submission is named 'rendr'; did you mean render me? (job.yaml:14:17)",
-        "jobs[1].after[2]: 'movie' is no mapping; write {job: ...} (job.yaml:14:36)",
+        "jobs[1].after[2]: 'movie' is no mapping; write {job: movie} (job.yaml:14:36)",
         "jobs[1].command: 'ffmpeg -i x' is no list; write [ffmpeg, -i, x] (job.yaml:15:12)",
         "jobs[1].cwd: has a NUL character at position 1; remove it (job.yaml:16:8)",
         "jobs[2]: a list is no mapping; write {name: ...} (job.yaml:17:3)",
@@ -234,11 +234,17 @@ def test_people_see_ten_lines_and_a_count() -> None:
         ("jobs: x\n", "jobs: 'x' is no list; write [x] (job.yaml:1:7)"),
         ("jobs: {command: [x]}\n", "jobs: a mapping is no list (job.yaml:1:7)"),
         ("job:\n- command: [x]\n", "job: unknown key; did you mean jobs? (job.yaml:1:1)"),
+        ("cmd: [x]\n", "cmd: unknown key; did you mean command? (job.yaml:1:1)"),
+        ("command: [x]\ncpu: 2\n", "cpu: unknown key; did you mean resources: {cpu: ...}? (job.yaml:2:1)"),
+        ("command: [x]\nmem: 2\n", "mem: unknown key; did you mean resources: {memory: ...}? (job.yaml:2:1)"),
+        ("command: [x]\nafter: b\n", "after: 'b' is no list; write [{job: b}] (job.yaml:2:8)"),
+        ("command: [x]\nafter: {job: b}\n", "after: a mapping is no list; write [{job: ...}] (job.yaml:2:8)"),
+        ("command: [echo, \"x]\nenv: {}\n", "this is no YAML: what begins here has no end (job.yaml:1:17)"),
         ("jobs: [{command: [x]}]\nname: y\n", "name: unknown key beside jobs; a job's own keys stand in the list (job.yaml:2:1)"),
         ("jobs: [{command: [x]}]\njobs: []\n", "jobs: is there twice; keep one of them (job.yaml:2:1)"),
         ("name: x\n", "command: is missing: a job needs a command, a script or a path (job.yaml:1:1)"),
         ("command: [x]\nresources: {memory: 1X}\n", "resources.memory: '1X' is not a size; try 1GB or 1GiB (job.yaml:2:21)"),
-        ("command: [x]\nresources: 4\n", "resources: '4' is no mapping; write {cpu: ...} (job.yaml:2:12)"),
+        ("command: [x]\nresources: 4\n", "resources: '4' is no mapping; write {cpu: 4} (job.yaml:2:12)"),
         ("command: [x]\nenv: A=b\n", "env: 'A=b' is no mapping; write {NAME: value} (job.yaml:2:6)"),
         ("command: [x, [y], {z: 1}]\n", "command[1]: a list stands where one value is due (job.yaml:1:14)"),
         ("command: [x]\n? [a, b]\n: c\n", "a list cannot be a key; a key is a name (job.yaml:2:3)"),
@@ -268,7 +274,7 @@ def test_bytes_that_are_no_text_are_named() -> None:
 def test_what_follows_from_a_slip_is_not_said() -> None:
     assert refused("comand: [x]\n") == ["comand: unknown key; did you mean command? (job.yaml:1:1)"]
     assert refused("command: {x: y}\n") == ["command: a mapping is no list (job.yaml:1:10)"]
-    assert refused("jobs:\n- 5\n") == ["jobs[0]: '5' is no mapping; write {name: ...} (job.yaml:2:3)"]
+    assert refused("jobs:\n- 5\n") == ["jobs[0]: '5' is no mapping; write {name: 5} (job.yaml:2:3)"]
     assert refused("command: [[x], 'a\\0', \"b\\0\"]\n") == [
         "command[0]: a list stands where one value is due (job.yaml:1:11)",
         "command[2]: has a NUL character at position 1; remove it (job.yaml:1:23)",

@@ -76,10 +76,17 @@ def documents(data: bytes) -> Iterator[Node]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         says = f"this is no YAML: {error.problem or error.context}"
+        if _open_to_the_end(error):
+            mark, says = error.context_mark, "this is no YAML: what begins here has no end"
         raise NotATree(says, mark.line, mark.column) if mark else NotATree(says) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position)
         raise NotATree(f"this is no YAML: {error.reason}", line) from None
+
+
+def _open_to_the_end(error: yaml.MarkedYAMLError) -> bool:
+    """Whether a quote has no end: it is looked for at its beginning."""
+    return "end of stream" in (error.problem or "") and error.context_mark is not None
 
 
 def _trees(text: str) -> Iterator[Node]:

@@ -150,12 +150,14 @@ class _Reader:
         seen.add(key.value)
         return key.value
 
-    def _items(self, node: Node, path: Path) -> list[Node]:
-        """A list's items; none, and a problem, where it is no list."""
+    def _items(self, node: Node, path: Path, of: Any = None) -> list[Node]:
+        """A list's items; none, and a problem, where it is no list. `of`: the messages that are its items."""
         if isinstance(node, List):
             return node.items
         hint = ""
-        if isinstance(node, Text) and len(node.value) <= _HINT_LENGTH_MAX:
+        if of is not None:
+            hint = f"; write [{_example(of, node)}]"
+        elif isinstance(node, Text) and len(node.value) <= _HINT_LENGTH_MAX:
             hint = f"; write [{', '.join(node.value.split())}]"
         self._unreadable(node, path, f"{_named(node)} is no list{hint}")
         return []
@@ -164,8 +166,8 @@ class _Reader:
         if _is_nothing(node):
             return
         if not isinstance(node, Mapping):
-            example = message.DESCRIPTOR.fields[0].name
-            self._unreadable(node, path, f"{_named(node)} is no mapping; write {{{example}: ...}}")
+            example = _example(message.DESCRIPTOR, node)
+            self._unreadable(node, path, f"{_named(node)} is no mapping; write {example}")
             return
         fields = message.DESCRIPTOR.fields_by_name
         seen: set[str] = set()
@@ -176,15 +178,20 @@ class _Reader:
             if name in fields:
                 self._field(value, message, fields[name], (*path, name))
             else:
-                self._unknown(key, name, list(fields), path)
+                self._unknown(key, name, message.DESCRIPTOR, path)
 
-    def _unknown(self, key: Node, name: str, known: list[str], path: Path) -> None:
+    def _unknown(self, key: Node, name: str, message: Any, path: Path) -> None:
+        known = list(message.fields_by_name)
         if len(path) == 2 and path[1] in self._alone:
             known = [*known, "jobs"]
-        near = difflib.get_close_matches(name, known, 1)
+        near, hint = _nearest(name, known), ""
         if near:  # and nothing is said of a field that is missing only because of the slip
-            self._mark_unread(path if near == ["jobs"] else (*path, *near))
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            self._mark_unread(path if near == "jobs" else (*path, near))
+            hint = f"did you mean {near}?"
+        elif "named" in known:
+            hint = f"did you mean {', '.join(known[:-1])}, or named: {{{name}: ...}}?"
+        else:
+            hint = _within(name, message) or f"known are {', '.join(known)}"
         self._add(key, (*path, name), f"unknown key; {hint}")
 
     def _field(self, node: Node, message: Any, field: Any, path: Path) -> None:
@@ -204,7 +211,7 @@ class _Reader:
 
     def _list(self, node: Node, into: Any, field: Any, path: Path) -> None:
         unit = rules_of(field).unit
-        for number, item in enumerate(self._items(node, path)):
+        for number, item in enumerate(self._items(node, path, field.message_type)):
             if field.message_type is not None:
                 self._message(item, into.add(), (*path, number))
             else:
@@ -246,3 +253,31 @@ def _named(node: Node) -> str:
     if isinstance(node, Text):
         return quoted(node.value)
     return "a list" if isinstance(node, List) else "a mapping"
+
+
+def _example(message: Any, node: Node) -> str:
+    """How a message is written, of what stands in its place if that can be."""
+    meant = node.value if isinstance(node, Text) and 0 < len(node.value) <= _HINT_LENGTH_MAX else "..."
+    return f"{{{message.fields[0].name}: {meant}}}"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The known name that was meant, if one is near: one that it abbreviates, before one that looks alike."""
+    near = difflib.get_close_matches(name, known, 3)
+    return next((each for each in near if _abbreviates(name, each)), near[0] if near else "")
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    """Whether all letters of the one are in the other, in their order: `cmd` and `command`."""
+    letters = iter(name)
+    return all(letter in letters for letter in short)
+
+
+def _within(name: str, message: Any) -> str:
+    """Where a key belongs that stands one level too high: `resources: {cpu: ...}`."""
+    for field in message.fields:
+        if field.message_type is not None and not field.is_repeated:
+            below = _nearest(name, list(field.message_type.fields_by_name))
+            if below:
+                return f"did you mean {field.name}: {{{below}: ...}}?"
+    return ""
