@@ -1,5 +1,6 @@
 """What operators ask: queues, tokens, enrolment, and what is to become of nodes."""
 
+import difflib
 from dataclasses import replace
 
 from rota.core.cluster import nodes, reports
@@ -31,10 +32,11 @@ from rota.core.cluster.records import (
     token_key,
     user_key,
 )
-from rota.core.cluster.state import Allocation, Node
+from rota.core.cluster.state import Allocation, Cluster, Node
 from rota.core.cluster.tasks import TaskWriter, close_if_done, let_go, record_ends
 from rota.core.cluster.work import Work
 from rota.core.model.protocol import AllocationReport, Drain, Ended, Refused
+from rota.core.model.resources import BUILT_IN, NOTHING, Resources
 from rota.core.model.spec import QUEUE_DEFAULT
 from rota.core.model.states import Cause, EventKind, NodeState, OnNodeLoss, TokenKind
 
@@ -45,8 +47,16 @@ ENROL_KEY_MS = 86_400_000
 
 def put_queue(work: Work, item: PutQueue) -> None:
     """Makes a queue, or changes one."""
-    if item.name in work.cluster.queues and not item.update:
-        work.refuse(item.ticket, Why.CONFLICT, f"queue '{item.name}' exists; to change it: --update")
+    if work.cluster.queue(item.name) is not None and not item.update:
+        work.refuse(
+            item.ticket,
+            Why.CONFLICT,
+            f"queue '{item.name}' exists; to change it: rota queue update {item.name}",
+        )
+        return
+    unknown = _unknown_resources(work.cluster, item.config.quota or NOTHING)
+    if unknown:
+        work.refuse(item.ticket, Why.INVALID, *unknown)
         return
     work.put(queue_key(item.name), item.config)
     work.event(EventKind.QUEUE_CHANGED, by=item.by, message=f"queue {item.name}")
@@ -54,14 +64,36 @@ def put_queue(work: Work, item: PutQueue) -> None:
     work.reply(item.ticket, Done())
 
 
+def _unknown_resources(cluster: Cluster, quota: Resources) -> list[str]:
+    """What a quota names that no node has: it would limit nothing."""
+    pools = [pool for node in cluster.nodes.values() for pool in node.pools]
+    known = [*BUILT_IN, *sorted({name for pool in pools for name, _ in pool.resources.named})]
+    problems = []
+    for name, _ in quota.named:
+        near = difflib.get_close_matches(name, known, 1)
+        if name not in known and (near or pools):
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            problems.append(f"quota {name}: no node has such a resource; {hint}")
+    return problems
+
+
 def drop_queue(work: Work, item: DropQueue) -> None:
     """Removes a queue that has no work."""
+    if item.name == QUEUE_DEFAULT:
+        work.refuse(
+            item.ticket,
+            Why.REFUSED,
+            f"queue '{QUEUE_DEFAULT}' is always there; to change it: rota queue update {QUEUE_DEFAULT}",
+        )
+        return
     if item.name not in work.cluster.queues:
         work.refuse(item.ticket, Why.NOT_FOUND, f"there is no queue '{item.name}'; see: rota queue ls")
         return
     users = [job.id for job in work.cluster.active.values() if job.spec.queue == item.name]
-    if users and item.name != QUEUE_DEFAULT:
-        work.refuse(item.ticket, Why.REFUSED, f"queue '{item.name}' has {len(users)} jobs (job {users[0]})")
+    if users:
+        jobs = "a job" if len(users) == 1 else f"{len(users)} jobs"
+        says = f"queue '{item.name}' has {jobs} that {'has' if len(users) == 1 else 'have'} not ended"
+        work.refuse(item.ticket, Why.REFUSED, f"{says} (job {users[0]}); see: rota ls --queue {item.name}")
         return
     work.drop(queue_key(item.name))
     work.event(EventKind.QUEUE_CHANGED, by=item.by, message=f"queue {item.name} removed")

@@ -247,9 +247,10 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A change was made (or there was nothing to change). `count`: of tasks, where tasks are meant."""
+    """A change was made, or (not `changed`) nothing had to be. `count`: of tasks, where tasks are meant."""
 
     count: int = 0
+    changed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from rota.core.cluster.tasks import (
 from rota.core.cluster.work import Work
 from rota.core.model import indexset
 from rota.core.model.protocol import RECALL_ALL, Forget, Recall
-from rota.core.model.resources import Resources, amount_text
+from rota.core.model.resources import BUILT_IN, Resources, amount_text
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, EventKind, JobKind, JobState, StopReason, TaskState
 
@@ -167,7 +167,7 @@ def _too_large(wanted: Resources, path: str, pools: list[tuple[str, Resources]])
     for name, amount in wanted.items():
         node, have = max(pools, key=lambda pool: pool[1].get(name))
         if have.get(name) < amount:
-            field = name if name in ("cpu", "memory", "gpu", "disk") else f"named.{name}"
+            field = name if name in BUILT_IN else f"named.{name}"
             largest = f"the largest node has {amount_text(name, have.get(name))} ({node})"
             problems.append(f"{path}.resources.{field}: asks {amount_text(name, amount)}; {largest}")
     if not problems:
@@ -207,12 +207,16 @@ def cancel(work: Work, item: CancelJob) -> None:
     indices = _wanted(work, item.ticket, job, item.indices) if job is not None else None
     if job is None or indices is None:
         return
-    work.reply(item.ticket, Done(0 if job.ended else len(indices)))
-    if job.ended:
+    again = item.grace_ms is not None
+    if item.indices is None:
+        changed = not job.ended and (again or not job.config.cancelled)
+    else:
+        indices = indices & _not_ended(job, stopping=again)
+        changed = not job.ended and bool(indices)
+    work.reply(item.ticket, Done(len(indices) if changed else 0, changed))
+    if not changed:
         return
     if item.indices is None:
-        if job.config.cancelled and item.grace_ms is None:
-            return
         work.put(job_key(job.id), replace(job.config, cancelled=True, cancel_grace_ms=item.grace_ms))
         work.event(EventKind.JOB_CANCEL_REQUESTED, job=job.id, by=item.by)
         if item.grace_ms is not None:
@@ -221,6 +225,14 @@ def cancel(work: Work, item: CancelJob) -> None:
     else:
         _cancel_tasks(work, job, indices, item)
     work.touch(job)
+
+
+def _not_ended(job: Job, *, stopping: bool) -> BitMap:
+    """Tasks that have not ended; with those that are being stopped already, or without."""
+    rest = job.pending.copy()
+    for allocation in job.allocations.values():
+        rest |= allocation.remaining if stopping else allocation.remaining - allocation.desired.cancelled
+    return rest
 
 
 def _stop_again(work: Work, job: Job, grace_ms: int) -> None:
@@ -260,9 +272,10 @@ def hold(work: Work, item: HoldJob) -> None:
     if job is None:
         return
     if job.ended:
-        work.refuse(item.ticket, Why.REFUSED, f"job {job.id} has ended ({job.status.state.name.lower()})")
+        state = job.status.state.name.lower()
+        work.refuse(item.ticket, Why.REFUSED, f"job {job.id} has already ended ({state}): nothing to hold")
         return
-    work.reply(item.ticket, Done())
+    work.reply(item.ticket, Done(changed=not job.config.held))
     if job.config.held:
         return
     work.put(job_key(job.id), replace(job.config, held=True))
@@ -279,8 +292,8 @@ def release(work: Work, item: ReleaseJob) -> None:
     job = _find(work, item.ticket, item.job)
     if job is None:
         return
-    count = len(job.held)
-    if job.config.held:
+    count, changed = len(job.held), job.config.held
+    if changed:
         work.put(job_key(job.id), replace(job.config, held=False))
     if job.held:
         writer = TaskWriter(work, job)
@@ -300,9 +313,11 @@ def release(work: Work, item: ReleaseJob) -> None:
         let_go(work, allocation, kept)
         writer.flush()
         close_if_done(work, allocation)
-    work.event(EventKind.JOB_RELEASED, job=job.id, by=item.by, message=f"{count} tasks were held")
-    work.reply(item.ticket, Done(count))
-    work.touch(job)
+    changed = changed or count > 0
+    work.reply(item.ticket, Done(count, changed))
+    if changed:
+        work.event(EventKind.JOB_RELEASED, job=job.id, by=item.by, message=f"{count} tasks were held")
+        work.touch(job)
 
 
 def retry(work: Work, item: RetryJob) -> None:

@@ -6,6 +6,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+BUILT_IN = ("cpu", "memory", "gpu", "disk")
+"""The resources that every node may have; all others are named by the cluster's owners."""
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -68,7 +71,7 @@ class Resources:
 
     def get(self, name: str) -> int:
         """The amount of one resource, 0 where there is none."""
-        if name in ("cpu", "memory", "gpu", "disk"):
+        if name in BUILT_IN:
             return int(getattr(self, name))
         return dict(self.named).get(name, 0)
 
