@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -70,18 +71,39 @@ def test_completion_prints_a_script_for_the_shell(shell: str, rota: Rota) -> Non
     assert "_ROTA_COMPLETE" in answer.out
 
 
-def test_completion_completes_commands_and_options() -> None:
-    for words, wanted in (
-        ("rota can", "cancel"),
-        ("rota submit --mem", "--memory"),
-        ("rota ls --state s", "succeeded"),
-    ):
-        environment = {
-            "_ROTA_COMPLETE": "bash_complete",
-            "COMP_WORDS": words,
-            "COMP_CWORD": str(words.count(" ")),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "rota.main"], env=environment, capture_output=True, text=True, check=False
-        )
-        assert f"plain,{wanted}" in done.stdout.split(), (words, done)
+@pytest.mark.parametrize(
+    ("shell", "words", "wanted"),
+    [
+        ("bash", "rota can", "plain,cancel"),
+        ("bash", "rota submit --mem", "plain,--memory"),
+        ("bash", "rota ls --state s", "plain,succeeded"),
+        ("bash", "rota submit jo", "file,jo"),
+        ("bash", "rota queue u", "plain,update"),
+        ("zsh", "rota can", "cancel"),
+        ("fish", "rota can", "plain,cancel"),
+    ],
+)
+def test_completion_completes_commands_options_and_files(shell: str, words: str, wanted: str) -> None:
+    *ahead, last = words.split(" ")
+    environment = {
+        "_ROTA_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": words if shell != "fish" else " ".join([*ahead, ""]),
+        "COMP_CWORD": str(len(ahead)) if shell != "fish" else last,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "rota.main"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert wanted in (line.split("\t")[0] for line in done.stdout.splitlines()), done
+
+
+def test_completion_without_a_cluster_is_quick_and_says_nothing(tmp_path: Path) -> None:
+    environment = {
+        "_ROTA_COMPLETE": "bash_complete",
+        "COMP_WORDS": "rota show ",
+        "COMP_CWORD": "2",
+        "ROTA_HOME": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "rota.main"], env=environment, capture_output=True, timeout=30, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == (b"", b"")

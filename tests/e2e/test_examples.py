@@ -96,8 +96,8 @@ def _labels(cluster: Cluster, ids: list[str]) -> None:
 
 @example("stdout.yaml")
 def _stdout(cluster: Cluster, ids: list[str]) -> None:
-    for index in range(2):
-        assert (cluster.place / f"own-output-{index}.txt").read_text() == f"output of {index}\n"
+    assert cluster.ok("logs", ids[1]) == "output of 0\noutput of 1\n"
+    assert list(cluster.place.glob("own-output-*")) == [], "it leaves nothing behind"
 
 
 @pytest.mark.parametrize("name", CHECKS)

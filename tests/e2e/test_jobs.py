@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -36,10 +38,31 @@ def test_waiting_shows_progress_and_the_outcome(cluster: Cluster) -> None:
     done = cluster("submit", "-o", "name", "--wait", "--array", "0-19", "--", "true")
     assert done.returncode == 0
     number = done.stdout.strip()
-    assert done.stderr.splitlines()[-1] == f"job {number} SUCCEEDED: 20 tasks: 20 succeeded"
-    done = cluster("submit", "-o", "name", "--wait", "--", "false")
+    ends = [line for line in done.stderr.splitlines() if "SUCCEEDED" in line]
+    assert ends == [f"job {number} SUCCEEDED: 20 tasks: 20 succeeded"]
+
+
+def test_waiting_says_how_a_job_failed_and_where_to_read_on(cluster: Cluster) -> None:
+    several = cluster.submit(
+        "--array", "0-4", "--", "sh", "-c", "case {index} in 0) ;; 1) kill -9 $$;; *) exit 3; esac"
+    )
+    missing = cluster.submit("--", "/no/such/program")
+    after = cluster.submit("--after", missing, "--", "true")
+    done = cluster("wait", several, missing, after)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("FAILED: 1 task: 1 failed")
+    lines = done.stdout.splitlines()
+    assert lines[0] == (
+        f"job {several} FAILED: 5 tasks: 1 succeeded, 4 failed (failed: 3 by EXIT 3, 1 by SIGNAL 9); "
+        f"'rota show {several} --failed' shows which, 'rota logs {several}/2 --stderr' what one said"
+    )
+    assert lines[1].startswith(
+        f"job {missing} FAILED: 1 task: 1 failed (failed: 1 by START_FAILED: no program"
+    )
+    assert lines[1].endswith(f"; 'rota show {missing} --failed' shows which")
+    reason = f"job {missing} failed, and this one was to run after it succeeded"
+    assert lines[2] == f"job {after} CANCELLED: 1 task: 1 cancelled; {reason}"
+    assert len(lines) == 3
+    assert "FAILED" not in done.stderr
 
 
 def test_the_same_key_is_the_same_submission(cluster: Cluster) -> None:
@@ -136,6 +159,8 @@ def test_a_job_is_shown_with_its_nodes(cluster: Cluster) -> None:
     assert job["tasks"]["succeeded"] == "40"
     assert sum(int(node["succeeded"]) for node in job["nodes"]) == 40
     assert sum(node["ended_percent"] for node in job["nodes"]) == pytest.approx(100)
+    failed = cluster("show", number, "--failed")
+    assert (failed.stdout, failed.stderr) == ("", f"no task of job {number} has failed\n")
     text = cluster.ok("show", number)
     assert text.splitlines()[0] == f"job {number}  work  SUCCEEDED"
     assert "40 tasks: 40 succeeded" in text
@@ -154,7 +179,9 @@ def test_failures_are_grouped_and_a_task_has_all_its_attempts(cluster: Cluster) 
         ("CAUSE_EXIT", 4, "4"),
         ("CAUSE_EXIT", 5, "5"),
     ]
-    assert "EXIT" in cluster.ok("show", number, "--failed")
+    shown = cluster("show", number, "--failed")
+    assert "EXIT" in shown.stdout
+    assert shown.stderr == f"'rota logs {number}/3 --stderr' prints what one said\n"
     task = cluster.json("show", f"{number}/4")
     assert [(attempt["number"], attempt["code"]) for attempt in task["attempts"]] == [(1, 4), (2, 4)]
     text = cluster.ok("show", f"{number}/4")
@@ -174,6 +201,9 @@ def test_failures_are_grouped_and_a_task_has_all_its_attempts(cluster: Cluster) 
         (["node", "show", "nobody"], "nobody"),
         (["node", "cordon", "nobody"], "nobody"),
         (["queue", "rm", "nobody"], "nobody"),
+        (["queue", "update", "nobody", "--weight", "2"], "nobody"),
+        (["events", "--job", "99999"], "there is no job 99999"),
+        (["events", "-f", "--node", "nobody"], "nobody"),
     ],
 )
 def test_what_is_not_there_is_exit_code_3(arguments: list[str], says: str, cluster: Cluster) -> None:
@@ -244,13 +274,15 @@ def test_cancelling_ends_the_whole_tree(cluster: Cluster, tmp_path: Path) -> Non
     assert cluster("wait", number).returncode == 1
     assert cluster.json("show", number)["state"] == "JOB_STATE_CANCELLED"
     assert not Path(f"/proc/{pid}").exists()
-    assert cluster.ok("cancel", number) == f"job {number} has ended: CANCELLED\n"
+    assert cluster.ok("cancel", number) == f"job {number} has already ended (CANCELLED): nothing to cancel\n"
 
 
 def test_cancelling_some_tasks(cluster: Cluster, tmp_path: Path) -> None:
     go_on = tmp_path / "go-on"
     number = cluster.submit("--array", "0-3", "--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done")
-    cluster.ok("cancel", f"{number}/1,3")
+    assert cluster.ok("cancel", f"{number}/1,3") == f"cancelling tasks 1,3 of job {number}\n"
+    again = f"task {number}/3: ended, or being cancelled already: nothing to cancel\n"
+    assert cluster.ok("cancel", f"{number}/3") == again
     go_on.touch()
     cluster("wait", number)
     counts = cluster.json("show", number)["tasks"]
@@ -269,14 +301,25 @@ def test_a_held_job_starts_when_it_is_released(cluster: Cluster, tmp_path: Path)
     go_on = tmp_path / "go-on"
     first = cluster.submit("--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done")
     number = cluster.submit("--after", f"{first}:finished", "--", "true")
-    assert "is held" in cluster.ok("hold", number)
+    assert "is held;" in cluster.ok("hold", number)
+    assert cluster.ok("hold", number) == f"job {number} is already held\n"
     go_on.touch()
     cluster.ok("wait", first)
     assert cluster.json("show", number)["held"] is True
     assert "PENDING, HELD" in cluster.ok("ls", "--limit", "1")
     assert cluster("wait", "--timeout", "100ms", number).returncode == 1
-    cluster.ok("release", number)
+    assert cluster.ok("release", number) == f"job {number} is released\n"
+    assert cluster.ok("release", number) == f"job {number} is not held: nothing to release\n"
     cluster.ok("wait", number)
+    done = cluster("hold", number)
+    assert (done.returncode, done.stderr) == (
+        4,
+        f"rota: job {number} has already ended (succeeded): nothing to hold\n",
+    )
+    nothing = "none of its tasks has failed or was cancelled: nothing to put back"
+    assert cluster.ok("retry", number) == f"job {number}: {nothing}\n"
+    kinds = [event["kind"] for event in cluster.json("events", "--job", number)["events"]]
+    assert kinds.count("EVENT_KIND_JOB_HELD") == kinds.count("EVENT_KIND_JOB_RELEASED") == 1
 
 
 def test_failed_tasks_are_put_back(cluster: Cluster) -> None:
@@ -308,15 +351,32 @@ def test_events_tell_a_jobs_story(cluster: Cluster) -> None:
     assert "EXIT 1" in cluster.ok("events", "--job", number)
 
 
+def test_events_of_leases_are_shown_when_asked_for(cluster: Cluster) -> None:
+    def kinds(*arguments: str) -> set[str]:
+        return {event["kind"] for event in cluster.json("events", "--limit", "10000", *arguments)["events"]}
+
+    cluster.ok("run", "--cpu", "0.3", "--", "true")
+    assert "EVENT_KIND_LEASE_OPENED" in kinds("--all")
+    assert not any("KIND_LEASE" in kind for kind in kinds())
+    assert kinds("--kind", "node_ready", "--kind", "lease_opened") == {
+        "EVENT_KIND_NODE_READY",
+        "EVENT_KIND_LEASE_OPENED",
+    }
+    with cluster.begin("events", "-f", "--kind", "node_ready") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().split() == [b"TIME", b"EVENT", b"ABOUT", b"WHAT"]
+        assert process.stdout.readline().split()[2] == b"NODE_READY"
+        process.send_signal(signal.SIGINT)
+        process.wait(CALL_S_MAX)
+
+
 def test_events_are_followed_a_line_each(cluster: Cluster) -> None:
     with cluster.begin("events", "-f", "-o", "json", "--limit", "1") as process:
         assert process.stdout is not None
         process.stdout.readline()
         number = cluster.submit("--", "true")
-        # Leases of earlier jobs may close meanwhile.
-        lines = iter(process.stdout.readline, b"")
-        event = next(event for event in map(json.loads, lines) if event["job"] == number)
-        assert event["kind"] == "EVENT_KIND_JOB_SUBMITTED"
+        event = json.loads(process.stdout.readline())
+        assert (event["job"], event["kind"]) == (number, "EVENT_KIND_JOB_SUBMITTED")
         process.send_signal(signal.SIGINT)
         assert process.wait(CALL_S_MAX) == 130
         assert process.stderr is not None
@@ -358,14 +418,55 @@ def test_queues(cluster: Cluster) -> None:
     cluster.ok("queue", "create", "video", "--weight", "3", "--quota", "cpu=2", "--quota", "memory=1GiB")
     again = cluster("queue", "create", "video")
     assert again.returncode == 4
-    cluster.ok("queue", "create", "video", "--weight", "5", "--update")
+    assert "rota queue update video" in again.stderr
+    cluster.ok("queue", "update", "video", "--weight", "5", "--quota", "memory=-", "--priority-min", "-5")
+    cluster.ok("queue", "update", "video", "--priority-max", "9")
     (video,) = [queue for queue in cluster.json("queue", "ls")["queues"] if queue["name"] == "video"]
-    assert video["weight"] == 5
+    assert (video["weight"], video["quota"]["cpu"], video["quota"]["memory"]) == (5, "2000", "0")
+    assert (video["priority_min"], video["priority_max"]) == (-5, 9)
     number = cluster.submit("--queue", "video", "--priority", "7", "--", "true")
     cluster.ok("wait", number)
     assert cluster("submit", "--queue", "nobodys", "--", "true").returncode in (2, 3, 4)
     cluster.ok("queue", "rm", "video")
     assert "video" not in cluster.ok("queue", "ls", "-o", "name").split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["rm", "default"], 4, "queue 'default' is always there; to change it: rota queue update default"),
+        (["create", "default"], 4, "queue 'default' exists; to change it: rota queue update default"),
+        (
+            ["create", "q", "--quota", "cpus=3"],
+            2,
+            "quota cpus: no node has such a resource; did you mean cpu?",
+        ),
+        (
+            ["create", "q", "--quota", "power=3"],
+            2,
+            "quota power: no node has such a resource; known are cpu, ",
+        ),
+        (["create", "q", "--quota", "gpu=0"], 2, "--quota gpu=0 would be no limit: say gpu=-, or at least 1"),
+    ],
+)
+def test_a_queue_that_cannot_be_is_refused(
+    arguments: list[str], code: int, says: str, cluster: Cluster
+) -> None:
+    done = cluster("queue", *arguments)
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done
+    assert says in done.stderr
+    assert cluster.ok("queue", "ls", "-o", "name").split() == ["default"]
+
+
+def test_a_queue_with_work_is_not_removed(cluster: Cluster) -> None:
+    cluster.ok("queue", "create", "busy", "--quota", "cpu=1")
+    number = cluster.submit("--queue", "busy", "--array", "0-1", "--", "sleep", "60")
+    done = cluster("queue", "rm", "busy")
+    says = f"rota: queue 'busy' has a job that has not ended (job {number}); see: rota ls --queue busy\n"
+    assert (done.returncode, done.stderr) == (4, says)
+    cluster.ok("cancel", number)
+    cluster("wait", number)
+    cluster.ok("queue", "rm", "busy")
 
 
 def test_tokens(cluster: Cluster) -> None:
@@ -375,11 +476,53 @@ def test_tokens(cluster: Cluster) -> None:
     made = cluster.json("token", "create")
     number = made["token"]["id"]
     assert number in cluster.ok("token", "ls", "-o", "name").split()
+    # Those that this machine's nodes joined with are used up.
+    usable, every = (cluster.ok("token", "ls", *more) for more in ((), ("--all",)))
+    assert "used up" not in usable
+    assert every.count("used up") == 2
     assert made["secret"] not in cluster.ok("token", "ls", "-o", "json")
     assert cluster.json("token", "revoke", number)["revoked"] is True
+    assert number not in cluster.ok("token", "ls", "-o", "name").split()
+    assert "revoked" in cluster.ok("token", "ls", "--all")
 
 
 def test_the_cluster_in_numbers(cluster: Cluster) -> None:
     info = cluster.json("cluster", "info")
     assert (info["nodes"], info["nodes_ready"], info["principal"]) == (2, 2, "admin")
     assert "2 ready of 2" in cluster.ok("cluster", "info")
+
+
+def test_bash_completes_what_the_cluster_has(cluster: Cluster) -> None:
+    """As a user has it: the script is read, and the shell asks it."""
+    open_, ended = cluster.submit("--name", "open", "--", "sleep", "60"), cluster.submit("--", "true")
+    cluster.ok("wait", ended)
+    nodes = cluster.ok("node", "ls", "-o", "name").split()
+    ask = """
+        eval "$(rota completion bash)"
+        ask() {
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+            _rota_completion rota
+            echo "${COMPREPLY[@]}"
+        }
+        ask rota show ""
+        ask rota cancel ""
+        ask rota node drain ""
+        ask rota submit --node ""
+        ask rota ls --queue d
+    """
+    path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", ask],
+        env={**cluster.environment, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    shown, cancelled, drained, named, queues = (line.split() for line in done.stdout.splitlines())
+    assert {open_, ended} <= set(shown)
+    assert open_ in cancelled
+    assert ended not in cancelled
+    assert drained == named == nodes
+    assert queues == ["default"]
+    cluster.ok("cancel", open_)

@@ -17,7 +17,7 @@ Examples:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what makes a shell complete commands and options."""
+    """Print what makes a shell complete commands, options, and the names of jobs, nodes and queues."""
     kind = get_completion_class(shell)
     assert kind is not None, shell
     click.echo(kind(ctx.find_root().command, {}, "rota", _VARIABLE).source())

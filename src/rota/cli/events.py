@@ -1,13 +1,17 @@
 """`rota events`."""
 
+from collections.abc import Sequence
+
 import click
 
 from rota.cli import formats
 from rota.cli.listing import Column, Listing, output_option, plain, print_json, print_yaml, state
-from rota.cli.session import JobNumber, client
-from rota.cli.states import short
+from rota.cli.session import JobNumber, NodeName, client
+from rota.cli.states import choices, short, value
 from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S
 from rota.client.messages import Event, EventKind
+
+_LEASES = (EventKind.EVENT_KIND_LEASE_OPENED, EventKind.EVENT_KIND_LEASE_CLOSED)
 
 
 def _about(event: Event) -> str:
@@ -45,12 +49,22 @@ EVENTS = Listing[Event](
 Examples:
   rota events                   the last hundred
   rota events -f --job 42       those of a job, as they come
+  rota events --kind job_ended  the ends of jobs alone
   rota events -o json --node a  those of a node, for programs
 """
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on as they come; JSON is one event a line then.")
 @click.option("--job", type=JobNumber(), default=0, metavar="ID", help="Only those of this job.")
-@click.option("--node", default="", metavar="NAME", help="Only those of this node.")
+@click.option("--node", default="", metavar="NAME", type=NodeName(), help="Only those of this node.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    metavar="KIND",
+    type=click.Choice(choices(EventKind), case_sensitive=False),
+    help="Only these, as job_ended; may be given several times.",
+)
+@click.option("--all", "every", is_flag=True, help="Also leases, of which there are many.")
 @click.option(
     "--limit",
     default=100,
@@ -59,11 +73,18 @@ Examples:
     help="At most so many, the last.",
 )
 @output_option
-def events(follow: bool, job: int, node: str, limit: int, output: str) -> None:
+def events(
+    follow: bool, job: int, node: str, kinds: Sequence[str], every: bool, limit: int, output: str
+) -> None:
     """Print what happened: to jobs, nodes, queues and tokens; of tasks what did not simply succeed."""
+    chosen = [value(EventKind, kind) for kind in kinds]
+    if not chosen and not every:
+        chosen = [kind for kind in EventKind.values() if kind and kind not in _LEASES]
     with client(PATIENCE_OF_WAITING_S if follow else PATIENCE_S) as rota:
-        found = rota.events(limit=limit, follow=follow, job=job, node=node)
+        found = rota.events(limit=limit, follow=follow, job=job, node=node, kinds=chosen)
         if follow:
+            if output in ("table", "wide"):
+                click.echo(_line("SEQ", "TIME", "EVENT", "ABOUT", "WHAT", wide=output == "wide"))
             for event in found:
                 _print(event, output)
         else:
@@ -78,7 +99,13 @@ def _print(event: Event, output: str) -> None:
     elif output == "name":
         click.echo(str(event.seq))
     else:
-        number = f"{event.seq:>8}  " if output == "wide" else ""
         kind = short(EventKind, event.kind)
-        line = f"{number}{formats.clock(event.at_ms)}  {state(kind)}{' ' * (21 - len(kind))}"
-        click.echo(f"{line}  {formats.safe(_about(event)):<12}  {formats.safe(_says(event))}".rstrip())
+        about, says = formats.safe(_about(event)) or "-", formats.safe(_says(event)) or "-"
+        when = formats.clock(event.at_ms)
+        click.echo(_line(str(event.seq), when, kind, about, says, wide=output == "wide"))
+
+
+def _line(number: str, when: str, kind: str, about: str, says: str, *, wide: bool) -> str:
+    """A line of a table that has no end, so that its columns' widths are chosen ahead."""
+    begins = f"{number:>8}  " if wide else ""
+    return f"{begins}{when:<19}  {state(kind)}{' ' * (20 - len(kind))}  {about:<12}  {says}".rstrip()

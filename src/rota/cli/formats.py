@@ -1,12 +1,16 @@
 """Values as people read them in tables and sentences."""
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 
 from rota.client import units
-from rota.client.messages import Cause, Job, Resources, Task, TaskCounts
+from rota.client.messages import Cause, FailureGroup, Job, Resources, Task, TaskCounts
 
 NOTHING = "-"
+GROUPS_SHOWN_MAX = 5
+
+_AFTER_A_RUN = (Cause.CAUSE_EXIT, Cause.CAUSE_SIGNAL, Cause.CAUSE_OOM, Cause.CAUSE_TIME_LIMIT)
 
 
 def safe(text: str) -> str:
@@ -97,6 +101,22 @@ def outcome(cause: Cause.ValueType, code: int) -> str:
     """How an attempt ended: `EXIT 3`, `SIGNAL 9`, `OOM`."""
     name = Cause.Name(cause).removeprefix("CAUSE_")
     return f"{name} {code}" if cause in (Cause.CAUSE_EXIT, Cause.CAUSE_SIGNAL) else name
+
+
+def failures(groups: Sequence[FailureGroup]) -> str:
+    """How failed tasks ended, the largest group first: `2 by EXIT 1, 1 by OOM`."""
+    shown = [f"{each.count:,} by {outcome(each.cause, each.code)}" for each in groups[:GROUPS_SHOWN_MAX]]
+    rest = sum(each.count for each in groups[GROUPS_SHOWN_MAX:])
+    return ", ".join([*shown, *([f"{rest:,} otherwise"] if rest else [])])
+
+
+def logs_hint(number: int, groups: Sequence[FailureGroup]) -> str:
+    """The command that prints what a failed task said; nothing where none has run."""
+    ran = next((each for each in groups if each.cause in _AFTER_A_RUN), None)
+    if ran is None:
+        return ""
+    index = ran.indices.split(",")[0].split("-")[0]
+    return f"'rota logs {number}/{index} --stderr'"
 
 
 def command(job: Job) -> str:

@@ -14,10 +14,11 @@ import click
 from click.core import ParameterSource
 
 from rota.cli.app import usage_text
+from rota.cli.session import NodeName, QueueName
 from rota.cli.states import choices, value
 from rota.client.errors import InvalidRequest, RotaError
 from rota.client.messages import DependencyWhen, JobSpec
-from rota.client.texts import problems_of, set_named, set_text
+from rota.client.texts import RESOURCES, problems_of, set_named, set_text
 from rota.client.units import UnitError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,6 +54,8 @@ _FIELDS = [
     ("--stderr", "stderr", "PATH|none", "The same for standard error."),
     ("--retention", "retention", "DURATION", "Keep the ended job and its output so long (default: 7d)."),
 ]
+# Beside texts: what a shell completes.
+_TYPES = {"--queue": QueueName(), "--node": NodeName()}
 _FIELD_OF = {option[2:].replace("-", "_"): (option, path) for option, path, _, _ in _FIELDS}
 
 _REPEATED = [
@@ -68,11 +71,14 @@ def job_options(function: F) -> F:
     for option, parameter, metavar, says in reversed(_REPEATED):
         function = click.option(option, parameter, multiple=True, metavar=metavar, help=says)(function)
     lines = click.option(
-        "--each-line", metavar="FILE", help="One task a line of a file; {line} in arguments."
+        "--each-line",
+        type=click.Path(),
+        metavar="FILE",
+        help="One task a line of a file; {line} in arguments.",
     )
     function = lines(function)
     for option, _, metavar, says in reversed(_FIELDS):
-        function = click.option(option, metavar=metavar, help=says)(function)
+        function = click.option(option, type=_TYPES.get(option), metavar=metavar, help=says)(function)
     return function
 
 
@@ -160,7 +166,7 @@ class _Made:
 
     def resource(self, text: str) -> None:
         name, number = _pair(text, "power=10")
-        if name in ("cpu", "memory", "gpu", "disk"):
+        if name in RESOURCES:
             raise UnitError(f"'{text}' has an option of its own: --{name} {number}")
         set_named(self.spec.resources, name, number)
 

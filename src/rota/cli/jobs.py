@@ -6,11 +6,11 @@ import click
 
 from rota.cli import formats
 from rota.cli.listing import Column, Listing, output_option
-from rota.cli.session import JobNumber, TasksOfJob, client, each, pairs
+from rota.cli.session import JobNumber, QueueName, TasksOfJob, client, each, one_index, pairs
 from rota.cli.states import short, state_option, value
 from rota.cli.units import Duration
 from rota.client.client import JOB_ENDS
-from rota.client.messages import Job, JobState
+from rota.client.messages import CancelJobResponse, Job, JobState
 
 LIMIT_DEFAULT = 50
 
@@ -58,7 +58,7 @@ Examples:
 """
 )
 @state_option(JobState)
-@click.option("--queue", default="", metavar="NAME", help="Only jobs of this queue.")
+@click.option("--queue", default="", metavar="NAME", type=QueueName(), help="Only jobs of this queue.")
 @click.option("--owner", default="", metavar="USER", help="Only jobs of this user.")
 @click.option("--name", default="", metavar="NAME", help="Only jobs of this name.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Only jobs with this label.")
@@ -109,7 +109,7 @@ Examples:
   rota cancel --grace 5m 42   five minutes between TERM and KILL
 """
 )
-@click.argument("tasks", nargs=-1, required=True, type=TasksOfJob(), metavar="ID[/TASKS]...")
+@click.argument("tasks", nargs=-1, required=True, type=TasksOfJob(open_only=True), metavar="ID[/TASKS]...")
 @click.option("--grace", type=Duration(), help="Time between TERM and KILL, instead of the job's own.")
 @output_option
 def cancel(tasks: Sequence[tuple[int, str]], grace: int | None, output: str) -> int:
@@ -118,35 +118,55 @@ def cancel(tasks: Sequence[tuple[int, str]], grace: int | None, output: str) -> 
 
         def act(item: tuple[int, str]) -> None:
             number, indices = item
-            job = rota.cancel(number, indices=indices, grace_ms=grace)
-            what = f"tasks {indices} of job {number}" if indices else f"job {number}"
-            ended = f"job {number} has ended: {short(JobState, job.state)}"
-            _say_done(job, output, ended if job.state in JOB_ENDS else f"cancelling {what}")
+            answer = rota.cancel(number, indices=indices, grace_ms=grace)
+            what = f"job {number}"
+            if indices:
+                one = one_index(indices) is not None
+                what = f"task {number}/{indices}" if one else f"tasks {indices} of job {number}"
+            _say_done(answer.job, output, _cancelled(answer, what, some=bool(indices)))
 
         return each(tasks, act)
 
 
+def _cancelled(answer: CancelJobResponse, what: str, *, some: bool) -> str:
+    ended = answer.job.state in JOB_ENDS
+    if answer.changed:
+        return f"cancelled {what}" if ended else f"cancelling {what}"
+    if ended:
+        return f"job {answer.job.id} has already ended ({state_name(answer.job)}): nothing to cancel"
+    if some:
+        return f"{what}: ended, or being cancelled already: nothing to cancel"
+    return f"{what} is already being cancelled"
+
+
 @click.command(epilog="Example: rota hold 42")
-@click.argument("jobs", nargs=-1, required=True, type=JobNumber(), metavar="ID...")
+@click.argument("jobs", nargs=-1, required=True, type=JobNumber(open_only=True), metavar="ID...")
 @output_option
 def hold(jobs: Sequence[int], output: str) -> int:
     """Start nothing new of jobs until they are released; what runs goes on."""
     with client() as rota:
-        return each(
-            jobs,
-            lambda number: _say_done(
-                rota.hold(number), output, f"job {number} is held; 'rota release {number}'"
-            ),
-        )
+
+        def act(number: int) -> None:
+            answer = rota.hold(number)
+            held = f"job {number} is held; 'rota release {number}' lets it go on"
+            _say_done(answer.job, output, held if answer.changed else f"job {number} is already held")
+
+        return each(jobs, act)
 
 
 @click.command(epilog="Example: rota release 42")
-@click.argument("jobs", nargs=-1, required=True, type=JobNumber(), metavar="ID...")
+@click.argument("jobs", nargs=-1, required=True, type=JobNumber(open_only=True), metavar="ID...")
 @output_option
 def release(jobs: Sequence[int], output: str) -> int:
     """End a hold; tasks held by a lost node run again."""
     with client() as rota:
-        return each(jobs, lambda number: _say_done(rota.release(number), output, f"job {number} is released"))
+
+        def act(number: int) -> None:
+            answer = rota.release(number)
+            says = f"job {number} is {'released' if answer.changed else 'not held: nothing to release'}"
+            _say_done(answer.job, output, says)
+
+        return each(jobs, act)
 
 
 @click.command(
@@ -165,8 +185,11 @@ def retry(tasks: Sequence[tuple[int, str]], output: str) -> int:
         def act(item: tuple[int, str]) -> None:
             number, indices = item
             answer = rota.retry(number, indices=indices)
-            count = f"{answer.task_count:,} task{'s' if answer.task_count != 1 else ''}"
-            _say_done(answer.job, output, f"job {number}: {count} put back")
+            count = f"{answer.task_count:,} task{'s' if answer.task_count != 1 else ''} put back"
+            nothing = "none of its tasks has failed or was cancelled: nothing to put back"
+            if indices:
+                nothing = f"none of its tasks {indices} has failed or was cancelled: nothing to put back"
+            _say_done(answer.job, output, f"job {number}: {count if answer.task_count else nothing}")
 
         return each(tasks, act)
 

@@ -1,7 +1,8 @@
 """`-o table|wide|json|yaml|name`: one way to print a list, one for a single thing.
 
 JSON and YAML are the contract's messages as protobuf writes them: the contract's field names, enums by name,
-64-bit numbers as texts, what is zero or empty printed too. Names are ids alone, one a line, for scripts.
+64-bit numbers as texts, what is zero or empty printed too, in the contract's order. Names are ids alone, one
+a line, for scripts.
 """
 
 import json
@@ -122,7 +123,20 @@ def plain(message: Message) -> dict[str, Any]:
     made: dict[str, Any] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return made
+    return _in_order(made, message.DESCRIPTOR)
+
+
+def _in_order(made: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    """The fields as the contract has them, not those that are empty at the end."""
+    result = {}
+    for field in descriptor.fields:
+        if field.name not in made:
+            continue
+        value, of = made[field.name], field.message_type
+        if of is not None and not of.GetOptions().map_entry:
+            value = [_in_order(each, of) for each in value] if field.is_repeated else _in_order(value, of)
+        result[field.name] = value
+    return result
 
 
 def print_json(value: object, *, line: bool = False) -> None:

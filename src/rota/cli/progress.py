@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rota.cli import app, formats
 from rota.cli.jobs import state_name
+from rota.client.client import JOB_ENDS
 from rota.client.messages import Job
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class _Lines:
         self._said: dict[int, tuple[str, int]] = {}
 
     def update(self, job: Job) -> None:
+        if job.state in JOB_ENDS:
+            return  # which whoever waits says, with more
         step = formats.ended(job.tasks) * STEPS // max(1, job.tasks.total)
         if self._said.get(job.id) != (state_name(job), step):
             self._said[job.id] = (state_name(job), step)

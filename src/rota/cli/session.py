@@ -6,14 +6,21 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from rota.cli import app
+from rota.cli.states import short
 from rota.client.client import PATIENCE_S, Client
 from rota.client.errors import RotaError
+from rota.client.messages import JobState, NodeState
 
 T = TypeVar("T")
+COMPLETION_S_MAX = 1.0
+COMPLETIONS_MAX = 100
 INDEX_MAX = 2**32 - 2
 NUMBER_MAX = 2**63 - 1
+
+_OPEN = (JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING)
 
 
 @contextmanager
@@ -23,7 +30,81 @@ def client(patience_s: float = PATIENCE_S) -> Iterator[Client]:
         yield made
 
 
-class JobNumber(click.ParamType[int]):
+# ---------------------------------------------------------------- what a command is about
+
+
+class _Named(click.ParamType[T]):
+    """Something that the cluster has: a shell completes it by asking the cluster."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """What begins so, each with a word about it; nothing where no cluster answers at once."""
+        try:
+            with Client(patience_s=COMPLETION_S_MAX) as made:
+                return [item for item in self.known(made) if str(item.value).startswith(incomplete)]
+        except (RotaError, OSError):
+            return []
+
+    def known(self, rota: Client) -> list[CompletionItem]:
+        """All there is to choose from. Raises RotaError."""
+        raise NotImplementedError
+
+
+class _Word(_Named[str]):
+    """A name, which the cluster checks."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As it is."""
+        return str(value)
+
+
+class NodeName(_Word):
+    """The name of a node."""
+
+    name = "NAME"
+
+    def known(self, rota: Client) -> list[CompletionItem]:
+        """All nodes."""
+        return [CompletionItem(node.name, help=short(NodeState, node.state).lower()) for node in rota.nodes()]
+
+
+class QueueName(_Word):
+    """The name of a queue."""
+
+    name = "NAME"
+
+    def known(self, rota: Client) -> list[CompletionItem]:
+        """All queues."""
+        return [CompletionItem(queue.name) for queue in rota.queues()]
+
+
+class TokenId(_Word):
+    """The id of a join token."""
+
+    name = "ID"
+
+    def known(self, rota: Client) -> list[CompletionItem]:
+        """Tokens that have not been revoked."""
+        return [CompletionItem(token.id) for token in rota.tokens() if not token.revoked]
+
+
+class _OfJob(_Named[T]):
+    """A job by its number. `open_only`: of the ended ones none is proposed."""
+
+    def __init__(self, *, open_only: bool = False) -> None:
+        self.open_only = open_only
+
+    def known(self, rota: Client) -> list[CompletionItem]:
+        """The newest jobs."""
+        states = _OPEN if self.open_only else ()
+        return [
+            CompletionItem(str(job.id), help=f"{short(JobState, job.state).lower()} {job.spec.name}".strip())
+            for job in rota.jobs(states=states, limit=COMPLETIONS_MAX)
+        ]
+
+
+class JobNumber(_OfJob[int]):
     """The number of a job."""
 
     name = "ID"
@@ -38,7 +119,7 @@ class JobNumber(click.ParamType[int]):
         return number
 
 
-class TasksOfJob(click.ParamType[tuple[int, str]]):
+class TasksOfJob(_OfJob[tuple[int, str]]):
     """A job, or some of its tasks: (number, indices as text)."""
 
     name = "ID[/TASKS]"

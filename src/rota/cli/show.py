@@ -103,9 +103,11 @@ def show(task: tuple[int, str], failed: bool, output: str) -> None:
         if index is not None:
             TASKS.print_one(rota.task(number, index), output, _task)
         elif failed:
-            FAILURES.print(rota.failures(number), output, f"no task of job {number} has failed")
-            if output == "table":
-                click.echo(f"'rota logs {number}/INDEX --stderr' prints what one said", err=True)
+            groups = rota.failures(number)
+            FAILURES.print(groups, output, f"no task of job {number} has failed")
+            logs = formats.logs_hint(number, groups)
+            if logs and output in ("table", "wide"):
+                click.echo(f"{logs} prints what one said", err=True)
         else:
             JOBS.print_one(rota.job(number), output, _job)
 

@@ -56,7 +56,9 @@ Examples:
   ID=$(rota submit -o name -- make)   the id alone
 """,
 )
-@click.argument("file", required=False, metavar="[FILE.yaml | SCRIPT [ARGUMENT]... | -- COMMAND...]")
+@click.argument(
+    "file", required=False, type=click.Path(), metavar="[FILE.yaml | SCRIPT [ARGUMENT]... | -- COMMAND...]"
+)
 @click.argument("arguments", nargs=-1, metavar="")
 @job_options
 @click.option("--idempotency-key", default="", metavar="KEY", help="The same key is the same submission.")

@@ -1,5 +1,6 @@
 """`rota token`."""
 
+import time
 from collections.abc import Sequence
 
 import click
@@ -7,11 +8,22 @@ import click
 from rota.cli import formats
 from rota.cli.group import Entry, LazyGroup
 from rota.cli.listing import Column, Listing, output_option, plain, print_json, print_yaml
-from rota.cli.session import client, each
+from rota.cli.session import TokenId, client, each
 from rota.cli.states import choices, short, value
 from rota.cli.units import Duration
 from rota.client.context import join_address
 from rota.client.messages import Token, TokenKind
+
+USABLE = "usable"
+
+
+def _state(token: Token) -> str:
+    if token.revoked:
+        return "revoked"
+    if not token.uses_left:
+        return "used up"
+    return USABLE if token.expires_at_ms > time.time() * 1000 else "expired"
+
 
 TOKENS = Listing[Token](
     "tokens",
@@ -21,7 +33,7 @@ TOKENS = Listing[Token](
         Column("KIND", lambda token: short(TokenKind, token.kind)),
         Column("USES LEFT", lambda token: str(token.uses_left), right=True),
         Column("EXPIRES", lambda token: formats.clock(token.expires_at_ms)),
-        Column("REVOKED", lambda token: "yes" if token.revoked else "no"),
+        Column("STATE", _state),
         Column("MADE", lambda token: formats.clock(token.created_at_ms), wide=True),
         Column("BY", lambda token: token.created_by, wide=True),
     ],
@@ -67,16 +79,19 @@ def create(ttl: int, uses: int, kind: str, output: str) -> None:
         click.echo(f"  rota agent --join {where} --token TOKEN --name NAME", err=True)
 
 
-@click.command(epilog="Example: rota token ls")
+@click.command(epilog="Example: rota token ls --all")
+@click.option("--all", "every", is_flag=True, help="Also those that are used up, expired or revoked.")
 @output_option
-def ls(output: str) -> None:
-    """List join tokens, without their secrets."""
+def ls(every: bool, output: str) -> None:
+    """List the join tokens that can be used, without their secrets."""
     with client() as rota:
-        TOKENS.print(rota.tokens(), output, "no join tokens; 'rota token create' makes one")
+        found = [token for token in rota.tokens() if every or _state(token) == USABLE]
+    which = "no join tokens" if every else "no join token can be used"
+    TOKENS.print(found, output, f"{which}; 'rota token create' makes one")
 
 
 @click.command(epilog="Example: rota token revoke 5kq2c7ab")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", type=TokenId())
 @output_option
 def revoke(ids: Sequence[str], output: str) -> int:
     """End join tokens; nodes that joined with them stay."""

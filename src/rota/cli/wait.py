@@ -13,7 +13,7 @@ from rota.cli.progress import progress
 from rota.cli.session import JobNumber, client
 from rota.cli.units import Duration
 from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, Client
-from rota.client.messages import Job, JobState
+from rota.client.messages import FailureGroup, Job, JobState
 
 EXIT_NOT_SUCCEEDED = 1
 
@@ -25,7 +25,7 @@ Examples:
   rota wait --timeout 10m 42 43
 """
 )
-@click.argument("jobs", nargs=-1, required=True, type=JobNumber(), metavar="ID...")
+@click.argument("jobs", nargs=-1, required=True, type=JobNumber(open_only=True), metavar="ID...")
 @click.option("--timeout", type=Duration(), help="Give up after so long.")
 def wait(jobs: Sequence[int], timeout: int | None) -> int:
     """Wait until jobs have ended: exit 0 if all succeeded, else 1."""
@@ -52,9 +52,28 @@ def wait_for(
         if job is None or job.state not in JOB_ENDS:
             click.echo(f"job {number} has not ended yet", err=True)
         else:
-            click.echo(f"job {number} {state_name(job)}: {formats.counts(job.tasks)}", err=err)
+            click.echo(_ended(rota, job), err=err)
     succeeded = [job for job in last.values() if job.state == JobState.JOB_STATE_SUCCEEDED]
     return 0 if len(succeeded) == len(jobs) else EXIT_NOT_SUCCEEDED
+
+
+def _ended(rota: Client, job: Job) -> str:
+    """What became of a job, in one line."""
+    said = f"job {job.id} {state_name(job)}: {formats.counts(job.tasks)}"
+    groups = rota.failures(job.id) if job.tasks.failed else ()
+    if groups:
+        said += f" (failed: {formats.failures(groups)}{_message(groups)})"
+    if job.reason:
+        said += f"; {formats.safe(job.reason)}"
+    if groups:
+        logs = formats.logs_hint(job.id, groups)
+        said += f"; 'rota show {job.id} --failed' shows which" + (f", {logs} what one said" if logs else "")
+    return said
+
+
+def _message(groups: Sequence[FailureGroup]) -> str:
+    """Where all failed alike, what was said of one."""
+    return f": {formats.safe(groups[0].message)}" if len(groups) == 1 and groups[0].message else ""
 
 
 def _wait(rota: Client, jobs: Sequence[int], last: dict[int, Job], timeout_ms: int | None) -> None:

@@ -10,10 +10,13 @@ from rota.client.connection import Connection
 from rota.client.context import Context, load_context
 from rota.client.feeding import Feed
 from rota.client.messages import (
+    CancelJobResponse,
     CreateTokenResponse,
     Event,
+    EventKind,
     FailureGroup,
     GetClusterResponse,
+    HoldJobResponse,
     Job,
     JobSpec,
     JobState,
@@ -21,6 +24,7 @@ from rota.client.messages import (
     OutputStream,
     Queue,
     ReadOutputResponse,
+    ReleaseJobResponse,
     RetryJobResponse,
     SubmitJobsResponse,
     Task,
@@ -138,18 +142,18 @@ class Client:
         request = job_service_pb2.ListFailuresRequest(job=number)
         return self._connection.ask(methods.LIST_FAILURES, request).groups
 
-    def cancel(self, number: int, *, indices: str = "", grace_ms: int | None = None) -> Job:
+    def cancel(self, number: int, *, indices: str = "", grace_ms: int | None = None) -> CancelJobResponse:
         """Ends a job, or these tasks of it; one that has ended stays as it is."""
         request = job_service_pb2.CancelJobRequest(id=number, indices=indices, grace=grace_ms)
-        return self._connection.ask(methods.CANCEL_JOB, request).job
+        return self._connection.ask(methods.CANCEL_JOB, request)
 
-    def hold(self, number: int) -> Job:
+    def hold(self, number: int) -> HoldJobResponse:
         """Starts nothing new of a job until it is released."""
-        return self._connection.ask(methods.HOLD_JOB, job_service_pb2.HoldJobRequest(id=number)).job
+        return self._connection.ask(methods.HOLD_JOB, job_service_pb2.HoldJobRequest(id=number))
 
-    def release(self, number: int) -> Job:
+    def release(self, number: int) -> ReleaseJobResponse:
         """Ends a hold."""
-        return self._connection.ask(methods.RELEASE_JOB, job_service_pb2.ReleaseJobRequest(id=number)).job
+        return self._connection.ask(methods.RELEASE_JOB, job_service_pb2.ReleaseJobRequest(id=number))
 
     def retry(self, number: int, *, indices: str = "") -> RetryJobResponse:
         """Puts failed and cancelled tasks back, and reopens the job."""
@@ -257,11 +261,18 @@ class Client:
         return self._connection.ask(methods.REVOKE_TOKEN, cluster_pb2.RevokeTokenRequest(id=token)).token
 
     def events(
-        self, *, after: int = 0, limit: int = 0, follow: bool = False, job: int = 0, node: str = ""
+        self,
+        *,
+        after: int = 0,
+        limit: int = 0,
+        follow: bool = False,
+        job: int = 0,
+        node: str = "",
+        kinds: Iterable[EventKind.ValueType] = (),
     ) -> Iterator[Event]:
         """Events behind `after`, or the last `limit` (0 means 100); on as they come if `follow`."""
         request = cluster_pb2.ListEventsRequest(
-            after_seq=after, limit=limit, follow=follow, job=job, node=node
+            after_seq=after, limit=limit, follow=follow, job=job, node=node, kinds=kinds
         )
         for answer in self._connection.stream(methods.LIST_EVENTS, lambda: request):
             for event in answer.events:

@@ -30,11 +30,14 @@ from rota.wire.gen.v1.job_pb2 import (
     TaskState,
 )
 from rota.wire.gen.v1.job_service_pb2 import (
+    CancelJobResponse,
+    HoldJobResponse,
     ListFailuresResponse,
     ListJobsResponse,
     ListTasksResponse,
     OutputStream,
     ReadOutputResponse,
+    ReleaseJobResponse,
     RetryJobResponse,
     SubmitJobsRequest,
     SubmitJobsResponse,
@@ -43,6 +46,7 @@ from rota.wire.gen.v1.node_pb2 import ListNodesResponse, Node, NodeState
 
 __all__ = [
     "Attempt",
+    "CancelJobResponse",
     "Cause",
     "CreateTokenResponse",
     "Dependency",
@@ -51,6 +55,7 @@ __all__ = [
     "EventKind",
     "FailureGroup",
     "GetClusterResponse",
+    "HoldJobResponse",
     "Job",
     "JobKind",
     "JobNode",
@@ -69,6 +74,7 @@ __all__ = [
     "PendingReason",
     "Queue",
     "ReadOutputResponse",
+    "ReleaseJobResponse",
     "Resources",
     "RetryJobResponse",
     "SubmitJobsRequest",

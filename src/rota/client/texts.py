@@ -8,12 +8,14 @@ from google.protobuf.message import Message
 
 from rota.client.errors import InvalidRequest
 from rota.client.messages import JobSpec, Resources, SubmitJobsRequest
+from rota.core.model.resources import BUILT_IN
 from rota.wire import units
 from rota.wire.problems import BadInput, path_text
 from rota.wire.validate import rules_of, validate
 from rota.wire.values import value_of
 
-_RESOURCES = ("cpu", "memory", "gpu", "disk")
+RESOURCES = BUILT_IN
+"""The resources that are fields of their own; all others are named."""
 
 
 def set_text(message: Message, path: str, text: str) -> None:
@@ -38,7 +40,7 @@ def resources_from_texts(texts: Mapping[str, str], label: str) -> Resources:
     problems = []
     for name, text in texts.items():
         try:
-            if name in _RESOURCES:
+            if name in RESOURCES:
                 set_text(made, name, text)
             else:
                 set_named(made, name, text)

@@ -67,26 +67,26 @@ class Jobs:
         indices = _indices(request.indices)
         grace_ms = request.grace if request.HasField("grace") else None
         by = call.caller.name
-        view, _ = await self._change(
+        view, done = await self._change(
             request.id, call, lambda ticket: CancelJob(ticket, by, request.id, indices, grace_ms)
         )
-        return job_service_pb2.CancelJobResponse(job=view)
+        return job_service_pb2.CancelJobResponse(job=view, changed=done.changed)
 
     async def hold_job(
         self, request: job_service_pb2.HoldJobRequest, call: Call
     ) -> job_service_pb2.HoldJobResponse:
         """Nothing new of the job starts."""
         by = call.caller.name
-        view, _ = await self._change(request.id, call, lambda ticket: HoldJob(ticket, by, request.id))
-        return job_service_pb2.HoldJobResponse(job=view)
+        view, done = await self._change(request.id, call, lambda ticket: HoldJob(ticket, by, request.id))
+        return job_service_pb2.HoldJobResponse(job=view, changed=done.changed)
 
     async def release_job(
         self, request: job_service_pb2.ReleaseJobRequest, call: Call
     ) -> job_service_pb2.ReleaseJobResponse:
         """Ends a hold."""
         by = call.caller.name
-        view, _ = await self._change(request.id, call, lambda ticket: ReleaseJob(ticket, by, request.id))
-        return job_service_pb2.ReleaseJobResponse(job=view)
+        view, done = await self._change(request.id, call, lambda ticket: ReleaseJob(ticket, by, request.id))
+        return job_service_pb2.ReleaseJobResponse(job=view, changed=done.changed)
 
     async def retry_job(
         self, request: job_service_pb2.RetryJobRequest, call: Call
@@ -94,16 +94,18 @@ class Jobs:
         """Puts failed and cancelled tasks back."""
         indices = _indices(request.indices)
         by = call.caller.name
-        view, count = await self._change(
+        view, done = await self._change(
             request.id, call, lambda ticket: RetryJob(ticket, by, request.id, indices)
         )
-        return job_service_pb2.RetryJobResponse(job=view, task_count=count)
+        return job_service_pb2.RetryJobResponse(job=view, task_count=done.count)
 
-    async def _change(self, number: int, call: Call, make: Callable[[int], Input]) -> tuple[job_pb2.Job, int]:
+    async def _change(
+        self, number: int, call: Call, make: Callable[[int], Input]
+    ) -> tuple[job_pb2.Job, Done]:
         call.about = f"job {number}"
         await self._desk.own_job(call.caller, number)
         done = await self._desk.change(make, Done)
-        return await self._look(number, self._view), done.count
+        return await self._look(number, self._view), done
 
     # ------------------------------------------------------------ reads
 
