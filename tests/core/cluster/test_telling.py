@@ -32,3 +32,18 @@ def test_a_task_that_is_put_back_has_its_end_on_no_node() -> None:
     assert scene.job(job).ended
     assert scene.job(job).status.started_at_ms == began_ms
     assert scene.job(job).status.retried_at_ms == WALL_MS + 60_000
+
+
+def test_of_what_runs_it_is_known_since_when() -> None:
+    scene = Scene()
+    node = scene.node("a", 2)
+    job = scene.submit(array="0-1")
+    (grant,) = scene.sent(Grant)
+    (allocation,) = scene.job(job).allocations.values()
+    scene.step(after_ms=100)
+    scene.report(node, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.step(after_ms=100)
+    scene.report(node, AllocationReport(grant.allocation, started=((1, 1),)))
+    assert dict(allocation.status.started_at_ms) == {0: WALL_MS + 100, 1: WALL_MS + 200}
+    scene.report(node, AllocationReport(grant.allocation, ended=(Ended(0, Cause.EXIT, 0, started=True),)))
+    assert dict(allocation.status.started_at_ms) == {1: WALL_MS + 200}

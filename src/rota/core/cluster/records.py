@@ -192,6 +192,7 @@ class AllocationStatus:
     cpu_ms: int = 0
     memory_peak_bytes: int = 0
     runs: tuple[tuple[int, int], ...] = ()
+    started_at_ms: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from pyroaring import BitMap
 from rota.core.cluster import nodes
 from rota.core.cluster.leases import close_lease_if_empty
 from rota.core.cluster.records import (
+    AllocationStatus,
     NodeTally,
     ResultBlock,
     TaskDetail,
@@ -273,6 +274,7 @@ def _apply(
         let_go(work, allocation, left)
     status = allocation.status
     if changed - status.started - left or succeeded or ends.failed or ends.cancelled or ends.cpu_ms:
+        running = (status.started | changed) - allocation.ended - succeeded - ends.failed - ends.cancelled
         work.put(
             allocation_status_key(allocation.node.id, allocation.id),
             replace(
@@ -283,12 +285,19 @@ def _apply(
                 cancelled=status.cancelled | ends.cancelled,
                 cpu_ms=status.cpu_ms + ends.cpu_ms,
                 memory_peak_bytes=max(status.memory_peak_bytes, ends.memory_peak_bytes),
+                started_at_ms=_started_at_ms(status, running - left, work.wall_ms),
             ),
         )
     writer.flush()
     close_if_done(work, allocation)
     if job.lost:
         nodes.reclaim(work, job)
+
+
+def _started_at_ms(status: AllocationStatus, running: BitMap, wall_ms: int) -> tuple[tuple[int, int], ...]:
+    """When those that run were heard to have started: now, for those of which it was not known."""
+    known = dict(status.started_at_ms)
+    return tuple((index, known.get(index, wall_ms)) for index in running)
 
 
 def _begin_job(work: Work, allocation: Allocation, report: AllocationReport, open_: BitMap) -> None:
