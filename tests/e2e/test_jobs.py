@@ -243,6 +243,10 @@ def test_logs_follow_until_the_end(cluster: Cluster, tmp_path: Path) -> None:
     with cluster.begin("logs", "-f", number) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"a\n"
+        (attempt,) = cluster.json("show", f"{number}/0")["attempts"]
+        submitted_at_ms = int(cluster.json("show", number)["submitted_at_ms"])
+        assert submitted_at_ms <= int(attempt["started_at_ms"]) <= time.time() * 1000
+        assert "running" in cluster.ok("show", f"{number}/0").splitlines()[-1]
         go_on.touch()
         out, err = process.communicate(timeout=CALL_S_MAX)
     assert (process.returncode, out, err) == (0, b"b\n", b"")

@@ -57,7 +57,9 @@ FAILURES = Listing[FailureGroup](
 
 
 def _attempt_end(attempt: Attempt) -> str:
-    return formats.outcome(attempt.cause, attempt.code) if attempt.cause else "under way"
+    if attempt.cause:
+        return formats.outcome(attempt.cause, attempt.code)
+    return "running" if attempt.started_at_ms else "not started"
 
 
 ATTEMPTS = Listing[Attempt](

@@ -311,14 +311,16 @@ def task(
     view.attempt_count = ended + (state is TaskState.SUCCEEDED)
     if allocation is not None and index in allocation.remaining:
         number = attempt_number(allocation, index)
-        if index in allocation.status.started:
-            view.attempt_count = max(view.attempt_count, number)
-        view.attempts.add(
+        attempt = view.attempts.add(
             number=number,
             node=allocation.node.config.name,
             node_id=allocation.node.id,
             allocation=allocation.id,
         )
+        if index in allocation.status.started:
+            view.attempt_count = max(view.attempt_count, number)
+            attempt.started_at_ms = dict(allocation.status.started_at_ms)[index]
+            attempt.duration_ms = max(0, clock.wall_ms - attempt.started_at_ms)
     return view
 
 
