@@ -6,7 +6,7 @@ from rota.core.cluster.inputs import EditNode, HoldJob, NodeEdit, PutQueue, Remo
 from rota.core.cluster.records import QueueConfig
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.waiting import Reasons, Waiting
-from rota.core.model.protocol import AllocationReport, Ended, Grant
+from rota.core.model.protocol import AllocationReport, Device, Ended, Grant, Pool
 from rota.core.model.resources import Resources
 from rota.core.model.spec import Dependency
 from rota.core.model.states import Cause, DependencyWhen, OnNodeLoss, PendingReason
@@ -80,6 +80,16 @@ def test_no_room_names_what_is_missing_and_where_most_of_it_is() -> None:
     scene.submit(resources=cores(1))
     job = scene.submit(resources=cores(4))
     says = "waits for room: needs cpu 4, the most that is free on one node is 3 (b)"
+    assert why(scene, job) == Waiting(PendingReason.NO_ROOM, says)
+
+
+def test_a_sum_of_parts_of_gpus_is_no_room() -> None:
+    scene = Scene()
+    gpus = tuple(Device("gpu", f"gpu{number}") for number in range(2))
+    scene.node("a", 0, Pool(resources=Resources(cpu=64_000, gpu=2_000), devices=gpus))
+    scene.submit(array="0-1", resources=Resources(cpu=1_000, gpu=600))
+    job = scene.submit(resources=Resources(cpu=1_000, gpu=600))
+    says = "waits for room: needs cpu 1, gpu 0.6 together, which no node has free"
     assert why(scene, job) == Waiting(PendingReason.NO_ROOM, says)
 
 

@@ -41,7 +41,9 @@ def _settle_job(work: Work, job: Job) -> None:
         _check_dependencies(work, job)
         limit = job.spec.max_failures
         if limit is not None and job.count_failed > limit and not job.ending:
-            put_job_status(work, job, stopping=True, reason=f"more than {limit} tasks failed")
+            put_job_status(
+                work, job, stopping=True, reason=f"more tasks failed than max_failures, which is {limit}"
+            )
     if job.ending:
         stop_rest(work, job)
     # Every index is counted at most once, so this many ends are an end of each.

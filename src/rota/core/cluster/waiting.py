@@ -10,9 +10,11 @@ from functools import cached_property
 
 from pyroaring import BitMap
 
+from rota.core.cluster.leases import devices_free, devices_room, units_of
 from rota.core.cluster.settling import waits_for
 from rota.core.cluster.soft import Soft
 from rota.core.cluster.state import Allocation, Cluster, Job, Node
+from rota.core.model import indexset
 from rota.core.model.resources import NOTHING, Resources, amount_text
 from rota.core.model.states import DependencyWhen, NodeState, PendingReason
 
@@ -75,11 +77,13 @@ class Waiting:
 
 
 class Reasons:
-    """Why tasks of a cluster wait, as it is now. What is found of its nodes is kept for the next job."""
+    """Why tasks of a cluster wait, as it is now. What is found of a job or of nodes is found once."""
 
     def __init__(self, cluster: Cluster, soft: Soft) -> None:
         self._cluster = cluster
         self._soft = soft
+        self._all: dict[int, Waiting | None] = {}
+        self._ready: dict[int, Waiting] = {}
         self._room: dict[tuple[Resources, str, tuple[str, ...]], Waiting] = {}
 
     def of_job(self, job: Job) -> Waiting | None:
@@ -94,7 +98,7 @@ class Reasons:
         if ready_count(job):
             return self._of_ready(job)
         delayed = job.pending & job.delayed
-        return self._backoff(job, delayed) if delayed else _held(job)
+        return _backoff(job, delayed) if delayed else _held(job)
 
     def of_task(self, job: Job, index: int) -> Waiting | None:
         """Why one task waits; None where it does not."""
@@ -107,30 +111,28 @@ class Reasons:
             return common
         if index in job.held:
             return _held(job)
-        return self._backoff(job, BitMap([index])) if index in job.delayed else self._of_ready(job)
+        return _backoff(job, BitMap([index])) if index in job.delayed else self._of_ready(job)
 
     def _of_all(self, job: Job) -> Waiting | None:
         """What every pending task of the job waits for."""
-        if job.config.held:
-            return _held(job)
+        if job.id not in self._all:
+            self._all[job.id] = _held(job) if job.config.held else self._of_dependencies(job)
+        return self._all[job.id]
+
+    def _of_dependencies(self, job: Job) -> Waiting | None:
         open_ = set(waits_for(self._cluster, job))
         if not open_:
             return None
         waits = [f"job {after.job} {_TO[after.when]}" for after in job.config.after if after.job in open_]
         return Waiting(PendingReason.DEPENDENCY, f"waits for {_some(waits)}")
 
-    @staticmethod
-    def _backoff(job: Job, delayed: BitMap) -> Waiting:
-        until_ms = min(
-            detail.retry_at_ms
-            for exceptions in job.exceptions.values()
-            for index, detail in exceptions.tasks.items()
-            if detail.retry_at_ms and index in delayed
-        )
-        return Waiting(PendingReason.BACKOFF, "waits to be tried again", until_ms)
-
     def _of_ready(self, job: Job) -> Waiting:
         """What keeps tasks that wait for nothing of their own."""
+        if job.id not in self._ready:
+            self._ready[job.id] = self._of_limits(job)
+        return self._ready[job.id]
+
+    def _of_limits(self, job: Job) -> Waiting:
         spec = job.spec
         if not grantable_count(job):
             says = f"waits because max_running is reached: {on_nodes_count(job)} of {spec.max_running}"
@@ -174,14 +176,14 @@ class Reasons:
         taking = [node for node in able if self._takes_work(node) and node.id not in avoid]
         if not taking:
             return Waiting(PendingReason.NODES_UNAVAILABLE, self._unavailable(able or known, avoid))
-        if any(not shape.missing_in(free) for node in taking for free in _frees(node)):
+        if any(_has_room(node, shape) for node in taking):
             return Waiting(PendingReason.QUEUED, "waits for its turn")
         most = _most(shape, taking, _frees, free=True)
         return Waiting(PendingReason.NO_ROOM, f"waits for room: needs {most or _all_of(shape, free=True)}")
 
     def _takes_work(self, node: Node) -> bool:
         session = self._soft.sessions.get(node.id)
-        return node.placeable and session is not None and session.compared
+        return node.placeable and session is not None and session.compared and not session.leaving
 
     def _unavailable(self, nodes: Iterable[Node], avoid: tuple[str, ...]) -> str:
         """How many nodes take no work, by why."""
@@ -211,6 +213,15 @@ def _kept(allocation: Allocation) -> Waiting:
     return Waiting(PendingReason.HELD, says)
 
 
+def _backoff(job: Job, delayed: BitMap) -> Waiting:
+    until_ms = min(
+        job.exceptions_of(segment).tasks[index].retry_at_ms
+        for segment, part in indexset.segments_of(delayed)
+        for index in part
+    )
+    return Waiting(PendingReason.BACKOFF, "waits to be tried again", until_ms)
+
+
 def _some(texts: list[str]) -> str:
     more = len(texts) - NAMED_MAX
     return ", ".join(texts[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
@@ -223,13 +234,19 @@ def _wholes(node: Node) -> Iterator[Resources]:
 
 
 def _frees(node: Node) -> Iterator[Resources]:
-    """What is free in units of a node: in each that is charged, and in one of those that are not."""
+    """What is free in the units of a node that differ."""
     for pool in node.pools:
-        charged = [unit for name, unit in node.charged if name == pool.name]
-        if len(charged) < pool.units:
-            yield pool.resources
-        for unit in charged:
+        for unit in units_of(node, pool, 1):
             yield node.free(pool.name, unit)
+
+
+def _has_room(node: Node, shape: Resources) -> bool:
+    return any(
+        not shape.missing_in(node.free(pool.name, unit))
+        and (not shape.gpu or not pool.devices or devices_room(devices_free(node, pool, unit), shape.gpu))
+        for pool in node.pools
+        for unit in units_of(node, pool, 1)
+    )
 
 
 def _most(
