@@ -5,10 +5,11 @@ import re
 
 import pytest
 import yaml
+from google.protobuf.message import Message
 
 from rota.cli import formats
 from rota.cli.events import EVENTS
-from rota.cli.jobs import JOBS
+from rota.cli.jobs import JOBS, state_name
 from rota.cli.listing import plain
 from rota.cli.node import NODES
 from rota.cli.queue import QUEUES
@@ -21,6 +22,7 @@ from rota.client.messages import (
     Event,
     FailureGroup,
     Job,
+    JobNode,
     JobSpec,
     JobState,
     ListFailuresResponse,
@@ -62,6 +64,24 @@ def test_tables_are_aligned_and_have_a_title(capsys: pytest.CaptureFixture[str])
         column = titles.index(title)
         assert all(row[column - 1] == " " and row[column] != " " for row in (first, second)), title
     assert first.index("7") == titles.index("ID") + 1, "numbers end below the title's end"
+
+
+def test_a_job_that_was_asked_to_stop_is_stopping_until_it_has_ended() -> None:
+    stopping = Job(state=JobState.JOB_STATE_RUNNING, cancelled=True, held=True)
+    assert state_name(stopping) == "STOPPING"
+    stopping.state = JobState.JOB_STATE_CANCELLED
+    assert state_name(stopping) == "CANCELLED"
+
+
+def test_fields_are_in_the_contracts_order_however_empty() -> None:
+    def names(message: Message) -> list[str]:
+        return [field.name for field in message.DESCRIPTOR.fields]
+
+    for job in (RUNNING, Job(id=1, nodes=[JobNode(succeeded=3)], exit_code=0)):
+        made = plain(job)
+        assert list(made) == [name for name in names(job) if name in made]
+        assert list(made.get("tasks", {})) in ([], names(TaskCounts()))
+        assert [list(node) for node in made["nodes"]] == [names(node) for node in job.nodes]
 
 
 def test_wide_tables_have_more_columns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -398,7 +398,11 @@ def test_nodes_are_cordoned_drained_resumed_and_labelled(cluster: Cluster) -> No
         assert cluster.json("show", f"{_submit_and_wait(cluster)}/0")["attempts"][0]["node"] == names[1]
     assert "cordoned" in cluster.ok("node", "ls")
     cluster.ok("node", "drain", names[0], "--deadline", "1m")
-    assert cluster.json("node", "show", names[0])["draining"] is True
+    draining = cluster.json("node", "show", names[0])
+    assert draining["draining"] is True
+    assert 0 < int(draining["drain_deadline_ms"]) <= 60_000
+    assert "what runs is stopped in " in cluster.ok("node", "show", names[0])
+    assert draining["address"].startswith("127.0.0.1:")
     cluster.ok("node", "resume", *names)
     assert "disk=ssd" in cluster.ok("node", "label", names[0], "disk=ssd")
     assert "disk=ssd" in cluster.ok("node", "show", names[0])

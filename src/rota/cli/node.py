@@ -149,10 +149,19 @@ def _say(node: Node, output: str, text: str) -> None:
     NODES.print_one(node, output, (lambda _: formats.safe(text)) if output == "table" else None)
 
 
+def _deadline(node: Node) -> str:
+    return (
+        f"what runs is stopped in {formats.duration(node.drain_deadline_ms)}"
+        if node.drain_deadline_ms
+        else ""
+    )
+
+
 def _node(node: Node) -> str:
     facts = [
         ("id", node.id),
         ("reason", node.reason),
+        ("deadline", _deadline(node)),
         ("heard", _heard(node)),
         ("address", node.address),
         ("capacity", formats.resources(node.capacity)),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from pyroaring import BitMap
 
@@ -372,6 +373,7 @@ def node(one: Node, soft: Soft, now_ms: int, address: str) -> node_pb2.Node:
         for allocation in one.allocations.values()
     )
     labels = {**dict(one.inventory.labels), **dict(one.config.labels)}
+    deadline_ms = one.config.drain_deadline_ms
     return node_pb2.Node(
         id=one.id,
         name=one.config.name,
@@ -385,10 +387,11 @@ def node(one: Node, soft: Soft, now_ms: int, address: str) -> node_pb2.Node:
         running=running,
         allocated=sum(len(allocation.remaining) for allocation in one.allocations.values()) - running,
         silent_ms=-1 if heard_ms is None else max(0, now_ms - heard_ms),
-        address=address,
+        # gRPC's way to write a peer: `ipv4:127.0.0.1:47868`, `ipv6:%5B::1%5D:47868`.
+        address=unquote(address.removeprefix("ipv4:").removeprefix("ipv6:")),
         boot_id=one.status.boot_id,
         reason=one.status.reason,
-        drain_deadline_ms=one.config.drain_deadline_ms or 0,
+        drain_deadline_ms=0 if deadline_ms is None else max(0, deadline_ms - now_ms),
     )
 
 
