@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.processes import still_there
+
 BIN = Path(sys.executable).parent
 COMMAND_S_MAX = 60.0
 END_S_MAX = 10.0
@@ -94,20 +96,23 @@ class Session:
         """Ends what the page has left running; what it was."""
         with suppress(subprocess.TimeoutExpired):
             self._bash.wait(END_S_MAX)
-        self._until_gone(GOING_S_MAX)
-        left = list(self._processes().values())
+        left = self._left(GOING_S_MAX)
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self._processes():
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
-            self._until_gone(END_S_MAX)
+            self._left(END_S_MAX)
         self._bash.wait()
         return left
 
-    def _until_gone(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while self._processes() and time.monotonic() < until:
-            time.sleep(0.05)
+    def _left(self, seconds: float) -> list[str]:
+        """What still runs after so long; returns at once when all has ended."""
+        until_s = time.monotonic() + seconds
+        while found := self._processes():
+            if still_there(found, until_s - time.monotonic()):
+                return list(self._processes().values())
+            # They have ended, and may have started others before.
+        return []
 
     def _processes(self) -> dict[int, str]:
         """All that has come from the session, by the environment that it was given; with its command line."""

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,10 +132,3 @@ def cluster() -> Iterator[Cluster]:
     finally:
         stop(made)
         made.home.parent.rmdir()
-
-
-@pytest.fixture
-def later(tmp_path: Path) -> Callable[[], Path]:
-    """Makes paths of files that tests and tasks tell each other things with."""
-    numbers = iter(range(1000))
-    return lambda: tmp_path / f"signal-{next(numbers)}"

@@ -11,15 +11,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import CALL_S_MAX, Cluster
-
-
-def wait_for_file(path: Path) -> None:
-    """Returns once a task has made the file."""
-    until = time.monotonic() + CALL_S_MAX
-    while not path.exists():
-        assert time.monotonic() < until, path
-        time.sleep(0.01)
-
+from tests.support.files import Gate, until_there
 
 # ---------------------------------------------------------------- submitting
 
@@ -111,9 +103,8 @@ def test_a_job_file_with_several_jobs(cluster: Cluster) -> None:
     assert cluster.ok("logs", ids[1]) == "1\n"
 
 
-def test_a_job_starts_after_another(cluster: Cluster, tmp_path: Path) -> None:
-    go_on = tmp_path / "go-on"
-    first = cluster.submit("--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done; exit 1")
+def test_a_job_starts_after_another(cluster: Cluster, gate: Gate) -> None:
+    first = cluster.submit("--", "sh", "-c", f"{gate.wait}; exit 1")
     after_success = cluster.submit("--after", first, "--", "true")
     after_end = cluster.submit("--after", f"{first}:finished", "--", "true")
     task = cluster.json("show", f"{after_end}/0")
@@ -123,7 +114,7 @@ def test_a_job_starts_after_another(cluster: Cluster, tmp_path: Path) -> None:
     assert (job["pending_reason"], job["reason"], task["reason"]) == (task["pending_reason"], says, says)
     assert f"  reason      {says}\n" in cluster.ok("show", after_end)
     assert cluster.ok("ls", "--limit", "1", "-o", "wide").splitlines()[1].endswith(says)
-    go_on.touch()
+    gate.open()
     assert cluster("wait", first, after_success, after_end).returncode == 1
     states = [cluster.json("show", number)["state"] for number in (first, after_success, after_end)]
     assert states == ["JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_SUCCEEDED"]
@@ -237,9 +228,8 @@ def test_logs_of_an_attempt(cluster: Cluster) -> None:
     assert "has no attempt 9" in done.stderr
 
 
-def test_logs_follow_until_the_end(cluster: Cluster, tmp_path: Path) -> None:
-    go_on = tmp_path / "go-on"
-    number = cluster.submit("--", "sh", "-c", f"echo a; until test -e {go_on}; do sleep 0.02; done; echo b")
+def test_logs_follow_until_the_end(cluster: Cluster, gate: Gate) -> None:
+    number = cluster.submit("--", "sh", "-c", f"echo a; {gate.wait}; echo b")
     with cluster.begin("logs", "-f", number) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"a\n"
@@ -247,7 +237,7 @@ def test_logs_follow_until_the_end(cluster: Cluster, tmp_path: Path) -> None:
         submitted_at_ms = int(cluster.json("show", number)["submitted_at_ms"])
         assert submitted_at_ms <= int(attempt["started_at_ms"]) <= time.time() * 1000
         assert "running" in cluster.ok("show", f"{number}/0").splitlines()[-1]
-        go_on.touch()
+        gate.open()
         out, err = process.communicate(timeout=CALL_S_MAX)
     assert (process.returncode, out, err) == (0, b"b\n", b"")
 
@@ -269,10 +259,10 @@ def test_logs_that_were_not_kept_say_where_they_went(cluster: Cluster) -> None:
 
 def test_cancelling_ends_the_whole_tree(cluster: Cluster, tmp_path: Path) -> None:
     up = tmp_path / "up"
-    deaf = f'echo $$ > {tmp_path}/pid; trap "" TERM; touch {up}; while :; do sleep 1; done'
+    deaf = f'echo $$ > {tmp_path}/pid; trap "" TERM; touch {up}; sleep 1000'
     script = f"setsid sh -c '{deaf}' & wait"
     number = cluster.submit("--grace", "200ms", "--", "sh", "-c", script)
-    wait_for_file(up)
+    until_there(up)
     pid = int((tmp_path / "pid").read_text())
     assert cluster.ok("cancel", number) == f"cancelling job {number}\n"
     assert cluster("wait", number).returncode == 1
@@ -281,13 +271,12 @@ def test_cancelling_ends_the_whole_tree(cluster: Cluster, tmp_path: Path) -> Non
     assert cluster.ok("cancel", number) == f"job {number} has already ended (CANCELLED): nothing to cancel\n"
 
 
-def test_cancelling_some_tasks(cluster: Cluster, tmp_path: Path) -> None:
-    go_on = tmp_path / "go-on"
-    number = cluster.submit("--array", "0-3", "--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done")
+def test_cancelling_some_tasks(cluster: Cluster, gate: Gate) -> None:
+    number = cluster.submit("--array", "0-3", "--", "sh", "-c", f"{gate.wait}")
     assert cluster.ok("cancel", f"{number}/1,3") == f"cancelling tasks 1,3 of job {number}\n"
     again = f"task {number}/3: ended, or being cancelled already: nothing to cancel\n"
     assert cluster.ok("cancel", f"{number}/3") == again
-    go_on.touch()
+    gate.open()
     cluster("wait", number)
     counts = cluster.json("show", number)["tasks"]
     assert (counts["succeeded"], counts["cancelled"]) == ("2", "2")
@@ -301,13 +290,12 @@ def test_one_bad_id_does_not_keep_the_others_from_being_cancelled(cluster: Clust
     cluster("wait", number)
 
 
-def test_a_held_job_starts_when_it_is_released(cluster: Cluster, tmp_path: Path) -> None:
-    go_on = tmp_path / "go-on"
-    first = cluster.submit("--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done")
+def test_a_held_job_starts_when_it_is_released(cluster: Cluster, gate: Gate) -> None:
+    first = cluster.submit("--", "sh", "-c", f"{gate.wait}")
     number = cluster.submit("--after", f"{first}:finished", "--", "true")
     assert "is held;" in cluster.ok("hold", number)
     assert cluster.ok("hold", number) == f"job {number} is already held\n"
-    go_on.touch()
+    gate.open()
     cluster.ok("wait", first)
     assert cluster.json("show", number)["held"] is True
     assert "PENDING, HELD" in cluster.ok("ls", "--limit", "1")

@@ -1,35 +1,36 @@
 """Processes of a cluster are killed while it works: what ran once, twice, never."""
 
-import os
 import random
-import signal
 import subprocess
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import CALL_S_MAX, Cluster
-from tests.e2e.waiting import gone, wait_until, words
+from tests.support.files import until, words
+from tests.support.processes import kill as kill_process
 
 TASK_COUNT = 1_000
 KILL_COUNT = 12
 SEED = 20_261_121
 
 
-def has_lines(path: Path, count: int) -> bool:
-    return len(words(path)) >= count
+def until_run(ran: Path, count: int) -> None:
+    until(lambda: len(words(ran)) >= count, f"fewer than {count} tasks have run", ran.parent)
 
 
 def kill(cluster: Cluster, process: str) -> None:
     """SIGKILL; whoever watches it starts it again, or `rota up` does."""
     pid = cluster.pid(process)
-    os.kill(pid, signal.SIGKILL)
+    kill_process(pid)
     if process != "link-0":
-        wait_until(lambda: gone(pid), f"{process} to be gone")
         cluster.ok("up", "--detach")
-    wait_until(lambda: cluster_pid(cluster, process) not in (0, pid), f"{process} to be there again")
+
+    def is_back() -> bool:
+        return cluster_pid(cluster, process) not in (0, pid)
+
+    until(is_back, f"{process} is not back", cluster.home / "run")
 
 
 def cluster_pid(cluster: Cluster, process: str) -> int:
@@ -56,7 +57,7 @@ def run_under_kills(cluster: Cluster, victims: list[str], seed: int) -> tuple[Co
     )
     said = [f"seed {seed}"]
     for count in sorted(chance.sample(range(1, TASK_COUNT - 50), KILL_COUNT)):
-        wait_until(partial(has_lines, ran, count), f"{count} tasks to have run")
+        until_run(ran, count)
         victim = chance.choice(victims)
         said.append(f"{len(words(ran))}: {victim}")
         kill(cluster, victim)

@@ -4,13 +4,16 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rota.client.client import Client
+from rota.client.context import load_context
+from rota.client.messages import NodeState, TaskState
 from tests.e2e.conftest import Cluster
-from tests.e2e.waiting import gone, wait_until, words
+from tests.support.files import Gate, until_there, words
+from tests.support.processes import alive, until_gone
 
 LOST_AFTER = "6s"
 pytestmark = pytest.mark.ci
@@ -22,16 +25,16 @@ def two_nodes(new_home: Cluster) -> Cluster:
     return new_home
 
 
-def start(cluster: Cluster, policy: str, *options: str) -> str:
-    """A task that says its attempt and pid, whether the first attempt lives, and waits for the file `go`."""
+def start(cluster: Cluster, gate: Gate, policy: str, *options: str) -> str:
+    """A task that says its attempt and pid, whether the first attempt lives, and waits at the gate."""
     script = (
         "if [ -e pid1 ] && kill -0 $(cat pid1) 2>/dev/null; then echo two-live >> said; fi; "
         "echo $$ > pid$ROTA_ATTEMPT.new; mv pid$ROTA_ATTEMPT.new pid$ROTA_ATTEMPT; "
-        "echo $ROTA_ATTEMPT >> said; while [ ! -e go ]; do sleep 0.05; done"
+        f"echo $ROTA_ATTEMPT >> said; {gate.wait}"
     )
     job = cluster.submit("--on-node-loss", policy, *options, "--", "sh", "-c", script)
-    wait_until(lambda: task(cluster, job)["state"] == "TASK_STATE_RUNNING", "the task to run")
-    wait_until(lambda: pid_of(cluster, 1), "the task's first word")
+    until_task(cluster, job, TaskState.TASK_STATE_RUNNING)
+    until_there(cluster.place / "pid1")
     return job
 
 
@@ -41,8 +44,7 @@ def task(cluster: Cluster, job: str) -> dict[str, Any]:
 
 
 def pid_of(cluster: Cluster, attempt: int) -> int:
-    said = words(cluster.place / f"pid{attempt}")
-    return int(said[0]) if said else 0
+    return int((cluster.place / f"pid{attempt}").read_text())
 
 
 def agent_of(cluster: Cluster, job: str) -> int:
@@ -70,84 +72,87 @@ def agent_frozen(cluster: Cluster, job: str) -> Any:
     return frozen(cluster, f"agent-{number}", f"link-{number}")
 
 
-def until(cluster: Cluster, job: str, state: str) -> None:
-    wait_until(lambda: task(cluster, job)["state"] == f"TASK_STATE_{state}", f"task {job}/0 to be {state}")
+def until_task(cluster: Cluster, job: str, state: TaskState.ValueType) -> None:
+    """Looks whenever the job has changed."""
+    with Client(load_context(cluster.home)) as rota:
+        assert any(rota.task(int(job), 0).state == state for _ in rota.watch(int(job)))
 
 
 def until_lost(cluster: Cluster) -> None:
-    def lost() -> bool:
-        return any(node["state"] == "NODE_STATE_LOST" for node in cluster.json("node", "ls")["nodes"])
-
-    wait_until(lost, "a node to be lost")
-
-
-def go(place: Path) -> None:
-    (place / "go").touch()
+    """Looks at the nodes whenever something has happened."""
+    with Client(load_context(cluster.home)) as rota:
+        events = rota.events(follow=True)
+        while NodeState.NODE_STATE_LOST not in [node.state for node in rota.nodes()]:
+            next(events)
 
 
-def test_rerun_goes_on_elsewhere_and_the_old_attempt_never_counts(two_nodes: Cluster) -> None:
-    job = start(two_nodes, "rerun")
+def until_second_attempt(cluster: Cluster) -> None:
+    until_there(cluster.place / "pid2")
+
+
+def test_rerun_goes_on_elsewhere_and_the_old_attempt_never_counts(two_nodes: Cluster, gate: Gate) -> None:
+    job = start(two_nodes, gate, "rerun")
     with agent_frozen(two_nodes, job):
-        wait_until(lambda: pid_of(two_nodes, 2), "a second attempt")
-        assert not gone(pid_of(two_nodes, 1))
-    wait_until(lambda: gone(pid_of(two_nodes, 1)), "the first attempt to be killed")
-    go(two_nodes.place)
-    until(two_nodes, job, "SUCCEEDED")
+        until_second_attempt(two_nodes)
+        assert alive(pid_of(two_nodes, 1))
+    until_gone(pid_of(two_nodes, 1))
+    gate.open()
+    until_task(two_nodes, job, TaskState.TASK_STATE_SUCCEEDED)
     causes = [attempt["cause"] for attempt in task(two_nodes, job)["attempts"]]
     assert causes == ["CAUSE_NODE_LOST", "CAUSE_EXIT"]
 
 
-def test_a_node_that_is_back_in_time_keeps_its_task(two_nodes: Cluster) -> None:
+def test_a_node_that_is_back_in_time_keeps_its_task(two_nodes: Cluster, gate: Gate) -> None:
     """No other node may run it, so no other attempt has started."""
     name = two_nodes.json("node", "ls")["nodes"][0]["name"]
-    job = start(two_nodes, "rerun", "--node", name)
+    job = start(two_nodes, gate, "rerun", "--node", name)
     with agent_frozen(two_nodes, job):
         until_lost(two_nodes)
-        until(two_nodes, job, "PENDING")
-    until(two_nodes, job, "RUNNING")
-    assert not gone(pid_of(two_nodes, 1))
-    go(two_nodes.place)
-    until(two_nodes, job, "SUCCEEDED")
+        until_task(two_nodes, job, TaskState.TASK_STATE_PENDING)
+    until_task(two_nodes, job, TaskState.TASK_STATE_RUNNING)
+    assert alive(pid_of(two_nodes, 1))
+    gate.open()
+    until_task(two_nodes, job, TaskState.TASK_STATE_SUCCEEDED)
     assert words(two_nodes.place / "said") == ["1"]
 
 
-def test_fenced_is_never_live_twice(two_nodes: Cluster) -> None:
+def test_fenced_is_never_live_twice(two_nodes: Cluster, gate: Gate) -> None:
     """The link is frozen and the supervisor is not: it must end the task by itself."""
-    job = start(two_nodes, "rerun_fenced")
+    job = start(two_nodes, gate, "rerun_fenced")
     with frozen(two_nodes, f"link-{agent_of(two_nodes, job)}"):
-        wait_until(lambda: pid_of(two_nodes, 2), "a second attempt")
-        assert gone(pid_of(two_nodes, 1))
-    go(two_nodes.place)
-    until(two_nodes, job, "SUCCEEDED")
+        until_second_attempt(two_nodes)
+        assert not alive(pid_of(two_nodes, 1))
+    gate.open()
+    until_task(two_nodes, job, TaskState.TASK_STATE_SUCCEEDED)
     assert words(two_nodes.place / "said") == ["1", "2"]
 
 
-def test_hold_waits_for_the_node(two_nodes: Cluster) -> None:
-    job = start(two_nodes, "hold")
+def test_hold_waits_for_the_node(two_nodes: Cluster, gate: Gate) -> None:
+    job = start(two_nodes, gate, "hold")
     with agent_frozen(two_nodes, job):
         until_lost(two_nodes)
-        until(two_nodes, job, "PENDING")
+        until_task(two_nodes, job, TaskState.TASK_STATE_PENDING)
         assert task(two_nodes, job)["pending_reason"] == "PENDING_REASON_HELD"
-    until(two_nodes, job, "RUNNING")
-    go(two_nodes.place)
-    until(two_nodes, job, "SUCCEEDED")
+    until_task(two_nodes, job, TaskState.TASK_STATE_RUNNING)
+    gate.open()
+    until_task(two_nodes, job, TaskState.TASK_STATE_SUCCEEDED)
     assert words(two_nodes.place / "said") == ["1"]
 
 
-def test_a_held_task_is_released_by_an_operator(two_nodes: Cluster) -> None:
-    job = start(two_nodes, "hold")
+def test_a_held_task_is_released_by_an_operator(two_nodes: Cluster, gate: Gate) -> None:
+    job = start(two_nodes, gate, "hold")
     with agent_frozen(two_nodes, job):
         until_lost(two_nodes)
         two_nodes.ok("release", job)
-        wait_until(lambda: pid_of(two_nodes, 2), "a second attempt")
-    wait_until(lambda: gone(pid_of(two_nodes, 1)), "the first attempt to be killed")
-    go(two_nodes.place)
-    until(two_nodes, job, "SUCCEEDED")
+        until_second_attempt(two_nodes)
+    until_gone(pid_of(two_nodes, 1))
+    gate.open()
+    until_task(two_nodes, job, TaskState.TASK_STATE_SUCCEEDED)
 
 
-def test_cancel_ends_with_the_node(two_nodes: Cluster) -> None:
-    job = start(two_nodes, "cancel")
+def test_cancel_ends_with_the_node(two_nodes: Cluster, gate: Gate) -> None:
+    job = start(two_nodes, gate, "cancel")
     with agent_frozen(two_nodes, job):
-        until(two_nodes, job, "CANCELLED")
+        until_task(two_nodes, job, TaskState.TASK_STATE_CANCELLED)
         assert task(two_nodes, job)["attempts"][0]["cause"] == "CAUSE_NODE_LOST"
-    wait_until(lambda: gone(pid_of(two_nodes, 1)), "the attempt to be killed when the node is back")
+    until_gone(pid_of(two_nodes, 1))

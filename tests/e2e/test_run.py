@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import CALL_S_MAX, Cluster
+from tests.support.files import Gate
 
 
 def first_line(process: "subprocess.Popen[bytes]") -> bytes:
@@ -93,13 +94,12 @@ def test_all_attempts_are_printed(cluster: Cluster) -> None:
     assert (done.returncode, done.stdout) == (0, "try 1\ntry 2\ntry 3\n")
 
 
-def test_output_comes_while_the_task_runs(cluster: Cluster, tmp_path: Path) -> None:
-    go_on = tmp_path / "go-on"
-    script = f"echo first; until test -e {go_on}; do sleep 0.02; done; echo last"
+def test_output_comes_while_the_task_runs(cluster: Cluster, gate: Gate) -> None:
+    script = f"echo first; {gate.wait}; echo last"
     with cluster.begin("run", "--", "sh", "-c", script) as process:
         assert first_line(process) == b"first\n"
         assert process.poll() is None
-        go_on.touch()
+        gate.open()
         out, err = process.communicate(timeout=CALL_S_MAX)
     assert (process.returncode, out, err) == (0, b"last\n", b"")
 
@@ -209,9 +209,8 @@ def test_what_a_task_says_at_the_end_is_still_printed(cluster: Cluster) -> None:
     assert process.returncode == 130
 
 
-def test_a_second_ctrl_c_leaves_the_job_alone(cluster: Cluster, tmp_path: Path) -> None:
-    go_on = tmp_path / "go-on"
-    patient = f"until test -e {go_on}; do sleep 0.02; done; exit 0"
+def test_a_second_ctrl_c_leaves_the_job_alone(cluster: Cluster, gate: Gate) -> None:
+    patient = f"{gate.wait}; exit 0"
     with running(cluster, f"trap '{patient}' TERM; echo up; {patient}") as process:
         assert process.stderr is not None
         process.send_signal(signal.SIGINT)
@@ -221,7 +220,7 @@ def test_a_second_ctrl_c_leaves_the_job_alone(cluster: Cluster, tmp_path: Path) 
         assert b"leaving job" in process.stderr.read()
     job = newest(cluster)
     assert job["state"] == "JOB_STATE_RUNNING"
-    go_on.touch()
+    gate.open()
     cluster("wait", str(job["id"]))
     assert newest(cluster)["state"] == "JOB_STATE_CANCELLED"
 

@@ -5,11 +5,11 @@ import pty
 import signal
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import CALL_S_MAX, ROTA, Cluster
+from tests.support.files import Gate
 
 
 class Terminal:
@@ -69,13 +69,12 @@ def test_waiting_shows_a_bar(cluster: Cluster) -> None:
     assert "10/10" in seen
 
 
-def test_a_job_that_has_to_wait_says_why(cluster: Cluster, tmp_path: Path) -> None:
-    go_on = tmp_path / "go-on"
-    first = cluster.submit("--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done")
+def test_a_job_that_has_to_wait_says_why(cluster: Cluster, gate: Gate) -> None:
+    first = cluster.submit("--", "sh", "-c", f"{gate.wait}")
     terminal = Terminal(cluster, "run", "--after", first, "--", "echo", "hello")
     seen = terminal.read_until(lambda seen: b"waits" in seen)
     assert f"waits for job {first} to succeed" in seen
-    go_on.touch()
+    gate.open()
     code, seen = terminal.end()
     assert code == 0
     assert seen.splitlines()[-1] == "hello"
@@ -85,9 +84,8 @@ def test_a_run_prints_nothing_of_its_own(cluster: Cluster) -> None:
     assert Terminal(cluster, "run", "--", "echo", "hello").end() == (0, "hello\n")
 
 
-def test_ctrl_c_while_waiting_leaves_the_job_alone(cluster: Cluster, tmp_path: Path) -> None:
-    go_on = tmp_path / "go-on"
-    number = cluster.submit("--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done")
+def test_ctrl_c_while_waiting_leaves_the_job_alone(cluster: Cluster, gate: Gate) -> None:
+    number = cluster.submit("--", "sh", "-c", f"{gate.wait}")
     terminal = Terminal(cluster, "wait", number)
     terminal.read_until(lambda seen: b"running" in seen)
     terminal.process.send_signal(signal.SIGINT)
@@ -95,5 +93,5 @@ def test_ctrl_c_while_waiting_leaves_the_job_alone(cluster: Cluster, tmp_path: P
     assert code == 130
     assert "rota: no longer waiting; the jobs go on" in seen
     assert "Traceback" not in seen
-    go_on.touch()
+    gate.open()
     cluster.ok("wait", number)

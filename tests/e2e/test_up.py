@@ -4,13 +4,14 @@ import json
 import os
 import pty
 import re
-import select
 import shutil
 import signal
 import socket
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,25 +23,8 @@ from rota.client.context import load_context
 from rota.client.errors import Unreachable
 from rota.controller.audit import FILE_BYTES_MAX
 from tests.e2e.conftest import CALL_S_MAX, ROTA, Cluster, processes_of
-from tests.e2e.waiting import wait_until
-
-
-def ended(pid: int) -> None:
-    """Returns once a process has ended."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    with os.fdopen(descriptor):
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        assert poll.poll(CALL_S_MAX * 1000), pid
-
-
-def kill(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-    ended(pid)
-
+from tests.support.files import Gate, until, until_there
+from tests.support.processes import kill, until_gone
 
 # ---------------------------------------------------------------- up and down
 
@@ -84,26 +68,22 @@ def test_the_home_is_for_its_owner_alone(new_home: Cluster) -> None:
         assert stat.S_IMODE((new_home.home / secret).stat().st_mode) == 0o600, secret
 
 
-def test_down_says_how_many_tasks_ran_and_they_run_again(new_home: Cluster, tmp_path: Path) -> None:
+def test_down_says_how_many_tasks_ran_and_they_run_again(
+    new_home: Cluster, tmp_path: Path, gate: Gate
+) -> None:
     new_home.ok("up", "--detach", "--cpu", "4")
-    script = (
-        f"echo x >> {tmp_path}/started-$ROTA_TASK_INDEX; until test -e {tmp_path}/go-on; do sleep 0.02; done"
-    )
+    script = f"echo x >> {tmp_path}/started-$ROTA_TASK_INDEX; {gate.wait}"
     number = new_home.submit("--array", "0-2", "--", "sh", "-c", script)
-    until = time.monotonic() + CALL_S_MAX
-    while len(list(tmp_path.glob("started-*"))) < 3:
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    until_there(*(tmp_path / f"started-{index}" for index in range(3)))
     pids = [new_home.pid(name) for name in ("controller", "agent-0", "link-0")]
     said = new_home.ok("down")
     assert said == (
         "stopped 1 agent and the controller; 3 tasks were running and start again at the next 'rota up'\n"
     )
-    for pid in pids:
-        ended(pid)
+    until_gone(*pids)
     assert processes_of(new_home.home) == []
     assert [file.name for file in (new_home.home / "run").iterdir()] == ["lock"]
-    (tmp_path / "go-on").touch()
+    gate.open()
     new_home.ok("up", "--detach")
     new_home.ok("wait", number)
     task = new_home.json("show", f"{number}/1")
@@ -188,13 +168,12 @@ def test_a_closed_terminal_is_down_and_quit_leaves_it_running(new_home: Cluster)
 
 def test_once_more_ctrl_c_ends_the_patience_of_down(new_home: Cluster, tmp_path: Path) -> None:
     new_home.ok("up", "--detach")
-    script = (
-        f"trap 'echo asked >> {tmp_path}/asked' TERM; touch {tmp_path}/ready; while :; do sleep 0.05; done"
-    )
+    trap = f"trap 'echo asked >> {tmp_path}/asked' TERM"
+    script = f"{trap}; touch {tmp_path}/ready; while :; do sleep 1000 & wait; done"
     new_home.submit("--grace", "1h", "--", "sh", "-c", script)
-    wait_until((tmp_path / "ready").exists, "the task runs")
+    until_there(tmp_path / "ready")
     with new_home.begin("down", "--timeout", "1h") as process:
-        wait_until((tmp_path / "asked").exists, "the task was asked to end")
+        until_there(tmp_path / "asked")
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=CALL_S_MAX)
     assert process.returncode == 0
@@ -246,10 +225,14 @@ def test_logs_do_not_grow_for_ever(new_home: Cluster) -> None:
     for number in range(1, 10):
         audit.with_name(f"audit.log.{number}").write_text(f"{number}")
     kill(new_home.pid("link-0"))
-    wait_until(lambda: old.exists() and log.stat().st_size < LOG_BYTES_MAX, "room was made")
+    until(
+        lambda: old.exists() and log.exists() and log.stat().st_size < LOG_BYTES_MAX,
+        "no room was made",
+        log.parent,
+    )
     assert old.read_text().rstrip().endswith("died")
     kill(new_home.pid("link-0"))
-    wait_until(lambda: "died" in log.read_text(), "it was written on")
+    until(lambda: "died" in log.read_text(), "it was not written on", log.parent)
     new_home.ok("token", "create")
     assert [path.name for path in sorted(new_home.home.glob("audit.log*"))] == [
         "audit.log",
@@ -335,9 +318,26 @@ def test_a_full_disk_is_said_in_a_line(new_home: Cluster) -> None:
 # ---------------------------------------------------------------- by hand, and over several machines
 
 
+@contextmanager
+def controller_as_of_systemd(cluster: Cluster) -> "Iterator[subprocess.Popen[bytes]]":
+    """A controller that has said that it is ready, as it says it to systemd."""
+    path = cluster.place / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(path))
+        listener.settimeout(CALL_S_MAX)
+        with subprocess.Popen(
+            [*ROTA, "controller", "--listen", "127.0.0.1:0"],
+            env={**cluster.environment, "NOTIFY_SOCKET": str(path)},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as controller:
+            assert listener.recv(100) == b"READY=1"
+            yield controller
+
+
 def test_a_controller_and_an_agent_by_hand(new_home: Cluster) -> None:
-    with new_home.begin("controller", "--listen", "127.0.0.1:0", stderr=subprocess.DEVNULL) as controller:
-        _until_context(new_home)
+    with controller_as_of_systemd(new_home) as controller:
+        assert new_home("cluster", "info").returncode == 0
         secret = new_home.ok("token", "create", "--uses", "1").strip()
         join = re.search(r'"join": (\d+)', (new_home.home / "ports.json").read_text())
         assert join is not None
@@ -373,29 +373,6 @@ def test_a_controller_and_an_agent_by_hand(new_home: Cluster) -> None:
             assert agent.wait(CALL_S_MAX) == 0
         controller.send_signal(signal.SIGQUIT)
         assert controller.wait(CALL_S_MAX) == 0
-
-
-def test_a_controller_tells_systemd_that_it_is_ready(new_home: Cluster) -> None:
-    path = new_home.place / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(path))
-        listener.settimeout(CALL_S_MAX)
-        environment = {**new_home.environment, "NOTIFY_SOCKET": str(path)}
-        with subprocess.Popen(
-            [*ROTA, "controller"], env=environment, stderr=subprocess.DEVNULL
-        ) as controller:
-            assert listener.recv(100) == b"READY=1"
-            assert new_home("cluster", "info").returncode == 0
-            controller.terminate()
-            assert controller.wait(CALL_S_MAX) == 0
-
-
-def _until_context(home: Cluster) -> None:
-    """Returns once a controller that was just started serves."""
-    until = time.monotonic() + CALL_S_MAX
-    while home("cluster", "info").returncode:
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -443,7 +420,7 @@ def test_a_node_that_was_removed_can_join_again(new_home: Cluster) -> None:
     (node,) = new_home.json("node", "ls")["nodes"]
     agent = new_home.pid("agent-0")
     new_home.ok("node", "rm", "--force", node["name"])
-    ended(agent)
+    until_gone(agent)
     done = new_home("up", "--detach")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -484,37 +461,37 @@ def test_what_an_agent_declares_is_checked(cluster: Cluster) -> None:
 
 def test_a_run_survives_controller_and_link(new_home: Cluster, tmp_path: Path) -> None:
     new_home.ok("up", "--detach")
-    script = f"for i in 1 2 3; do echo $i; until test -e {tmp_path}/$i; do sleep 0.02; done; done; exit 5"
-    with new_home.begin("run", "--", "sh", "-c", script) as process:
+    with ExitStack() as stack:
+        first, second, third = (stack.enter_context(Gate(tmp_path / name)) for name in "abc")
+        script = f"echo 1; {first.wait}; echo 2; {second.wait}; echo 3; {third.wait}; exit 5"
+        process = stack.enter_context(new_home.begin("run", "--", "sh", "-c", script))
         assert process.stdout is not None
         assert process.stdout.readline() == b"1\n"
         kill(new_home.pid("controller"))
-        (tmp_path / "1").touch()
+        first.open()
         new_home.ok("up", "--detach")
         assert process.stdout.readline() == b"2\n"
         kill(new_home.pid("link-0"))
-        (tmp_path / "2").touch()
+        second.open()
         assert process.stdout.readline() == b"3\n"
-        (tmp_path / "3").touch()
+        third.open()
         out, _ = process.communicate(timeout=CALL_S_MAX)
     assert (process.returncode, out) == (5, b"")
 
 
-def test_up_starts_an_agent_that_was_killed_and_its_task_runs_again(
-    new_home: Cluster, tmp_path: Path
-) -> None:
+def test_up_starts_an_agent_that_was_killed_and_its_task_runs_again(new_home: Cluster, gate: Gate) -> None:
     new_home.ok("up", "--detach")
-    script = f"echo $ROTA_ATTEMPT; until test -e {tmp_path}/go-on; do sleep 0.02; done"
+    script = f"echo $ROTA_ATTEMPT; {gate.wait}"
     with new_home.begin("run", "--", "sh", "-c", script) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"1\n"
         link = new_home.pid("link-0")
         kill(new_home.pid("agent-0"))
-        ended(link)
+        until_gone(link)
         assert not [
             pid for pid in _all_pids() if script.encode() in _cmdline(pid)[:-1] and pid != process.pid
         ]
-        (tmp_path / "go-on").touch()
+        gate.open()
         new_home.ok("up", "--detach")
         out, _ = process.communicate(timeout=CALL_S_MAX)
     assert (process.returncode, out) == (0, b"2\n")

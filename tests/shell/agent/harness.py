@@ -2,12 +2,10 @@
 
 import contextlib
 import os
-import selectors
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -38,8 +36,8 @@ from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
 from rota.core.node.entries import Entry
 from rota.core.node.indices import each
+from tests.support.files import WAIT_S_MAX
 
-WAIT_S_MAX = 30.0
 SHAPE = Resources(cpu=1000)
 # Runs a command where no cgroup2 is mounted.
 WITHOUT_CGROUPS = (
@@ -54,15 +52,6 @@ U = TypeVar("U")
 
 _FROM_LINK: Codec[FromLink] = Codec(FromLink)
 _TO_LINK: Codec[ToLink] = Codec(ToLink)
-
-
-def until(found: Callable[[], U | None], what: str, wait_s: float = WAIT_S_MAX) -> U:
-    """What a look at the world gives in the end. For what no descriptor tells."""
-    deadline_s = time.monotonic() + wait_s
-    while not (seen := found()):
-        assert time.monotonic() < deadline_s, what
-        time.sleep(0.005)
-    return seen
 
 
 class Agent:
@@ -331,41 +320,3 @@ def agent(
         yield made
     finally:
         made.close()
-
-
-def state(pid: int) -> str:
-    """A process's state, as /proc has it in one letter; X where there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return "X"
-    return stat[stat.rindex(")") + 2]
-
-
-def freeze(pid: int) -> None:
-    """Stops a process, and waits until it has stopped."""
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: state(pid) == "T", f"process {pid} goes on")
-
-
-def alive(pid: int) -> bool:
-    """Whether a process lives (a zombie does not)."""
-    return state(pid) not in "ZX"
-
-
-def gone(pids: list[int], wait_s: float = WAIT_S_MAX) -> None:
-    """Waits until these processes are gone."""
-    selector = selectors.DefaultSelector()
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            selector.register(os.pidfd_open(pid), selectors.EVENT_READ)
-    deadline_s = time.monotonic() + wait_s
-    try:
-        while selector.get_map():
-            left_s = deadline_s - time.monotonic()
-            assert left_s > 0, [pid for pid in pids if alive(pid)]
-            for key, _ in selector.select(left_s):
-                selector.unregister(key.fileobj)
-                os.close(key.fd)
-    finally:
-        selector.close()

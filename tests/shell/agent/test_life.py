@@ -14,13 +14,11 @@ from rota.agent.link_frames import End as EndStream
 from rota.core.model.protocol import Goodbye, Hello, Holding, Refused
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, OnNodeLoss
-from tests.shell.agent.harness import WAIT_S_MAX, Agent, agent, alive, gone, until
+from tests.shell.agent.harness import Agent, agent
+from tests.support.files import WAIT_S_MAX, Gate, until, until_there, words
+from tests.support.processes import alive, until_gone
 
 SLEEP = JobSpec(command=("sleep", "1000"))
-
-
-def _wait_for(name: Path) -> JobSpec:
-    return JobSpec(command=("sh", "-c", f"while ! [ -e {name} ]; do sleep 0.02; done"))
 
 
 def _main(node: Agent) -> int:
@@ -33,9 +31,9 @@ def _main(node: Agent) -> int:
 
 def test_asked_to_end_it_stops_its_tasks_says_so_and_leaves(tmp_path: Path) -> None:
     with agent(tmp_path / "home") as node:
-        script = f'trap "echo term; exit 3" TERM; touch {tmp_path}/up; while :; do sleep 0.02; done'
+        script = f'trap "echo term; exit 3" TERM; touch {tmp_path}/up-{{index}}; sleep 1000 & wait'
         node.grant(JobSpec(command=("sh", "-c", script)), ((0, 9),))
-        until((tmp_path / "up").exists, "it did not start")
+        until_there(tmp_path / "up-0", tmp_path / "up-1")
         node.until(lambda: len(node.started) == 2)
         assert node.end() == 0
         assert {ended.cause for ended in node.ended.values()} == {Cause.PREEMPTED}
@@ -57,9 +55,9 @@ def test_asked_to_end_it_stops_its_tasks_says_so_and_leaves(tmp_path: Path) -> N
 @pytest.mark.parametrize("last", [signal.SIGINT, signal.SIGQUIT])
 def test_ctrl_c_twice_does_not_wait_for_the_grace(last: signal.Signals, tmp_path: Path) -> None:
     with agent(tmp_path / "home", "--grace-ms", "600000") as node:
-        script = f'trap "" TERM; touch {tmp_path}/up; while :; do sleep 0.02; done'
+        script = f'trap "" TERM; touch {tmp_path}/up-{{index}}; sleep 1000'
         node.grant(JobSpec(command=("sh", "-c", script)), ((0, 9),))
-        until((tmp_path / "up").exists, "it did not start")
+        until_there(tmp_path / "up-0", tmp_path / "up-1")
         node.until(lambda: len(node.started) == 2)
         pid = _main(node)
         assert node.process is not None
@@ -117,16 +115,16 @@ def test_two_agents_on_one_home_are_one_too_many(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- deaths
 
 
-def test_a_dead_link_harms_nothing(tmp_path: Path) -> None:
+def test_a_dead_link_harms_nothing(tmp_path: Path, gate: Gate) -> None:
     with agent(tmp_path / "home") as node:
-        node.grant(_wait_for(tmp_path / "go"))
+        node.grant(JobSpec(command=gate.argv))
         node.until(lambda: (10, 0) in node.started)
         link = int((node.home / "link.pid").read_text())
         os.kill(link, signal.SIGKILL)
         node.accept()
         assert int((node.home / "link.pid").read_text()) != link
         node.connect()
-        (tmp_path / "go").touch()
+        gate.open()
         node.until(lambda: (10, 0) in node.succeeded)
 
 
@@ -134,13 +132,9 @@ def test_tasks_go_on_without_a_stream_and_are_told_of_later(tmp_path: Path) -> N
     with agent(tmp_path / "home") as node:
         node.grant(JobSpec(command=("sh", "-c", f"echo {{index}} >> {tmp_path}/ran")), ((0, 19),))
         node.hang_up()
-        until(lambda: len(_lines(tmp_path / "ran")) == 20, "they did not run")
+        until(lambda: len(words(tmp_path / "ran")) == 20, "they did not run", tmp_path)
         node.connect()
         node.until(lambda: len(node.succeeded) == 20)
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text().split() if file.exists() else []
 
 
 def test_killed_at_random_every_task_has_one_end_and_none_runs_twice(tmp_path: Path) -> None:
@@ -162,7 +156,7 @@ def test_killed_at_random_every_task_has_one_end_and_none_runs_twice(tmp_path: P
             node.connect()
         node.until_ended(count)
         assert {ended.cause for ended in node.ended.values()} <= {Cause.AGENT_ERROR}
-        ran = _lines(tmp_path / "ran")
+        ran = words(tmp_path / "ran")
         assert len(ran) == len(set(ran)), "a task ran twice"
         assert {str(index) for _, index in node.succeeded} <= set(ran), "a success that did not run"
         started = {str(ended.index) for ended in node.ended.values() if ended.started}
@@ -171,9 +165,9 @@ def test_killed_at_random_every_task_has_one_end_and_none_runs_twice(tmp_path: P
         assert len(started) <= 2 * 5
 
 
-def test_fenced_work_ends_when_contact_has_run_out(tmp_path: Path) -> None:
+def test_fenced_work_ends_when_contact_has_run_out(tmp_path: Path, gate: Gate) -> None:
     with agent(tmp_path / "home") as node:
-        node.grant(_wait_for(tmp_path / "go"), allocation=9)
+        node.grant(JobSpec(command=gate.argv), allocation=9)
         node.until(lambda: (9, 0) in node.started)
         node.lost_after_ms = 1_500
         node.hang_up()
@@ -186,26 +180,26 @@ def test_fenced_work_ends_when_contact_has_run_out(tmp_path: Path) -> None:
         node.until(lambda: (11, 0) in node.started)
         pid = _main(node)
         node.hang_up()
-        gone([pid], 10)
+        until_gone(pid, wait_s=10)
         node.connect()
         node.until(lambda: (11, 0) in node.ended)
         assert node.ended[11, 0].cause == Cause.NODE_LOST
         node.until(lambda: {(11, index) for index in range(1, 6)} <= node.dropped)
-        (tmp_path / "go").touch()
+        gate.open()
         node.until(lambda: (9, 0) in node.succeeded)
 
 
 # ---------------------------------------------------------------- a full disk
 
 
-def test_a_journal_that_cannot_be_written_loses_no_end(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_written_loses_no_end(tmp_path: Path, gate: Gate) -> None:
     with agent(tmp_path / "home") as node:
-        node.grant(_wait_for(tmp_path / "go"), ((0, 3),))
+        node.grant(JobSpec(command=gate.argv), ((0, 3),))
         node.until(lambda: len(node.started) == 2)
         (segment,) = (node.home / "journal").glob("*.log")
         unlimited = resource.RLIM_INFINITY
         resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (segment.stat().st_size, unlimited))
-        (tmp_path / "go").touch()
+        gate.open()
         node.until(lambda: [one for one in node.told if isinstance(one, EndStream)])
         assert "the journal cannot be written: File too large" in str(node.told[-1])
         # It takes no stream, and nothing more starts.
@@ -214,7 +208,11 @@ def test_a_journal_that_cannot_be_written_loses_no_end(tmp_path: Path) -> None:
         assert not node.succeeded
         assert not [said for said in node.said[-1:] if isinstance(said, Hello)]
         resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
-        until(lambda: len([1 for entry in node.entries() if hasattr(entry, "ended")]) >= 2, "not written")
+
+        def ends() -> bool:
+            return len([entry for entry in node.entries() if hasattr(entry, "ended")]) >= 2
+
+        until(ends, "the ends are not written", node.home / "journal")
         node.connect()
         node.until(lambda: len(node.succeeded) + len(node.ended) == 4)
         # Those that were about to be started, too: as never started.
@@ -222,15 +220,15 @@ def test_a_journal_that_cannot_be_written_loses_no_end(tmp_path: Path) -> None:
         assert {ended.started for ended in node.ended.values()} <= {False}
 
 
-def test_killed_while_the_journal_is_full_it_says_agent_error(tmp_path: Path) -> None:
+def test_killed_while_the_journal_is_full_it_says_agent_error(tmp_path: Path, gate: Gate) -> None:
     with agent(tmp_path / "home") as node:
-        node.grant(_wait_for(tmp_path / "go"), ((0, 1),))
+        node.grant(JobSpec(command=gate.argv), ((0, 1),))
         node.until(lambda: len(node.started) == 2)
         (segment,) = (node.home / "journal").glob("*.log")
         resource.prlimit(
             node.pid, resource.RLIMIT_FSIZE, (segment.stat().st_size + 7, resource.RLIM_INFINITY)
         )
-        (tmp_path / "go").touch()
+        gate.open()
         node.until(lambda: [one for one in node.told if isinstance(one, EndStream)])
         node.kill()
         node.restart()

@@ -11,7 +11,8 @@ from rota.agent import output
 from rota.agent.output import Piece, Reader
 from rota.core.model.protocol import Forget, ReadOutput
 from rota.core.model.spec import JobSpec
-from tests.shell.agent.harness import agent, until
+from tests.shell.agent.harness import agent
+from tests.support.files import Gate, until, until_there
 
 
 def _read_all(reader: Reader, count_max: int = 1_000) -> list[Piece]:
@@ -121,19 +122,21 @@ def test_a_task_that_has_written_too_much_in_no_time_is_cut_at_its_end(tmp_path:
         assert sum(file.stat().st_blocks * 512 for file in files) < output.ATTEMPT_BYTES_MAX + 100_000
 
 
-def test_a_task_that_writes_without_end_is_held_to_the_limit(tmp_path: Path) -> None:
+def test_a_task_that_writes_without_end_is_held_to_the_limit(tmp_path: Path, gate: Gate) -> None:
     code = (
-        "import os, sys, time\n"
+        "import os, subprocess, sys\n"
         "for i in range(160): os.write(1, b'%015d\\n' % i * 62500)\n"
         "open(sys.argv[1], 'w').close()\n"
-        "while os.fstat(1).st_blocks * 512 > 105_000_000: time.sleep(0.02)\n"
+        "subprocess.run(sys.argv[2:])\n"
         "print('end', flush=True)\n"
     )
     with agent(tmp_path / "home") as node:
-        node.grant(JobSpec(command=(sys.executable, "-c", code, str(tmp_path / "written"))))
-        until((tmp_path / "written").exists, "it wrote nothing")
-        node.until(lambda: (10, 0) in node.succeeded)
+        node.grant(JobSpec(command=(sys.executable, "-c", code, str(tmp_path / "written"), *gate.argv)))
+        until_there(tmp_path / "written")
         file = output.path(node.home, 10, 10, 0, 1, 1)
+        until(lambda: file.stat().st_blocks * 512 < 105_000_000, "it keeps everything", file.parent)
+        gate.open()
+        node.until(lambda: (10, 0) in node.succeeded)
         assert file.stat().st_size == 160_000_004
         with file.open("rb") as read:
             read.seek(-4, os.SEEK_END)
@@ -157,5 +160,6 @@ def test_readers_are_told_of_the_end_and_forgotten_output_is_deleted(tmp_path: P
         node.down(read)
         node.until(lambda: SendOutput(read, False) in node.told)
         node.down(Forget((10, 11)))
-        until(lambda: not (node.home / "out" / "10").exists(), "it was not deleted")
-        until(lambda: not list((node.home / "trash").iterdir()), "it is still in the trash")
+        until(lambda: not (node.home / "out" / "10").exists(), "it was not deleted", node.home / "out")
+        trash = node.home / "trash"
+        until(lambda: not list(trash.iterdir()), "it is still in the trash", trash)

@@ -14,7 +14,8 @@ from rota.agent.spawn_frames import FromSpawner, Kill, Launch, Prepare, Setup, T
 from rota.core.model.resources import Resources
 from rota.core.model.states import Cause
 from rota.core.node.inputs import Exited, Spawned, SpawnFailed
-from tests.shell.agent.harness import WAIT_S_MAX, alive, gone
+from tests.support.files import WAIT_S_MAX
+from tests.support.processes import alive, until_gone
 
 
 class Conversation:
@@ -93,7 +94,7 @@ def test_a_signal_after_the_end_is_no_signal(spawner: Conversation) -> None:
     spawner.say(prepare("true"), launch(0))
     born = spawner.hear()
     assert isinstance(born, Spawned)
-    gone([born.pid])
+    until_gone(born.pid)
     spawner.say(Kill((10, 0, 1), 15, True), Kill((10, 99, 1), 9, True))
     ended = spawner.hear()
     assert isinstance(ended, Exited)
@@ -107,17 +108,17 @@ def test_a_signal_after_the_end_is_no_signal(spawner: Conversation) -> None:
 
 
 def test_without_a_supervisor_it_ends_its_tasks_and_itself(spawner: Conversation) -> None:
-    spawner.say(prepare("sh", "-c", "trap '' TERM; while :; do sleep 1; done"), launch(0))
+    spawner.say(prepare("sh", "-c", "trap '' TERM; sleep 1000"), launch(0))
     born = spawner.hear()
     assert isinstance(born, Spawned)
     spawner.end.close()
-    gone([born.pid, spawner.pid])
+    until_gone(born.pid, spawner.pid)
     assert spawner.mother.poll() is None
 
 
 def test_what_makes_no_sense_ends_it(spawner: Conversation) -> None:
     spawner.end.sendall(frame(b"[99]"))
-    gone([spawner.pid])
+    until_gone(spawner.pid)
     assert spawner.mother.poll() is None
 
 

@@ -16,7 +16,8 @@ from rota.core.model.protocol import Ended, Forget, Input, Stop
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, StopReason
-from tests.shell.agent.harness import Agent, agent, until
+from tests.shell.agent.harness import Agent, agent
+from tests.support.files import until
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 NOBODY = "nobody"
@@ -62,7 +63,8 @@ def test_what_was_used_is_told(node: Agent) -> None:
 
 
 def test_a_time_limit(node: Agent) -> None:
-    script = 'trap "echo warned" USR1; trap "echo term; exit 9" TERM; echo up; while :; do sleep 0.02; done'
+    traps = 'trap "echo warned" USR1; trap "echo term; exit 9" TERM'
+    script = f"{traps}; echo up; while :; do sleep 1000 & wait; done"
     spec = JobSpec(command=("sh", "-c", script), time_limit=700, signal="USR1@400ms", grace=5_000)
     ended = _failed(node, spec)
     assert (ended.cause, ended.code) == (Cause.TIME_LIMIT, 9)
@@ -169,7 +171,8 @@ def test_a_script_runs_by_its_first_line(node: Agent) -> None:
     assert node.run(JobSpec(name="count.sh", script='basename "$0"'), allocation=12) is None
     assert node.output(12) == "count.sh\n"
     node.down(Forget((12,)))
-    until(lambda: not (node.home / "scripts" / "12.1").exists(), "it was not deleted")
+    scripts = node.home / "scripts"
+    until(lambda: not (scripts / "12.1").exists(), "it was not deleted", scripts)
 
 
 def test_a_path_is_one_more_argument(node: Agent, tmp_path: Path) -> None:

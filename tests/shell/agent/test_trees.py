@@ -10,15 +10,18 @@ import pytest
 from rota.core.model.protocol import Stop
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, StopReason
-from tests.shell.agent.harness import Agent, agent, alive, freeze, gone, until
+from tests.shell.agent.harness import Agent, agent
+from tests.support.files import until_there
+from tests.support.processes import alive, freeze, kill, until_gone
 
-# Writes its pid to the file named by its first argument, then does what the second says.
+# Its children hide in every way, write their pids to files in a folder, and say so in a pipe.
 HIDE = """
 import os, signal, sys, time
 def note(name):
     with open(name + ".new", "w") as file:
         file.write(str(os.getpid()))
     os.rename(name + ".new", name)
+    os.write(ready, b".")
 def child(name, *how):
     if os.fork() == 0:
         for one in how:
@@ -32,11 +35,17 @@ def twice():
 def deaf():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 def bare():
-    if os.environ:
-        name = sys.argv[1] + "/bare"
-        code = "import os,time;f=open(%r,'w');f.write(str(os.getpid()));f.close();time.sleep(1000)" % name
-        os.execve(sys.executable, [sys.executable, "-S", "-c", code], {})
+    code = "import os, sys, time; new = sys.argv[1] + '.new'; file = open(new, 'w'); "
+    code += "file.write(str(os.getpid())); file.close(); os.rename(new, sys.argv[1]); "
+    code += "os.write(int(sys.argv[2]), b'.'); time.sleep(1000)"
+    os.set_inheritable(ready, True)
+    os.execve(sys.executable, [sys.executable, "-S", "-c", code, folder + "/bare", str(ready)], {})
+def until_all_are_there():
+    said = b""
+    while len(said) < 5:
+        said += os.read(hear, 5)
 folder = sys.argv[1]
+hear, ready = os.pipe()
 child(folder + "/plain")
 child(folder + "/session", os.setsid)
 child(folder + "/daemon", os.setsid, twice, os.setsid)
@@ -58,13 +67,8 @@ def _hide(folder: Path, then: str) -> JobSpec:
 
 
 def _pids(folder: Path) -> list[int]:
-    def read() -> list[int] | None:
-        try:
-            return [int((folder / name).read_text()) for name in NAMES]
-        except (FileNotFoundError, ValueError):
-            return None
-
-    return until(read, "the children did not come")
+    until_there(*(folder / name for name in NAMES))
+    return [int((folder / name).read_text()) for name in NAMES]
 
 
 def test_a_stop_ends_children_that_hide(node: Agent, tmp_path: Path) -> None:
@@ -79,9 +83,7 @@ def test_a_stop_ends_children_that_hide(node: Agent, tmp_path: Path) -> None:
 
 
 def test_what_the_main_process_leaves_is_killed(node: Agent, tmp_path: Path) -> None:
-    there = f"all(os.path.exists(folder + '/' + name) for name in {NAMES!r})"
-    wait = f"while not {there}: time.sleep(0.01)\nsys.exit(3)"
-    node.grant(_hide(tmp_path, wait))
+    node.grant(_hide(tmp_path, "until_all_are_there()\nsys.exit(3)"))
     ended = node.until(lambda: node.ended.get((10, 0)))
     assert (ended.cause, ended.code) == (Cause.EXIT, 3)
     assert not any(map(alive, _pids(tmp_path)))
@@ -97,9 +99,9 @@ def test_attempts_side_by_side_do_not_end_each_other(node: Agent, tmp_path: Path
 
 
 def test_term_comes_first_and_an_end_in_time_is_its_own(node: Agent, tmp_path: Path) -> None:
-    script = 'trap "echo bye; exit 7" TERM; echo ready; touch "$0.ready"; while :; do sleep 0.05; done'
+    script = 'trap "echo bye; exit 7" TERM; echo ready; touch "$0.ready"; sleep 1000 & wait'
     node.grant(JobSpec(command=("sh", "-c", script, str(tmp_path / "x"))))
-    until((tmp_path / "x.ready").exists, "it did not start")
+    until_there(tmp_path / "x.ready")
     node.down(Stop(10, 1, (), StopReason.CANCEL, 60_000))
     ended = node.until(lambda: node.ended.get((10, 0)))
     assert (ended.cause, ended.code) == (Cause.STOPPED, 7)
@@ -126,8 +128,7 @@ def test_a_dead_mother_is_replaced(node: Agent, tmp_path: Path) -> None:
     spawner = _parent(main)
     mother = _parent(spawner)
     assert _parent(mother) == node.pid
-    os.kill(mother, signal.SIGKILL)
-    gone([mother])
+    kill(mother)
     assert node.run(JobSpec(command=("true",)), allocation=11) is None
     assert all(map(alive, [main, *pids])), "the attempt goes on"
     os.kill(spawner, signal.SIGKILL)
@@ -146,7 +147,7 @@ def test_a_dead_supervisor_takes_everything_with_it(tmp_path: Path, way: tuple[s
         link = int((tmp_path / "home" / "link.pid").read_text())
         spawner = _parent(main)
         node.kill()
-        gone([link, spawner, main, *pids])
+        until_gone(link, spawner, main, *pids)
         node.restart()
         node.connect()
         ended = node.until(lambda: node.ended.get((10, 0)))

@@ -4,19 +4,19 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from rota.controller.loop import Clock
+from rota.controller.loop import Clock, Loop, News
 from rota.controller.server import ArchivingStore, Controller
 from rota.core.cluster.inputs import PutUser
 from rota.core.cluster.records import UserConfig
@@ -35,6 +35,7 @@ from rota.wire.gen.v1 import (
 
 NAME = (("grpc.ssl_target_name_override", "controller.rota"),)
 WAIT_S_MAX = 20.0
+P = ParamSpec("P")
 
 
 def boot_ms() -> int:
@@ -212,6 +213,37 @@ async def running(
         for channel in run.channels:
             await channel.close()
         await controller.stop(0.5)
+
+
+class Audience:
+    """Who waits for news of a loop; made before they come."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._present: set[News] = set()
+        self._changed = asyncio.Event()
+        loop.watch_job = self._counted(loop.watch_job)  # type: ignore[method-assign]
+        loop.watch_events = self._counted(loop.watch_events)  # type: ignore[method-assign]
+
+    def _counted(self, watch: Callable[P, AbstractContextManager[News]]) -> Callable[P, Any]:
+        @contextmanager
+        def counted(*arguments: P.args, **named: P.kwargs) -> Iterator[News]:
+            with watch(*arguments, **named) as news:
+                self._present.add(news)
+                self._changed.set()
+                try:
+                    yield news
+                finally:
+                    self._present.discard(news)
+                    self._changed.set()
+
+        return counted
+
+    async def until(self, count: int) -> None:
+        """Returns once there are so many."""
+        async with asyncio.timeout(WAIT_S_MAX):
+            while len(self._present) != count:
+                self._changed.clear()
+                await self._changed.wait()
 
 
 async def child(*arguments: str, stdin: bytes = b"") -> tuple[int, str]:

@@ -18,7 +18,7 @@ from rota.wire.gen.v1 import (
     link_pb2,
     node_pb2,
 )
-from tests.shell.controller.harness import Api, running
+from tests.shell.controller.harness import Api, Audience, running
 
 TRUE = job_pb2.JobSpec(command=["true"])
 
@@ -435,7 +435,7 @@ async def test_a_request_above_the_limit_is_not_read(tmp_path: Path) -> None:
 
 async def test_a_client_that_goes_away_leaves_nothing_behind(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
-        admin = run.admin()
+        admin, audience = run.admin(), Audience(run.controller.loop)
         await admin.jobs.SubmitJobs(submit())
         calls: list[Any] = [
             admin.jobs.WatchJob(job_service_pb2.WatchJobRequest(id=1)),
@@ -443,17 +443,18 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(tmp_path: Path) -> 
         ]
         for call in calls:
             await call.read()
+        await audience.until(len(calls))
+        for call in calls:
             call.cancel()
+        await audience.until(0)
         waiting = run.controller.loop._waiting
-        async with asyncio.timeout(20):
-            # The server hears of it from the network.
-            while waiting.job_watchers or waiting.event_watchers:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+        assert not waiting.job_watchers
+        assert not waiting.event_watchers
 
 
 async def test_those_who_watch_do_not_delay_the_controllers_end(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
-        admin = run.admin()
+        admin, audience = run.admin(), Audience(run.controller.loop)
         await admin.jobs.SubmitJobs(submit(job_pb2.JobSpec(command=["cat"], stdin=True)))
         input_: Any = admin.jobs.WriteInput()
         await input_.write(job_service_pb2.WriteInputRequest(job=1, data=b"x"))
@@ -465,9 +466,7 @@ async def test_those_who_watch_do_not_delay_the_controllers_end(tmp_path: Path) 
         ]
         for call in calls[:2]:
             await call.read()
-        async with asyncio.timeout(20):
-            while len(run.controller.loop._waiting.watchers()) < len(calls):  # noqa: ASYNC110
-                await asyncio.sleep(0)
+        await audience.until(len(calls))
         stopping = asyncio.create_task(run.controller.stop(60))
         async with asyncio.timeout(20):
             await stopping

@@ -1,7 +1,7 @@
 """The loop over stores that fail: nothing uncommitted is seen, nothing accepted is lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from rota.core.cluster.work import Work
 from rota.core.model.protocol import Heartbeat
 from rota.core.model.spec import JobSpec
 from rota.store.memory import MemoryStore
-from rota.store.port import Ambiguous, Changes, Fenced, Full, StoreError
+from rota.store.port import Ambiguous, Changes, Fenced, Full, Loaded, StoreError
 from tests.shell.controller.harness import CLOCK, wall_ms
 
 CLUSTER = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
@@ -32,9 +32,12 @@ class FlawedStore(MemoryStore):
         self.always: StoreError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
+        self.asked = asyncio.Event()
+        self.loaded = asyncio.Event()
         self.commits = 0
 
     async def commit(self, changes: Changes, fence: int) -> int:
+        self.asked.set()
         await self.gate.wait()
         if self.always is not None:
             raise self.always
@@ -46,6 +49,16 @@ class FlawedStore(MemoryStore):
             raise self.after.pop()
         return revision
 
+    async def load(self, prefix: str = "") -> Loaded:
+        found = await super().load(prefix)
+        self.loaded.set()
+        return found
+
+    def close_gate(self) -> None:
+        """From now on commits wait, and `asked` tells of the first."""
+        self.gate.clear()
+        self.asked.clear()
+
 
 @dataclass
 class Nodes:
@@ -54,6 +67,7 @@ class Nodes:
     orders: list[Order] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     kept_off: list[str] = field(default_factory=list)
+    kept_one_off: asyncio.Event = field(default_factory=asyncio.Event)
 
     def carry_out(self, order: Order) -> None:
         self.orders.append(order)
@@ -63,6 +77,7 @@ class Nodes:
 
     def keep_off(self, node: str) -> None:
         self.kept_off.append(node)
+        self.kept_one_off.set()
 
 
 @dataclass
@@ -70,6 +85,7 @@ class Leading:
     loop: Loop
     store: FlawedStore
     nodes: Nodes
+    led: asyncio.Event
 
     async def submit(self, key: str = "") -> tuple[int, ...]:
         answer = await self.loop.ask(
@@ -81,10 +97,11 @@ class Leading:
     async def jobs(self) -> list[int]:
         return await self.loop.read(lambda machine: list(machine.cluster.jobs))
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110 (it has no event; every round runs the loop)
-                await asyncio.sleep(0)
+    async def until_it_leads_again(self) -> None:
+        """To be called after it has failed."""
+        await self.led.wait()
+        self.led.clear()
+        assert self.loop.leading
 
 
 @asynccontextmanager
@@ -92,11 +109,12 @@ async def leading() -> AsyncIterator[Leading]:
     store, nodes = FlawedStore(), Nodes()
     loop = Loop(store, CLOCK, Settings(), CLUSTER)
     loop.connect(nodes)
-    ready = asyncio.Event()
-    run = asyncio.create_task(loop.run(ready.set))
-    await ready.wait()
+    led = asyncio.Event()
+    run = asyncio.create_task(loop.run(led.set))
+    await led.wait()
+    led.clear()
     try:
-        yield Leading(loop, store, nodes)
+        yield Leading(loop, store, nodes, led)
     finally:
         store.gate.set()
         store.always = None
@@ -113,9 +131,9 @@ async def test_a_new_store_becomes_a_cluster_once() -> None:
 
 async def test_a_read_waits_for_the_commit_and_never_sees_ahead_of_it() -> None:
     async with leading() as it:
-        it.store.gate.clear()
+        it.store.close_gate()
         submitted = asyncio.create_task(it.submit())
-        await it.until(lambda: it.loop._turning)
+        await it.store.asked.wait()
         read = asyncio.create_task(it.jobs())
         for _ in range(10):
             await asyncio.sleep(0)
@@ -128,9 +146,9 @@ async def test_a_read_waits_for_the_commit_and_never_sees_ahead_of_it() -> None:
 
 async def test_what_arrives_during_a_commit_is_taken_by_one_next_turn() -> None:
     async with leading() as it:
-        it.store.gate.clear()
+        it.store.close_gate()
         first = asyncio.create_task(it.submit())
-        await it.until(lambda: it.loop._turning)
+        await it.store.asked.wait()
         more = [asyncio.create_task(it.submit()) for _ in range(50)]
         await asyncio.sleep(0)
         before = it.store.commits
@@ -146,7 +164,7 @@ async def test_a_failed_commit_is_as_if_nothing_was_asked() -> None:
         with pytest.raises(Unavailable, match="the disk is gone"):
             await it.submit()
         assert it.nodes.closed, "streams end: the nodes come back and say what they hold"
-        await it.until(lambda: it.loop.leading)
+        await it.until_it_leads_again()
         assert await it.jobs() == [1]
         assert await it.submit() == (2,), "no number is lost or used twice"
         assert await it.loop.read(lambda machine: machine.cluster.commit.term) == 2
@@ -170,15 +188,16 @@ async def test_a_lost_answer_to_a_commit_that_did_not_happen_is_tried_again() ->
 async def test_while_the_disk_is_full_reads_go_on_and_changes_are_refused() -> None:
     async with leading() as it:
         await it.submit()
+        it.store.loaded.clear()
         it.store.always = Full("no space is left on the device")
         with pytest.raises(Unavailable, match="no space"):
             await it.submit()
-        await it.until(lambda: it.loop._machine is not None)
+        await it.store.loaded.wait()
         assert await it.jobs() == [1]
         with pytest.raises(Unavailable, match="no space"):
             await it.submit()
         it.store.always = None
-        await it.until(lambda: it.loop.leading)
+        await it.until_it_leads_again()
         assert await it.submit() == (2,)
 
 
@@ -193,7 +212,7 @@ async def test_another_leaders_commit_makes_this_one_begin_anew() -> None:
             await it.submit()
         other.stop()
         await run
-        await it.until(lambda: it.loop.leading)
+        await it.until_it_leads_again()
         assert await it.submit() == (1,)
         assert await it.loop.read(lambda machine: machine.cluster.commit.term) == 3
 
@@ -203,16 +222,16 @@ async def test_a_repeated_request_after_an_unknown_outcome_is_the_same_request()
         it.store.after.append(Fenced("the answer is lost for good"))
         with pytest.raises(Unavailable):
             await it.submit(key="k")
-        await it.until(lambda: it.loop.leading)
+        await it.until_it_leads_again()
         assert await it.submit(key="k") == (1,)
         assert await it.jobs() == [1]
 
 
 async def test_reads_and_answers_that_wait_are_told_when_the_store_fails() -> None:
     async with leading() as it:
-        it.store.gate.clear()
+        it.store.close_gate()
         asked = asyncio.create_task(it.submit())
-        await it.until(lambda: it.loop._turning)
+        await it.store.asked.wait()
         waiting = [asyncio.create_task(it.jobs()), asyncio.create_task(it.submit())]
         await asyncio.sleep(0)
         it.store.before.append(StoreError("broken"))
@@ -243,9 +262,9 @@ async def test_idle_it_takes_no_turn() -> None:
 
 async def test_the_inbox_has_a_limit_and_loses_nothing() -> None:
     async with leading() as it:
-        it.store.gate.clear()
+        it.store.close_gate()
         blocked = asyncio.create_task(it.submit())
-        await it.until(lambda: it.loop._turning)
+        await it.store.asked.wait()
         beats = [
             asyncio.create_task(it.loop.tell(FromNode("n", 1, Heartbeat(0, 0))))
             for _ in range(INBOX_COUNT_MAX + 10)
@@ -285,15 +304,16 @@ async def test_a_bug_in_the_machine_ends_one_request_and_not_the_controller(
         with pytest.raises(Unable, match="PutQueue"):
             await it.loop.ask(lambda ticket: PutQueue(ticket, "ann", "q", QueueConfig()))
         # Everybody else goes on, with what was committed.
-        await it.until(lambda: it.loop.leading)
+        await it.until_it_leads_again()
         assert await it.submit() == (2,)
         assert await it.loop.read(lambda machine: list(machine.cluster.queues)) == []
         assert not it.nodes.kept_off
 
         monkeypatch.setitem(step._HANDLERS, FromNode, broken)
         await it.loop.tell(FromNode("n", 1, Heartbeat(0, 0)))
-        await it.until(lambda: it.nodes.kept_off == ["n"])
-        await it.until(lambda: it.loop.leading)
+        await it.nodes.kept_one_off.wait()
+        assert it.nodes.kept_off == ["n"]
+        await it.until_it_leads_again()
         assert await it.submit() == (3,)
 
 
@@ -309,7 +329,8 @@ async def test_a_bug_in_what_follows_is_tried_again_and_ends_nothing(monkeypatch
         monkeypatch.setattr(placing, "place", broken)
         with pytest.raises(Unavailable):
             await it.submit()
-        await it.until(lambda: not failures and it.loop.leading)
+        await it.until_it_leads_again()
+        assert not failures
         assert await it.submit() == (1,)
 
 
