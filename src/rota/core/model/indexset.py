@@ -18,7 +18,7 @@ INDEX_MAX = 2**32 - 2
 SEGMENT_SIZE = 65_536
 RANGES_PRINTED_MAX = 1_000
 
-_ITEM = re.compile(r"(\d{1,10})(?:-(\d{1,10})(?::(\d{1,10}))?)?")
+_ITEM = re.compile(r"(\d{1,10})(?:-(\d{1,10})(?::(\d{1,10}))?)?", re.ASCII)
 
 
 class NotIndices(ValueError):
@@ -102,7 +102,10 @@ def parse(text: str, count_max: int) -> BitMap:
             # One at a time, unlike a range: so that a short text is no long work, each counts each time.
             stepped += (last - first) // step + 1
             if stepped <= count_max:
-                result |= BitMap(range(first, last + 1, step))
+                # The last one by itself: CRoaring steps past it, and near 2**32 begins anew at 0.
+                end = last - (last - first) % step
+                result |= BitMap(range(first, end, step))
+                result.add(end)
         if len(result) > count_max or stepped > count_max:
             raise NotIndices(f"'{_short(text)}' is more than {count_max:,} tasks")
     return result
