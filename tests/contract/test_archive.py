@@ -4,7 +4,7 @@ import pytest
 
 from rota.core.cluster.records import Block, JobBlock, JobConfig, ResultBlock, job_key
 from rota.core.model.states import Cause
-from rota.store.port import Fenced
+from rota.store.port import Fenced, StoreError
 from rota.wire.records import encode_block
 from tests.contract.conftest import Opened, changes
 
@@ -90,6 +90,15 @@ async def test_a_job_archived_again_is_there_once(opened: Opened) -> None:
     assert await opened.archive.archived_job(1) == archived(1, at_ms=2)
 
 
+async def test_a_job_archived_twice_in_one_commit_is_there_as_the_last(opened: Opened) -> None:
+    await append(opened, archived(1, at_ms=1), results(1, [0]), archived(1, at_ms=2))
+    assert await opened.archive.archived_jobs(0, 10) == [1]
+    assert await opened.archive.archived_job(1) == archived(1, at_ms=2)
+    await append(opened, archived(1, at_ms=3))
+    assert await opened.archive.archived_job(1) == archived(1, at_ms=3)
+    assert await opened.archive.results(1, 0, 9) == [results(1, [0])]
+
+
 async def test_forgotten_jobs_leave_nothing(opened: Opened) -> None:
     await append(opened, archived(1), results(1, [0]), archived(2), results(2, [0]), results(3, [0]))
     await opened.archive.forget([1, 3, 99])
@@ -122,6 +131,38 @@ async def test_blocks_are_pruned_by_quota_the_oldest_first(opened: Opened) -> No
     assert [block.index for block in await opened.archive.results(1, 0, 9)] == [[3]]
     assert await opened.archive.prune(0, 0) == 1
     assert await opened.archive.results(1, 0, 9) == []
+
+
+async def test_jobs_count_for_the_quota_too_and_what_is_too_old_goes_first(opened: Opened) -> None:
+    blocks: list[Block] = [archived(1), results(2, [0]), archived(3), results(4, [0])]
+    sizes = [len(encode_block(block)) for block in blocks]
+    start = opened.clock.ms
+    for number, block in enumerate(blocks):
+        opened.clock.ms = start + number
+        await append(opened, block)
+    assert await opened.archive.prune(start, sum(sizes)) == 0
+    # The first is too old; without it, the quota asks for one more.
+    assert await opened.archive.prune(start + 1, sum(sizes[1:]) - 1) == 2
+    assert await opened.archive.archived_jobs(0, 9) == [3]
+    assert await opened.archive.results(2, 0, 9) == []
+    assert await opened.archive.prune(0, sizes[3]) == 1
+    assert await opened.archive.archived_jobs(0, 9) == []
+    assert await opened.archive.results(4, 0, 9) == [blocks[3]]
+
+
+async def test_a_closed_archive_says_so(opened: Opened) -> None:
+    await append(opened, archived(1), results(1, [0]))
+    await opened.store.close()
+    archive = opened.archive
+    for asked in (
+        archive.results(1, 0, 9),
+        archive.archived_job(1),
+        archive.archived_jobs(0, 9),
+        archive.forget([1]),
+        archive.prune(0, 0),
+    ):
+        with pytest.raises(StoreError, match="closed"):
+            await asked
 
 
 async def test_many_blocks_are_pruned(opened: Opened) -> None:

@@ -79,6 +79,59 @@ async def test_what_was_accepted_survives_kill_9_of_the_writer(tmp_path: Path) -
             assert await store.results(loaded.fence + 1, 0, 0) == []
 
 
+async def test_a_torn_log_is_read_up_to_the_last_whole_commit(tmp_path: Path) -> None:
+    """What a crash may leave: the log's end is missing, or is not what was written."""
+    home, log = tmp_path / "home", Path("store") / "rota.db-wal"
+    ends = {}
+    async with store_of(home) as store:
+        for fence in range(12):
+            change = commit_number(fence + 1)
+            change.blocks.append(JobBlock(fence + 1, [], 0))
+            await store.commit(change, fence)
+            ends[fence + 1] = (home / log).stat().st_size
+        left = shutil.copytree(home, tmp_path / "left")
+    chance = random.Random(20261121)
+    whole = (left / log).read_bytes()
+    for number in range(20):
+        size = chance.choice([ends[12], chance.randrange(len(whole)), chance.choice([*ends.values()]) - 1])
+        torn = bytearray(whole[:size])
+        if number % 2 and size:
+            torn[-chance.randrange(1, min(size, 4_000) + 1)] ^= 0x55
+        (left / log).write_bytes(torn)
+        again = shutil.copytree(left, tmp_path / f"{number}")
+        intact = size if not number % 2 else size - 4_000
+        async with store_of(again) as store:
+            fence = (await store.load()).fence
+            assert fence <= max((one for one, end in ends.items() if end <= size), default=0)
+            assert fence >= max((one for one, end in ends.items() if end <= intact), default=0)
+            records = dict((await store.load()).records)
+            assert records == (dict(commit_number(fence).records) if fence else {}) | {
+                queue(f"kept-{job}"): QueueConfig(job) for job in range(1, fence + 1)
+            }
+            assert await store.archived_jobs(0, 99) == list(range(fence, 0, -1))
+            assert [len(await store.results(job, 0, 0)) for job in range(1, 13)] == [1] * fence + [0] * (
+                12 - fence
+            )
+            assert await store.commit(changes(fence, {}), fence) == fence + 1
+
+
+async def test_the_archive_is_there_again_with_the_age_of_its_blocks(tmp_path: Path) -> None:
+    clock = Clock()
+    store = await SqliteStore.open(tmp_path, clock)
+    for fence in range(3):
+        change = commit_number(fence + 1)
+        change.blocks.append(JobBlock(fence + 1, [], 0))
+        await store.commit(change, fence)
+        clock.ms += 10
+    await store.close()
+    store = await SqliteStore.open(tmp_path, clock)
+    assert await store.archived_jobs(0, 9) == [3, 2, 1]
+    assert await store.prune(clock.ms - 20, 2**60) == 2
+    assert await store.archived_jobs(0, 9) == [3, 2]
+    assert [len(await store.results(job, 0, 0)) for job in (1, 2, 3)] == [0, 1, 1]
+    await store.close()
+
+
 async def test_a_second_process_is_told_who_has_the_home(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with writing(home) as process:
@@ -319,6 +372,19 @@ async def test_a_disk_that_really_fills_up_loses_nothing(small_disk: Path) -> No
         assert len((await store.load("cfg/")).records) == fence
     async with store_of(small_disk) as store:
         assert len((await store.load("cfg/")).records) == fence
+
+
+async def test_what_is_pruned_makes_room_for_what_comes(tmp_path: Path) -> None:
+    large = [(version_key(1, 1), JobVersion(JobSpec(script="x" * 100_000)))]
+    async with store_of(tmp_path) as store:
+        for fence in range(200):
+            change = changes(fence, {})
+            change.blocks.append(JobBlock(fence + 1, [*large], 0))
+            await store.commit(change, fence)
+            await store.prune(0, 500_000)
+        assert await store.archived_jobs(0, 99) == [200, 199, 198, 197]
+        used = sum(file.stat().st_size for file in (tmp_path / "store").iterdir())
+        assert used < 8 * 2**20, "of 20 MB that were appended"
 
 
 async def test_a_disk_that_fails_at_the_end_of_a_commit_leaves_it_open_what_happened(

@@ -56,9 +56,12 @@ class MemoryStore:
                 self._values.pop(key, None)
             else:
                 self._values[key] = value
-        moved = {block.job for block in blocks if block.of_job}
-        self._blocks = [block for block in self._blocks if not (block.of_job and block.job in moved)]
-        self._blocks += blocks
+        moved = {block.job: block for block in blocks if block.of_job}
+        self._blocks = [
+            block
+            for block in (*self._blocks, *blocks)
+            if not block.of_job or moved.get(block.job, block) is block
+        ]
         self._history.append(self._revision, values)
         return self._revision
 
@@ -79,6 +82,7 @@ class MemoryStore:
 
     async def results(self, job: int, first: int, last: int) -> list[ResultBlock]:
         """As Archive.results."""
+        self._check_open()
         blocks = [
             records.decode_results(block.data)
             for block in self._blocks
@@ -88,6 +92,7 @@ class MemoryStore:
 
     async def archived_job(self, job: int) -> JobBlock | None:
         """As Archive.archived_job."""
+        self._check_open()
         for block in self._blocks:
             if block.job == job and block.of_job:
                 return records.decode_job(block.data)
@@ -95,15 +100,18 @@ class MemoryStore:
 
     async def archived_jobs(self, before: int, limit: int) -> list[int]:
         """As Archive.archived_jobs."""
+        self._check_open()
         jobs = {block.job for block in self._blocks if block.of_job and (not before or block.job < before)}
         return sorted(jobs, reverse=True)[:limit]
 
     async def forget(self, jobs: list[int]) -> None:
         """As Archive.forget."""
+        self._check_open()
         self._blocks = [block for block in self._blocks if block.job not in jobs]
 
     async def prune(self, before_at_ms: int, bytes_max: int) -> int:
         """As Archive.prune."""
+        self._check_open()
         size = sum(len(block.data) for block in self._blocks)
         gone: set[int] = set()
         for block in sorted(self._blocks, key=lambda block: block.at_ms):

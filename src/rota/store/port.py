@@ -94,7 +94,7 @@ class Archive(Protocol):
         ...
 
     async def archived_job(self, job: int) -> JobBlock | None:
-        """The job as it was moved to the archive, if it was."""
+        """The job as it was last moved to the archive, if it was."""
         ...
 
     async def archived_jobs(self, before: int, limit: int) -> list[int]:
