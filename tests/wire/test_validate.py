@@ -168,6 +168,16 @@ def test_a_name_that_is_nearly_one_is_named() -> None:
     ]
 
 
+def test_what_was_meant_is_no_long_work() -> None:
+    started = time.process_time()
+    many = [job_after(f"job-nomber-{number}", name=f"job-number-{number}") for number in range(3_000)]
+    assert of_jobs(*many)[2_999 - PROBLEMS_MAX :] == []
+    alike = [job_after("ba" * 32, name=f"{'ab' * 60}{number}") for number in range(300)]
+    said = of_jobs(*alike)
+    assert ["did you mean" in line for line in said[9:11]] == [True, False], "for those that people see"
+    assert time.process_time() - started < 5
+
+
 @pytest.mark.parametrize(
     ("jobs", "circle"),
     [
@@ -300,3 +310,4 @@ def test_paths_are_written_as_people_write_them() -> None:
     assert path_text(("jobs", 0, "resources", "memory")) == "jobs[0].resources.memory"
     assert path_text(("jobs", 12, "env", "A")) == "jobs[12].env.A"
     assert path_text(("labels", "a.b/c")) == "labels['a.b/c']"
+    assert path_text(("labels", "a" * 65)) == f"labels['{'a' * 61}...']"

@@ -2,6 +2,7 @@
 
 # ruff: noqa: E501 the messages that people read stand here whole
 
+import re
 import textwrap
 import time
 
@@ -351,7 +352,16 @@ def is_read_or_refused(data: bytes) -> None:
     else:
         return
     assert lines
-    assert all(line.isprintable() and "(job.yaml" in line for line in lines)
+    breaks = data.count(b"\n") + data.count(b"\r")
+    breaks += len(re.findall(rb"\xc2\x85|\xe2\x80[\xa8\xa9]", data))
+    for line in lines:
+        assert line.isprintable()
+        assert len(line) < 1_000
+        place = re.search(r" \(job\.yaml(?::(\d+):(\d+))?\)$", line)
+        assert place is not None, line
+        # An end of the file that comes too early is behind the last line.
+        assert 1 <= int(place[1] or 1) <= breaks + 2, line
+        assert 1 <= int(place[2] or 1) <= len(data) + 1, line
 
 
 @given(st.binary(max_size=200))
@@ -374,6 +384,46 @@ def test_anything_like_a_job(pairs: list[tuple[str, str]], start: str) -> None:
     indent = "  " if start else ""
     text = start + f"\n{indent}".join(f"{key}: {value}" for key, value in pairs)
     is_read_or_refused(text.encode("utf-8", "surrogatepass"))
+
+
+# What YAML, Python or a pair of eyes would take for something else.
+STRANGE = [
+    "<<: {cpu: 2}", "<<", "=", ".nan", "-.inf", "1e999", "nan", "NaN", "0x7f", "0o17", "017", "1_000", "+1", "--1",
+    "1" * 5_000, "-" + "9" * 30, "9223372036854775807", "9223372036854775808", "9223372036854775807GiB",
+    "0." + "0" * 400 + "1", "1e-400", "2001-12-14t21:59:43.10-05:00", "2001-02-30", "12:30:45",
+    "１２", "٣", "²", "½", "Ⅷ", "1\u00a0GiB", "1\u202fGiB", "ⅼ2h", "2ｈ", "1h 30m", "соmmand", "ｃpu", "\u200bname", "na\u0301me",
+    "\ufeffname", "a\u2028b", "a\x85b", "\u202egpj", "\ud7ff", "\uffff", "😀", "\U0010ffff", "\ud800",
+    r'"\0"', r'"\x00"', r'"\ud800"', r'"\U0010FFFF"', r'"\N\L\P"', "!!binary aGk=", "!!python/object:os.system x",
+    "%YAML 1.1", "---", "...", "&a", "*a", "? x : y", "? ? x", "- - - x", "[[[[x]]]]", "{{a: b}: c}", "{a: b, a: c}",
+    "{a, b}", "|+2\n  x", ">-\n\n x", "# x", "'''", '"', "`x`", "@x", "\t", "\r", "\r\n",
+    "0-4294967294:4000000", "0-3999999,4000000", "4294967295", "99999999999", "0-0:0", "٠-٩",
+    "USR1@-1s", "KILL@9999999d", "106751991167300d", "0s", "0.5ms", "1.5", "-0", "1e3GiB",
+]  # fmt: skip
+STRANGE_VALUES = st.recursive(
+    st.sampled_from(STRANGE) | st.text(max_size=5),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4).map(lambda items: f"[{', '.join(items)}]"),
+        st.lists(st.tuples(KEYS | st.sampled_from(STRANGE), inner), max_size=4).map(
+            lambda pairs: f"{{{', '.join(f'{key}: {value}' for key, value in pairs)}}}"
+        ),
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.lists(st.tuples(KEYS | st.sampled_from(STRANGE), STRANGE_VALUES), min_size=1, max_size=6),
+    st.sampled_from(["", "jobs:\n- ", "command: [x]\n", "--- !t\n", "\ufeff"]),
+)
+def test_anything_strange(pairs: list[tuple[str, str]], start: str) -> None:
+    indent = "  " if start.startswith("jobs") else ""
+    text = start + f"\n{indent}".join(f"{key}: {value}" for key, value in pairs)
+    is_read_or_refused(text.encode("utf-8", "surrogatepass"))
+
+
+@given(st.sampled_from([field.name for field in job_pb2.JobSpec.DESCRIPTOR.fields]), STRANGE_VALUES)
+def test_anything_strange_in_a_field(name: str, value: str) -> None:
+    is_read_or_refused(f"command: [x]\n{name}: {value}\n".encode("utf-8", "surrogatepass"))
 
 
 GOOD = b"""\

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rota.wire.units import printable, quoted
+from rota.wire.units import TEXT_LENGTH_MAX, printable, quoted
 
 LINES_MAX = 10
 """Problems that people are shown; the others are counted."""
@@ -24,7 +24,7 @@ def path_text(path: Path) -> str:
     for step in path:
         if isinstance(step, int):
             text += f"[{step}]"
-        elif _PLAIN.fullmatch(step):
+        elif len(step) <= TEXT_LENGTH_MAX and _PLAIN.fullmatch(step):
             text += f".{step}" if text else step
         else:
             text += f"[{quoted(step)}]"

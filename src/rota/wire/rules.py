@@ -1,14 +1,14 @@
 """The rules that no single field can keep, one function for each; `validate` applies them all."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from rota.core.model import indexset
 from rota.core.model.spec import TASK_COUNT_MAX
 from rota.wire.gen.v1 import cluster_pb2, job_pb2, job_service_pb2
-from rota.wire.problems import Path, Problem
+from rota.wire.problems import LINES_MAX, PROBLEMS_MAX, Path, Problem
 from rota.wire.units import UnitError, bytes_text, milliseconds_text, parse_signal, quoted
 
 SPEC_BYTES_MAX = 1280 * 1024
@@ -16,6 +16,11 @@ SPEC_BYTES_MAX = 1280 * 1024
 
 JOB_NUMBER_MAX = 2**63 - 1
 CYCLE_SHOWN_MAX = 8
+
+HINTS_MAX = LINES_MAX
+HINT_NAMES_MAX = 300
+HINT_LENGTH_MAX = 64
+"""What was meant is looked for letter by letter: only for what people see, and among few and short names."""
 
 
 def submission(request: job_service_pb2.SubmitJobsRequest) -> list[Problem]:
@@ -109,7 +114,7 @@ def _dependencies(jobs: Sequence[job_pb2.JobSpec]) -> list[Problem]:
     for number, job in enumerate(jobs):
         if job.name:
             places.setdefault(job.name, []).append(number)
-    problems = []
+    problems: list[Problem] = []
     waits: dict[int, list[int]] = {}
     ambiguous: set[str] = set()
     for number, job in enumerate(jobs):
@@ -122,8 +127,8 @@ def _dependencies(jobs: Sequence[job_pb2.JobSpec]) -> list[Problem]:
                 ambiguous.update({name} if len(places[name]) > 1 else ())
                 says = None
             else:
-                says = _unknown(name, places) if name else None
-            if says is not None:
+                says = _unknown(name, places if len(problems) < HINTS_MAX else ()) if name else None
+            if says is not None and len(problems) < PROBLEMS_MAX:
                 problems.append(Problem(("jobs", number, "after", place, "job"), says))
     for name in sorted(ambiguous):
         first, *others = places[name]
@@ -132,8 +137,9 @@ def _dependencies(jobs: Sequence[job_pb2.JobSpec]) -> list[Problem]:
     return problems + _circle(jobs, waits)
 
 
-def _unknown(name: str, places: dict[str, list[int]]) -> str:
-    near = difflib.get_close_matches(name, places, 1)
+def _unknown(name: str, known: Collection[str]) -> str:
+    short = len(known) <= HINT_NAMES_MAX and len(name) <= HINT_LENGTH_MAX
+    near = difflib.get_close_matches(name, known, 1) if short else []
     hint = f"did you mean {near[0]}?" if near else "a job submitted before is named by its number"
     return f"no job of this submission is named {quoted(name)}; {hint}"
 
@@ -143,7 +149,7 @@ def _circle(jobs: Sequence[job_pb2.JobSpec], waits: dict[int, list[int]]) -> lis
         TopologicalSorter(waits).prepare()
     except CycleError as error:
         circle: list[int] = error.args[1]
-        names = [jobs[number].name for number in circle]
+        names = [quoted(jobs[number].name)[1:-1] for number in circle]
         if len(names) > CYCLE_SHOWN_MAX:
             names = [*names[: CYCLE_SHOWN_MAX - 2], "...", names[-1]]
         says = f"the jobs wait for one another in a circle: {' -> '.join(names)}"

@@ -181,6 +181,8 @@ class _Reader:
                 self._unknown(key, name, message.DESCRIPTOR, path)
 
     def _unknown(self, key: Node, name: str, message: Any, path: Path) -> None:
+        if len(self.found) >= PROBLEMS_MAX:
+            return  # looking for what was meant takes time
         known = list(message.fields_by_name)
         if len(path) == 2 and path[1] in self._alone:
             known = [*known, "jobs"]
