@@ -45,12 +45,12 @@ def test_every_change_in_a_folder_is_noticed(change: str, tmp_path: Path) -> Non
         looks: list[list[tuple[str, int]]] = []
 
         def changed() -> bool:
-            if not looks:
+            looks.append(sorted((file.name, file.stat().st_size) for file in here.iterdir()))
+            if len(looks) == 1:
                 # Only now, after the first look.
                 assert process.stdin is not None
                 process.stdin.write(b"\n")
                 process.stdin.flush()
-            looks.append(sorted((file.name, file.stat().st_size) for file in here.iterdir()))
             return looks[-1] != before
 
         until(changed, "nothing happened", here)
