@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -9,7 +11,7 @@ import pytest
 
 from rota.cli.app import root
 from rota.core.model import states
-from tests.docs.pages import ROOT, name_of, pages
+from tests.docs.pages import ROOT, name_of, pages, prose
 from tools import docs
 
 
@@ -73,6 +75,31 @@ def examples() -> list[str]:
 
 def test_there_are_examples() -> None:
     assert len(examples()) > len(list(docs.every_command())) - 5
+
+
+def in_prose() -> Iterator[tuple[str, str]]:
+    """Commands that the pages' sentences name, each with its place."""
+    for page in pages():
+        for line, text in prose(page):
+            for command in re.findall(r"`(rota [a-z][^`]*)`", text):
+                yield f"{name_of(page)}:{line}", command
+
+
+def test_commands_that_sentences_name_exist_with_their_options() -> None:
+    """They are not run: words may stand for others, as in `rota logs JOB`."""
+    named = list(in_prose())
+    assert len(named) > 50
+    for place, text in named:
+        command: click.Command = root
+        words = shlex.split(text)[1:]
+        while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+            found = command.get_command(click.Context(command), words.pop(0))
+            assert found is not None, f"{place}: there is no {text}"
+            command = found
+        known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        own = list(takewhile(lambda word: word != "--", words))
+        given = {word.partition("=")[0] for word in own if word.startswith("-")}
+        assert given <= known | {"-h", "--help"}, f"{place}: {text}"
 
 
 @pytest.mark.parametrize("example", examples())

@@ -81,28 +81,31 @@ class Cluster:
 
 def processes_of(home: Path) -> list[int]:
     """All processes that name a home on their command line."""
-    found = []
+    return [pid for pid, line in _command_lines() if str(home) in line]
+
+
+def _command_lines() -> Iterator[tuple[int, str]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with suppress(FileNotFoundError, ProcessLookupError):
-                if os.fsencode(home) in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-    return found
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                yield int(entry.name), line.decode(errors="replace")
 
 
 def stop(cluster: Cluster) -> None:
     """Ends everything of a home and removes it."""
+    said: object = "nothing"
     try:
-        cluster("down", "--timeout", "10s")
+        said = cluster("down", "--timeout", "10s")
     finally:
         logs = {path.name: path.read_text() for path in (cluster.home / "log").glob("*.log")}
-        left = processes_of(cluster.home)
+        left = {pid: line for pid, line in _command_lines() if str(cluster.home) in line}
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(cluster.home, ignore_errors=True)
         shutil.rmtree(cluster.place, ignore_errors=True)
-    assert not left, "processes were left"
+    assert not left, f"processes were left: {left}; 'rota down' said {said}"
     broken = {name: log for name, log in logs.items() if "Traceback" in log}
     assert not broken, f"something went wrong unseen: {broken}"
 

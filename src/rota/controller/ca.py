@@ -87,11 +87,6 @@ class Authority:
         public = public_key(csr)
         return self._sign(public, node, [_uri("node", node)], [_CLIENT], now, None) + self.pem
 
-    def sign_user(self, csr: bytes, user: str, now: datetime) -> bytes:
-        """The certificate chain of a user for the key that a PEM request proves to have. Raises CsrError."""
-        public = public_key(csr)
-        return self._sign(public, user, [_uri("user", user)], [_CLIENT], now, USER_DAYS) + self.pem
-
     def make_user(self, user: str, now: datetime) -> Identity:
         """A new key with a user's certificate, for the client context in the home."""
         key = ec.generate_private_key(ec.SECP256R1())
