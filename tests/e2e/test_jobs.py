@@ -382,8 +382,8 @@ def test_nodes_are_cordoned_drained_resumed_and_labelled(cluster: Cluster) -> No
     names = cluster.ok("node", "ls", "-o", "name").split()
     assert len(names) == 2
     cluster.ok("node", "cordon", names[0])
-    for _ in range(4):
-        assert cluster.json("show", f"{_submit_and_wait(cluster)}/0")["attempts"][0]["node"] == names[1]
+    number = cluster.submit("--wait", "--array", "0-3", "--", "sh", "-c", "echo $ROTA_NODE_NAME")
+    assert cluster.ok("logs", number) == "".join(f"[{index}] {names[1]}\n" for index in range(4))
     assert "cordoned" in cluster.ok("node", "ls")
     cluster.ok("node", "drain", names[0], "--deadline", "1m")
     draining = cluster.json("node", "show", names[0])
@@ -395,12 +395,6 @@ def test_nodes_are_cordoned_drained_resumed_and_labelled(cluster: Cluster) -> No
     assert "disk=ssd" in cluster.ok("node", "label", names[0], "disk=ssd")
     assert "disk=ssd" in cluster.ok("node", "show", names[0])
     assert "no labels" in cluster.ok("node", "label", names[0], "disk=-")
-
-
-def _submit_and_wait(cluster: Cluster) -> str:
-    number = cluster.submit("--", "true")
-    cluster.ok("wait", number)
-    return number
 
 
 def test_a_connected_node_is_not_removed_by_mistake(cluster: Cluster) -> None:

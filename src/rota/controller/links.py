@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf.message import DecodeError
 
-from rota.controller.output import Outputs, next_message
+from rota.controller.calls import next_message, send
+from rota.controller.output import Outputs
 from rota.controller.peers import peer_of
 from rota.core.cluster.inputs import Close, FromNode, Order, Send, StreamClosed
 from rota.core.model.protocol import MESSAGE_BYTES_MAX, InputTaken, Up
@@ -231,7 +232,7 @@ async def _send(stream: _Stream, context: Context) -> None:
         batch, stream.waiting = stream.waiting, []
         for data in batch:
             stream.writing_since_s = time.monotonic()
-            await context.write(data)
+            await send(context, data)
             stream.writing_since_s = None
             stream.waiting_bytes -= len(data)
             if stream.waiting_bytes <= ROOM_BYTES:

@@ -15,6 +15,7 @@ from itertools import count
 import grpc
 from google.protobuf.message import DecodeError
 
+from rota.controller.calls import next_message, send
 from rota.wire.gen.v1 import link_pb2
 
 WINDOW_BYTES = 512 * 1024
@@ -162,7 +163,7 @@ class Outputs:
         reading = self._readings.get(first.request) if first is not None else None
         if first is None or reading is None or reading.node != node or not reading.answer():
             # The reader has gone meanwhile, or never was: the node stops.
-            await context.write(link_pb2.PushOutputResponse(stop=True).SerializeToString())
+            await send(context, link_pb2.PushOutputResponse(stop=True).SerializeToString())
             return
         why = "the node's connection was lost"
         receiver = asyncio.create_task(_receive(reading, first, context), name=f"output {reading.request} in")
@@ -198,11 +199,11 @@ async def _receive(reading: Reading, piece: Piece | None, context: Context) -> b
 
 
 async def _credit(reading: Reading, context: Context) -> bool:
-    await context.write(link_pb2.PushOutputResponse(credit_bytes=WINDOW_BYTES).SerializeToString())
+    await send(context, link_pb2.PushOutputResponse(credit_bytes=WINDOW_BYTES).SerializeToString())
     while credit := await reading.credit():
-        await context.write(link_pb2.PushOutputResponse(credit_bytes=credit).SerializeToString())
+        await send(context, link_pb2.PushOutputResponse(credit_bytes=credit).SerializeToString())
     if credit is not None:
-        await context.write(link_pb2.PushOutputResponse(stop=True).SerializeToString())
+        await send(context, link_pb2.PushOutputResponse(stop=True).SerializeToString())
     return True
 
 
@@ -217,9 +218,3 @@ async def _read(context: Context) -> Piece | None:
         return None if data is None else Piece.FromString(data)
     except DecodeError:
         return None
-
-
-async def next_message(context: Context) -> bytes | None:
-    """The next message of a stream, None at its end."""
-    data: object = await context.read()
-    return data if isinstance(data, bytes) else None

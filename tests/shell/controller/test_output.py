@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from rota.controller import output
+from rota.controller.calls import send
 from rota.wire.gen.v1 import job_pb2, job_service_pb2, link_pb2
 from tests.shell.controller.harness import PlayedNode, Running, running
 
@@ -177,6 +178,20 @@ async def test_a_connection_that_is_lost_is_said_and_the_offset_reached_is_kept(
             await reader.read()
         assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "read on at the last offset" in (failed.value.details() or "")
+
+
+class GoneContext:
+    """Of a call whose other side has gone, which gRPC will say later."""
+
+    async def write(self, message: object) -> None:
+        raise grpc.aio.InternalError('Failed "execute_batch"')
+
+
+async def test_who_has_gone_is_no_bug() -> None:
+    """It happened to readers in the middle of a flood, and the controller's log had a traceback of it."""
+    gone: Any = GoneContext()
+    with pytest.raises(asyncio.CancelledError):
+        await send(gone, b"x")
 
 
 async def test_a_node_that_is_away_is_to_be_tried_again(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from rota.controller.api.auth import ACTIONS, Action, Caller, authorize
 from rota.controller.api.desk import Call, Desk
 from rota.controller.api.errors import DETAILS_KEY, answerable, check, error
 from rota.controller.audit import Audit
+from rota.controller.calls import send
 from rota.controller.peers import peer_of
 
 T = TypeVar("T")
@@ -88,7 +89,7 @@ class Face:
                 check(request)
                 async with aclosing(carry_out(request, call)) as answers:
                     async for answer in answers:
-                        await context.write(answer)
+                        await send(context, answer)
 
             await self._serve(name, context, work)
 
