@@ -169,7 +169,7 @@ def test_fenced_work_ends_when_contact_has_run_out(tmp_path: Path, gate: Gate) -
     with agent(tmp_path / "home") as node:
         node.grant(JobSpec(command=gate.argv), allocation=9)
         node.until(lambda: (9, 0) in node.started)
-        node.lost_after_ms = 1_500
+        node.heartbeat_ms, node.lost_after_ms = 500, 1_500
         node.hang_up()
         node.connect()
         spec = JobSpec(command=("touch", f"{tmp_path}/ran-{{index}}"), on_node_loss=OnNodeLoss.RERUN_FENCED)
