@@ -224,13 +224,15 @@ def test_logs_do_not_grow_for_ever(new_home: Cluster) -> None:
     os.truncate(audit, FILE_BYTES_MAX - 1)
     for number in range(1, 10):
         audit.with_name(f"audit.log.{number}").write_text(f"{number}")
-    kill(new_home.pid("link-0"))
+    link = new_home.pid("link-0")
+    kill(link)
     until(
         lambda: old.exists() and log.exists() and log.stat().st_size < LOG_BYTES_MAX,
         "no room was made",
         log.parent,
     )
     assert old.read_text().rstrip().endswith("died")
+    until(lambda: new_home.pid("link-0") != link, "there is no new link", new_home.home / "run")
     kill(new_home.pid("link-0"))
     until(lambda: "died" in log.read_text(), "it was not written on", log.parent)
     new_home.ok("token", "create")

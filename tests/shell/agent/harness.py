@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -71,6 +72,10 @@ class Agent:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._link: socket.socket | None = None
         self._frames = Frames()
+        # A supervisor that cleans up knows tasks by their node's name, their job and index, also those of
+        # another test that runs at the same time.
+        self.node_id = str(uuid.uuid4())
+        self.name = f"n-{self.node_id[:8]}"
         self.session = self.number = self.stream = self.grants = 0
         self.acknowledged = 0
         # As a leader of few nodes says. Three of them unanswered are silence, and a busy machine may keep a
@@ -179,7 +184,7 @@ class Agent:
         self.session += 1
         self.number = 0
         times = (self.heartbeat_ms, self.lost_after_ms, hello.sent_ms)
-        self.down(Welcome("uuid-1", "n1", "", 1, self.acknowledged, *times))
+        self.down(Welcome(self.node_id, self.name, "", 1, self.acknowledged, *times))
         return hello
 
     def open_in_vain(self) -> None:

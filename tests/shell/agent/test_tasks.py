@@ -118,7 +118,7 @@ def test_the_environment_is_what_was_promised(node: Agent) -> None:
         "ROTA_TASK_INDEX": "1007",
         "ROTA_TASK_COUNT": "1008",
         "ROTA_ATTEMPT": "1",
-        "ROTA_NODE_NAME": "n1",
+        "ROTA_NODE_NAME": node.name,
         "ROTA_LINE": "the {index} line",
     }
 
@@ -211,36 +211,37 @@ def test_input_may_come_before_the_task_and_need_not_be_read(node: Agent) -> Non
 def test_what_is_missing_is_named(node: Agent, tmp_path: Path) -> None:
     ended = _failed(node, JobSpec(command=("true",), cwd="/not/there"))
     assert (ended.cause, ended.started) == (Cause.START_FAILED, False)
-    assert ended.message == "no directory /not/there on node n1"
+    assert ended.message == f"no directory /not/there on node {node.name}"
     ended = _failed(node, JobSpec(command=("no-such-program",), env=(("PATH", "/bin"),)), allocation=11)
-    assert ended.message == "no program 'no-such-program' on node n1; looked in /bin"
+    assert ended.message == f"no program 'no-such-program' on node {node.name}; looked in /bin"
     ended = _failed(node, JobSpec(command=("./there",), cwd=str(tmp_path)), allocation=12)
-    assert ended.message == "no program ./there on node n1, seen from " + str(tmp_path)
+    assert ended.message == f"no program ./there on node {node.name}, seen from " + str(tmp_path)
     (tmp_path / "plain").write_text("text")
     ended = _failed(node, JobSpec(command=("./plain",), cwd=str(tmp_path)), allocation=13)
-    assert ended.message == f"./plain on node n1 is not executable; try: chmod +x {tmp_path}/plain"
+    assert ended.message == f"./plain on node {node.name} is not executable; try: chmod +x {tmp_path}/plain"
     (tmp_path / "plain").chmod(0o755)
     ended = _failed(node, JobSpec(command=("./plain",), cwd=str(tmp_path)), allocation=14)
-    assert ended.message == "./plain on node n1 is no program: it has no #! line"
+    assert ended.message == f"./plain on node {node.name} is no program: it has no #! line"
     (tmp_path / "plain").write_text("#!/not/there\n")
     ended = _failed(node, JobSpec(command=("./plain",), cwd=str(tmp_path)), allocation=15)
     assert ended.message == (
-        "./plain on node n1 names the interpreter /not/there in its #! line, which is not there"
+        f"./plain on node {node.name} names the interpreter /not/there in its #! line, which is not there"
     )
     ended = _failed(node, JobSpec(command=("true",), stdout="/not/there/x"), allocation=16)
-    assert ended.message == "cannot use /not/there/x on node n1: No such file or directory"
+    assert ended.message == f"cannot use /not/there/x on node {node.name}: No such file or directory"
     ended = _failed(node, JobSpec(command=("true", "x" * 200_000)), allocation=17)
-    assert ended.message == "arguments and environment are too large for /usr/bin/true on node n1"
+    assert ended.message == f"arguments and environment are too large for /usr/bin/true on node {node.name}"
     ended = _failed(node, JobSpec(name="w.sh", script="#!/bin/sh\r\necho x\r\n"), allocation=18)
     assert ended.message == (
-        "w.sh on node n1 has Windows line ends, so its #! line names no interpreter; try: sed -i 's/\\r$//'"
+        f"w.sh on node {node.name} has Windows line ends, so its #! line names no interpreter; "
+        "try: sed -i 's/\\r$//'"
     )
     ended = _failed(node, JobSpec(command=("true",), cwd=str(tmp_path / "plain")), allocation=19)
-    assert ended.message == f"{tmp_path}/plain on node n1 is no directory"
+    assert ended.message == f"{tmp_path}/plain on node {node.name} is no directory"
     ended = _failed(node, JobSpec(command=("..",), cwd=str(tmp_path)), allocation=20)
-    assert ended.message.startswith("no program '..' on node n1; looked in ")
+    assert ended.message.startswith(f"no program '..' on node {node.name}; looked in ")
     ended = _failed(node, JobSpec(command=("./..",), cwd=str(tmp_path)), allocation=21)
-    assert ended.message == "./.. on node n1 is a directory"
+    assert ended.message == f"./.. on node {node.name} is a directory"
     ended = _failed(node, JobSpec(command=("plain-2",), cwd=str(tmp_path)), allocation=22)
     assert "there is a" not in ended.message
     (tmp_path / "plain-2").write_bytes(b"\x7fELF, or not")
@@ -248,7 +249,7 @@ def test_what_is_missing_is_named(node: Agent, tmp_path: Path) -> None:
     assert ended.message.endswith(f"; there is a ./plain-2 in {tmp_path}")
     (tmp_path / "plain-2").chmod(0o755)
     ended = _failed(node, JobSpec(command=("./plain-2",), cwd=str(tmp_path)), allocation=24)
-    assert ended.message == "./plain-2 on node n1 is no program for this machine, or damaged"
+    assert ended.message == f"./plain-2 on node {node.name} is no program for this machine, or damaged"
 
 
 def test_an_agent_for_scripts_runs_nothing_else(tmp_path: Path) -> None:
@@ -295,15 +296,15 @@ def _as_nobody(node: Agent, folder: Path, account: pwd.struct_passwd) -> None:
     assert lines[:4] == [NOBODY, str(account.pw_gid), f"{account.pw_dir} {NOBODY}", "0"]
     assert (folder / "err").stat().st_uid == account.pw_uid
     ended = _failed(node, JobSpec(command=("true",), cwd="/root"), allocation=11, account=NOBODY)
-    assert ended.message == "cannot use /root on node n1: Permission denied"
+    assert ended.message == f"cannot use /root on node {node.name}: Permission denied"
     ended = _failed(node, JobSpec(command=("true",), cwd="/no"), allocation=12, account=NOBODY)
-    assert ended.message == "no directory /no on node n1"
+    assert ended.message == f"no directory /no on node {node.name}"
     ended = _failed(
         node, JobSpec(command=("true",), stdout="/root/x", cwd="/"), allocation=13, account=NOBODY
     )
-    assert ended.message == "cannot use /root/x on node n1: Permission denied"
+    assert ended.message == f"cannot use /root/x on node {node.name}: Permission denied"
     ended = _failed(node, JobSpec(command=("true",)), allocation=14, account="no-such-user")
-    assert ended.message.startswith("no account 'no-such-user' on node n1")
+    assert ended.message.startswith(f"no account 'no-such-user' on node {node.name}")
     ended = _failed(
         node, JobSpec(command=("sleep", "1000"), time_limit=100, cwd="/"), allocation=15, account=NOBODY
     )
