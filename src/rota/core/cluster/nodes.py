@@ -73,6 +73,8 @@ def become(work: Work, node: Node, state: NodeState, reason: str) -> None:
         return
     status = replace(node.status, state=state, reason=reason, changed_at_ms=work.wall_ms)
     work.put(node_status_key(node.id), status)
+    # A lost node's share of its queues' quotas is free again.
+    work.place_wanted = work.place_wanted or node.lost
     work.event(_EVENTS[state], node=node.config.name, message=reason)
 
 
