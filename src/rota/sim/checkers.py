@@ -1,55 +1,69 @@
-"""Who looks on: the truth about processes and the disk, against what is said and what was promised.
+"""Who looks on: what is on the disk, said and decided, against what was promised.
 
-Each failure is an InvariantBroken that names the invariant.
+Each failure is an InvariantBroken that names the invariant. What is true of processes has `truth`.
 """
 
 from dataclasses import dataclass, field
 
-from rota.core.cluster.check import (
-    check_cluster,
-    check_job,
-    check_node,
-    require,
-    same,
-    task_states,
-)
+from pyroaring import BitMap
+
+from rota.core.cluster.check import check_cluster, check_job, check_node, require, same
 from rota.core.cluster.inputs import Outcome, Refusal, Reply, Send, Submitted
 from rota.core.cluster.records import (
     META_COMMIT,
     AllocationDesired,
+    Key,
     LeaseDesired,
     NodeStatus,
     Record,
-    ResultBlock,
     allocation_key,
     job_key,
     lease_key,
     node_status_key,
+    parse_key,
     version_key,
 )
 from rota.core.cluster.state import Cluster, Job
-from rota.core.model import indexset
-from rota.core.model.protocol import Ack, Grant, Lease, Stop, Template
-from rota.core.model.resources import NOTHING, Resources
+from rota.core.model.protocol import Ack, Grant, Lease, Template
+from rota.core.model.resources import NOTHING
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import (
+    JOB_ENDS,
     JOB_MOVES,
     NODE_MOVES,
     TASK_MOVES,
+    DependencyWhen,
     JobState,
     NodeState,
-    OnNodeLoss,
     TaskState,
 )
 from rota.sim.disk import Disk
 from rota.sim.leader import Leader
-from rota.sim.node import Node, Process
+from rota.sim.truth import Truth
 from rota.sim.world import World
 from rota.store.port import Changes
 from rota.wire import records as wire
 
 LOAD_CHECK_EVENTS = 50
-_STRICT = (OnNodeLoss.RERUN_FENCED, OnNodeLoss.HOLD)
+_MET = {
+    DependencyWhen.SUCCEEDED: {JobState.SUCCEEDED},
+    DependencyWhen.FINISHED: set(JOB_ENDS),
+    DependencyWhen.FAILED: {JobState.FAILED},
+}
+_FALLING = (NodeState.READY, NodeState.SUSPECT, NodeState.DISCONNECTED, NodeState.LOST)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A job when it was last looked at. The sets are the cluster's own, which it does not change."""
+
+    state: JobState = JobState.PENDING
+    tasks: dict[TaskState, BitMap] = field(default_factory=dict)
+    # Who holds which tasks: the allocation's number, below zero that of a lost one.
+    holders: list[tuple[int, BitMap]] = field(default_factory=list)
+
+    def holder(self, index: int) -> int:
+        return next((number for number, indices in self.holders if index in indices), 0)
 
 
 @dataclass(slots=True)
@@ -58,53 +72,27 @@ class Checkers:
 
     world: World
     disk: Disk = field(init=False)
-    # Accepted jobs and their templates; those that an operator let be started twice.
+    truth: Truth = field(default_factory=Truth)
+    # Accepted jobs, those that users retried, those whose retention was over.
     accepted: dict[int, JobSpec] = field(default_factory=dict)
-    forced: set[int] = field(default_factory=set)
     retried: set[int] = field(default_factory=set)
-    _outcomes: set[tuple[int, int, int]] = field(default_factory=set)
-    _starts: set[tuple[int, int, int]] = field(default_factory=set)
-    _live: dict[tuple[int, int], set[tuple[int, int, int]]] = field(default_factory=dict)
-    _used: dict[str, Resources] = field(default_factory=dict)
-    _tasks: dict[int, dict[int, tuple[TaskState, int]]] = field(default_factory=dict)
-    _jobs: dict[int, JobState] = field(default_factory=dict)
+    forgotten: set[int] = field(default_factory=set)
+    _jobs: dict[int, _Seen] = field(default_factory=dict)
+    # Jobs that have ended once, and the states in which they did.
+    _ends: dict[int, set[JobState]] = field(default_factory=dict)
     _nodes: dict[str, NodeState] = field(default_factory=dict)
-
-    # ------------------------------------------------------------ processes: the truth
-
-    def process_started(self, node: Node, process: Process) -> None:
-        """An attempt's process is there."""
-        require(
-            process.attempt not in self._starts, "started-once", f"{process.attempt} started again on {node}"
-        )
-        self._starts.add(process.attempt)
-        task = (process.job, process.attempt[1])
-        live = self._live.setdefault(task, set())
-        strict = process.spec.on_node_loss in _STRICT and process.job not in self.forced
-        require(
-            not (live and strict), "never-two-live", f"task {task}: {process.attempt} on {node} beside {live}"
-        )
-        live.add(process.attempt)
-        used = self._used.get(node.name, NOTHING).plus(process.shape)
-        self._used[node.name] = used
-        free = node.resources.plus(used, -1)
-        require(not free.negative, "oversubscribed", f"{node}: {used} is used of {node.resources}")
-
-    def process_ended(self, node: Node, process: Process) -> None:
-        """Nothing of it is left."""
-        self._live[process.job, process.attempt[1]].discard(process.attempt)
-        self._used[node.name] = self._used[node.name].plus(process.shape, -1)
+    _job_of: dict[int, int] = field(default_factory=dict)
+    _slots: dict[int, int] = field(default_factory=dict)
+    _next_number: int = 0
 
     # ------------------------------------------------------------ the disk
 
     def committed(self, changes: Changes) -> None:
-        """What has become durable: each attempt has one outcome."""
-        for block in changes.blocks:
-            assert isinstance(block, ResultBlock)
-            for index, attempt in zip(block.index, block.attempt, strict=True):
-                one = (block.job, index, attempt)
-                require(one not in self._outcomes, "one-outcome", f"attempt {one} has ended twice")
-                self._outcomes.add(one)
+        """What has become durable."""
+        for key, record in changes.records.items():
+            if isinstance(record, AllocationDesired):
+                self._job_of[parse_key(key).number] = record.job
+        self.truth.committed(changes)
 
     # ------------------------------------------------------------ what is said
 
@@ -132,15 +120,13 @@ class Checkers:
             case Template():
                 known = records.get(version_key(body.job, body.version))
                 require(known is not None, "committed-first", f"a template that is not kept: job {body.job}")
-            case Stop():
-                pass
             case _:
                 pass
 
     def _check_reply(self, reply: Reply) -> None:
         if isinstance(reply.answer, Submitted):
             for job in reply.answer.jobs:
-                kept = job_key(job) in self.disk.records
+                kept = job_key(job) in self.disk.records or self._may_be_gone(job)
                 require(kept, "accepted-is-kept", f"job {job} was accepted and is not on the disk")
 
     # ------------------------------------------------------------ turns
@@ -148,65 +134,139 @@ class Checkers:
     def turned(self, leader: Leader, outcome: Outcome) -> None:
         """After a turn, where readers are answered."""
         cluster = leader.machine.cluster
-        jobs: dict[int, Job] = {}
-        for key, record in outcome.changes.items():
-            shown = cluster.records.get(key)
-            require(shown is record, "read-committed", f"{key}: a read shows {shown}")
-            require(self.disk.records.get(key) is record, "read-committed", f"{key} is not on the disk")
-            if key.startswith(("cfg/job/", "st/job/")):
-                number = int(key.split("/")[2], 16)
-                if number in cluster.jobs:
-                    jobs[number] = cluster.jobs[number]
-            elif isinstance(record, AllocationDesired):
-                jobs[record.job] = cluster.jobs[record.job]
-            if "/alloc/" in key:
-                for job in cluster.active.values():
-                    jobs[job.id] = job
-        for job in jobs.values():
-            check_job(job)
-            self._check_moves(job)
-        for node in cluster.nodes.values() if outcome.changes else ():
+        touched: dict[int, Job | None] = {}
+        nodes: set[str] = set()
+        for text, record in outcome.changes.items():
+            shown = cluster.records.get(text)
+            require(shown is record, "read-committed", f"{text}: a read shows {shown}")
+            require(self.disk.records.get(text) is record, "read-committed", f"{text} is not on the disk")
+            if text.startswith("ev/"):
+                continue
+            key = parse_key(text)
+            if key.node:
+                nodes.add(key.node)
+            job = key.job or (self._job_of.get(key.number, 0) if "/alloc/" in text else 0)
+            if job:
+                touched[job] = cluster.jobs.get(job)
+            if isinstance(record, AllocationDesired) and key.number >= self._next_number:
+                self._check_granted(cluster, key, record)
+            elif isinstance(record, LeaseDesired):
+                self._check_quota(cluster, key, record)
+        self._next_number = max(self._next_number, cluster.commit.next_number)
+        for number, found in touched.items():
+            if found is None:
+                self._check_forgotten(number)
+            else:
+                check_job(found)
+                self._check_moves(found)
+                self._check_limits(found)
+        for node in [cluster.nodes[node] for node in sorted(nodes)]:
             check_node(node)
             self._check_node_move(node.id, node.status.state)
         if self.world.event_count % LOAD_CHECK_EVENTS == 0:
             self._check_load(cluster)
 
+    def _check_granted(self, cluster: Cluster, key: Key, record: AllocationDesired) -> None:
+        """A new allocation: its job may run, there and now."""
+        job, node = cluster.jobs[record.job], cluster.nodes[key.node]
+        name = f"job {job.id} on node {node.config.name}"
+        require(not job.config.held and not job.ending, "granted-unasked", f"{name}: it is held, or ends")
+        asleep = record.indices & (job.delayed | job.held)
+        require(not asleep, "granted-unasked", f"{name}: {asleep} are to wait")
+        fits = node.placeable and job.spec.node in ("", node.config.name) and node.id not in job.status.avoid
+        require(fits, "granted-unasked", f"{name}: {node.status}, {node.config}, {job.status.avoid}")
+        self._check_dependencies(cluster, job)
+        if job.spec.max_running:
+            out = sum(len(allocation.remaining) for allocation in job.allocations.values())
+            require(out <= job.spec.max_running, "max-running", f"{name}: {out} of {job.spec.max_running}")
+
+    def _check_dependencies(self, cluster: Cluster, job: Job) -> None:
+        """What it was submitted to wait for has ended as was asked, or with a retry was given up."""
+        for wanted in job.spec.after:
+            others = (
+                [after.job for after in job.config.after] if not wanted.job.isdecimal() else [int(wanted.job)]
+            )
+            for number in others:
+                other = cluster.jobs.get(number)
+                met = other is None or other.status.state in _MET[wanted.when]
+                given_up = job.id in self.retried and self._ends.get(number, set()) - _MET[wanted.when]
+                require(met or given_up, "dependencies", f"job {job.id} runs before job {number} has ended")
+
+    def _check_quota(self, cluster: Cluster, key: Key, record: LeaseDesired) -> None:
+        """No slot is added to a queue's leases beyond its quota."""
+        before, now = self._slots.get(key.number, 0), len(record.slots)
+        self._slots[key.number] = now
+        queue = cluster.queue(record.queue)
+        if now <= before or queue is None or queue.quota is None:
+            return
+        charged = NOTHING
+        for node in cluster.nodes.values():
+            if node.status.state not in (NodeState.LOST, NodeState.GONE):
+                for lease in node.leases.values():
+                    if lease.desired.queue == record.queue:
+                        charged = charged.plus(lease.desired.shape, len(lease.desired.slots))
+        for name in dict(record.shape.items()):
+            limit = queue.quota.get(name)
+            said = f"queue {record.queue} has {charged.get(name)} of {limit} {name}"
+            require(not limit or charged.get(name) <= limit, "quota", said)
+
+    def _check_limits(self, job: Job) -> None:
+        limit = job.spec.max_failures
+        over = limit is not None and job.count_failed > limit
+        require(
+            not over or job.ending or job.ended,
+            "max-failures",
+            f"job {job.id} goes on with {job.count_failed}",
+        )
+
+    # ------------------------------------------------------------ moves
+
     def _check_moves(self, job: Job) -> None:
-        old_state = self._jobs.get(job.id, JobState.PENDING)
-        new_state = job.status.state
+        seen = self._jobs.setdefault(job.id, _Seen())
+        retried = job.id in self.retried
+        old_state, new_state = seen.state, job.status.state
         legal = new_state is old_state or new_state in JOB_MOVES[old_state]
-        if job.id in self.retried and JobState.PENDING in JOB_MOVES[old_state]:
+        if retried and JobState.PENDING in JOB_MOVES[old_state]:
             legal = legal or new_state in JOB_MOVES[JobState.PENDING]
         require(legal, "moves", f"job {job.id}: {old_state.name} -> {new_state.name}")
-        self._jobs[job.id] = new_state
-        new = task_states(job)
-        old = self._tasks.get(job.id, {})
-        for index, (state, holder) in new.items():
-            before, held_by = old.get(index, (TaskState.PENDING, 0))
-            legal = state is before or state in TASK_MOVES[before]
-            if job.id in self.retried and TaskState.PENDING in TASK_MOVES[before]:
-                legal = legal or state is TaskState.CANCELLED
-            if not legal and holder != held_by:
-                # Several moves in one step: back to pending, and on with another holder.
-                left = before is TaskState.PENDING or TaskState.PENDING in TASK_MOVES[before]
-                legal = left and (state is TaskState.ALLOCATED or state in TASK_MOVES[TaskState.ALLOCATED])
-            require(legal, "moves", f"task {job.id}/{index}: {before.name} -> {state.name}")
-            back = before in (TaskState.FAILED, TaskState.CANCELLED) and state is not before
-            asked = not back or job.id in self.retried
-            require(asked, "moves", f"task {job.id}/{index} left {before.name} unasked")
-        self._tasks[job.id] = new
+        if new_state in JOB_ENDS:
+            self._ends.setdefault(job.id, set()).add(new_state)
+        now = _Seen(new_state, _tasks(job), _holders(job))
+        for after, indices in now.tasks.items():
+            for before, were in seen.tasks.items():
+                if before is not after and not indices.isdisjoint(were):
+                    moved = indices & were
+                    back = before in (TaskState.FAILED, TaskState.CANCELLED)
+                    said = f"job {job.id}, tasks {moved}: {before.name} -> {after.name}"
+                    require(retried or not back, "moves", f"{said}, unasked")
+                    require(_may_move(before, after, moved, seen, now, retried=retried), "moves", said)
+        self._jobs[job.id] = now
 
     def _check_node_move(self, node: str, state: NodeState) -> None:
         old = self._nodes.get(node, NodeState.DISCONNECTED)
         if state is not old:
             # A step may pass through several, the way up always in one.
-            chain = [NodeState.READY, NodeState.SUSPECT, NodeState.DISCONNECTED, NodeState.LOST]
-            back = NodeState.READY in NODE_MOVES[old] and state in chain
-            down = back or (state in chain and old in chain and chain.index(old) < chain.index(state))
+            back = NodeState.READY in NODE_MOVES[old] and state in _FALLING
+            down = back or (
+                state in _FALLING and old in _FALLING and _FALLING.index(old) < _FALLING.index(state)
+            )
             require(down or state in NODE_MOVES[old], "moves", f"node {node}: {old.name} -> {state.name}")
             self._nodes[node] = state
 
-    # ------------------------------------------------------------ loading
+    # ------------------------------------------------------------ what is kept
+
+    def _may_be_gone(self, job: int) -> bool:
+        """Whether a job may have been forgotten: it had ended, and was to be kept for a short time alone."""
+        seen = self._jobs.get(job)
+        return (
+            seen is not None
+            and seen.state in JOB_ENDS
+            and self.truth.specs[job].retention < self.world.now_ms
+        )
+
+    def _check_forgotten(self, job: int) -> None:
+        require(self._may_be_gone(job), "accepted-is-kept", f"job {job} was accepted and is gone")
+        self.forgotten.add(job)
 
     def loaded(self, leader: Leader) -> None:
         """A new leader has loaded: nothing that was accepted is missing."""
@@ -217,11 +277,13 @@ class Checkers:
             self._check_moves(kept)
         for job, spec in self.accepted.items():
             found = cluster.jobs.get(job)
-            require(
-                found is not None and found.spec == spec,
-                "accepted-is-kept",
-                f"job {job} was accepted and is gone",
-            )
+            if found is None:
+                self._check_forgotten(job)
+            else:
+                require(found.spec == spec, "accepted-is-kept", f"job {job} was accepted and is another")
+        for node in cluster.nodes.values():
+            self._slots.update((lease.id, len(lease.desired.slots)) for lease in node.leases.values())
+        self._next_number = max(self._next_number, cluster.commit.next_number)
         self._check_load(cluster)
 
     def _check_load(self, cluster: Cluster) -> None:
@@ -236,7 +298,63 @@ class Checkers:
         """A refusal says why."""
         require(all(answer.problems), "refusals", answer)
 
+    def at_the_end(self, cluster: Cluster) -> None:
+        """Everything has ended: what was accepted is there, and what succeeded has its row."""
+        check_cluster(cluster)
+        kept, accepted = set(cluster.jobs), set(self.accepted)
+        gone = accepted - kept - self.forgotten
+        require(not gone, "accepted-is-kept", f"jobs {gone} were accepted and are gone")
+        require(kept <= accepted, "accepted-once", f"jobs {kept - accepted} are there and nobody's")
+        for job in cluster.jobs.values():
+            recorded = BitMap(self.truth.succeeded.get(job.id, ()))
+            succeeded = _tasks(job)[TaskState.SUCCEEDED]
+            said = f"job {job.id}: {succeeded} succeeded, {recorded} are recorded so"
+            require(succeeded == recorded, "one-outcome", said)
 
-def task_count(spec: JobSpec) -> int:
-    """How many tasks a job has."""
-    return len(indexset.parse(spec.array, 1_000_000)) if spec.array else 1
+
+def _may_move(
+    before: TaskState, after: TaskState, moved: BitMap, seen: _Seen, now: _Seen, *, retried: bool
+) -> bool:
+    """Whether tasks may have gone so in one turn, which may make several moves."""
+    if after in TASK_MOVES[before]:
+        return True
+    again = TaskState.PENDING in TASK_MOVES[before]
+    if retried and again and after is TaskState.CANCELLED:
+        return True
+    # Back to pending, and on with another holder.
+    on = after is TaskState.ALLOCATED or after in TASK_MOVES[TaskState.ALLOCATED]
+    another = all(seen.holder(index) != now.holder(index) for index in moved)
+    return (again or before is TaskState.PENDING) and on and another
+
+
+def _holders(job: Job) -> list[tuple[int, BitMap]]:
+    """Who holds which tasks: those that a lost node's allocation would take back are held by -allocation."""
+    sound = [(one.id, one.owned) for one in job.allocations.values() if not one.desired.lost]
+    return sound + [(-one.id, one.desired.indices) for one in job.lost.values()]
+
+
+def _tasks(job: Job) -> dict[TaskState, BitMap]:
+    """The tasks in each state. What is kept for a lost node is pending until somebody holds it."""
+    allocated, running = BitMap(), BitMap()
+    succeeded, failed, cancelled = BitMap(), BitMap(), BitMap()
+    for segment in job.segments.values():
+        succeeded |= segment.succeeded
+        failed |= segment.failed
+        cancelled |= segment.cancelled
+    for allocation in job.allocations.values():
+        status, owned = allocation.status, allocation.owned
+        if not allocation.desired.lost:
+            allocated |= owned
+            running |= owned & status.started
+        succeeded |= owned & status.succeeded
+        failed |= owned & status.failed
+        cancelled |= owned & status.cancelled
+    ended = succeeded | failed | cancelled
+    return {
+        TaskState.PENDING: job.all - allocated - ended,
+        TaskState.ALLOCATED: allocated - running - ended,
+        TaskState.RUNNING: running - ended,
+        TaskState.SUCCEEDED: succeeded,
+        TaskState.FAILED: failed,
+        TaskState.CANCELLED: cancelled,
+    }

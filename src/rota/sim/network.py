@@ -7,6 +7,7 @@ that no proxy, bug or attack can make it wrong.
 from typing import Protocol
 
 from rota.core.model.protocol import Down, Up
+from rota.sim.words import describe
 from rota.sim.world import World
 
 DELAY_MS_MAX = 20
@@ -72,7 +73,7 @@ class Stream:
             world = self._network.world
             if not world.maybe(0.3):
                 at_ms = self.not_before(world.now_ms + world.chance.randint(1, DELAY_MS_MAX), up=True)
-                world.after(at_ms - world.now_ms, f"{self} ends", self._tell_server)
+                world.after(at_ms - world.now_ms, lambda: f"{self} ends", self._tell_server)
 
     def end_by_server(self) -> None:
         """The controller hangs up, or is gone."""
@@ -81,7 +82,7 @@ class Stream:
             world = self._network.world
             if not world.maybe(0.3):
                 at_ms = self.not_before(world.now_ms + world.chance.randint(1, DELAY_MS_MAX), up=False)
-                world.after(at_ms - world.now_ms, f"{self} ends", self._tell_node)
+                world.after(at_ms - world.now_ms, lambda: f"{self} ends", self._tell_node)
 
     def _tell_server(self) -> None:
         if self.server_open:
@@ -126,7 +127,7 @@ class Network:
         elif world.chance.random() < 0.1:
             self._past[world.chance.randrange(REPLAYED_COUNT_MAX)] = (stream.node, up, message)
         if world.maybe(0.01):
-            world.say(lambda: f"lost: {_name(message)} on {stream}")
+            world.say(lambda: f"lost: {_said(message)} on {stream}")
             return
         at_ms = stream.not_before(world.now_ms + world.chance.randint(1, DELAY_MS_MAX), up=up)
         if world.maybe(0.01):
@@ -154,9 +155,11 @@ class Network:
             else:
                 stream.arrive_down(message)  # type: ignore[arg-type]
 
-        self.world.after(at_ms - self.world.now_ms, f"{_name(message)} on {stream}", arrive)
+        self.world.after(at_ms - self.world.now_ms, lambda: f"{stream}: {_said(message)}", arrive)
 
 
-def _name(message: Up | Down) -> str:
-    body = message.body if isinstance(message, Down) else message
-    return type(body).__name__
+def _said(message: Up | Down) -> str:
+    if isinstance(message, Down):
+        place = f"session {message.session} message {message.number}, term {message.term}"
+        return f"{describe(message.body)}, {place}"
+    return describe(message)

@@ -27,11 +27,15 @@ from rota.core.node.inputs import (
     StreamClosed,
     StreamOpened,
 )
+from rota.core.node.machine import Machine
 from rota.core.node.recovery import recover
 from rota.sim.network import Stream
 from rota.sim.world import World
 
 SIGTERM, SIGKILL = 15, 9
+SLOW_MS = 20_000
+# What starts once the faults have stopped is over soon: waiting shows nothing more.
+LAST_MS_MAX = 300
 
 
 @dataclass(slots=True)
@@ -40,13 +44,14 @@ class Process:
 
     attempt: Attempt
     job: int
-    number: int
+    lease: int
     spec: JobSpec
     shape: Resources
+    devices: tuple[str, ...]
+    line: str | None
+    started_at_ms: int
     told: bool = False
     over: bool = False
-    killed_by: int = 0
-    started_at_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -54,14 +59,18 @@ class Sights:
     """What the checkers see of processes: the truth, whatever anybody reports."""
 
     started: Callable[["Node", Process], None]
-    ended: Callable[["Node", Process], None]
+    ended: Callable[["Node", Process, Exited | None], None]
 
 
 @dataclass(slots=True)
 class Behaviour:
-    """How the tasks of a job behave, drawn at its submission."""
+    """How the tasks of a job behave, drawn when the first of them starts.
+
+    After `quick_count` of them, the others take `SLOW_MS`; 0 means that all are alike.
+    """
 
     duration_ms_max: int = 500
+    quick_count: int = 0
     failing: float = 0.0
     unstartable: float = 0.0
     stubborn: float = 0.0
@@ -69,15 +78,19 @@ class Behaviour:
 
 @dataclass(slots=True)
 class Node:
-    """A machine. `dial` finds a controller, or None; `behaviour` says how a job's tasks behave."""
+    """A machine. `dial` finds a controller, or None; `behaviour` says how a job's tasks behave.
+
+    After every so many steps its memory is checked, which takes long where very much waits on it.
+    """
 
     world: World
     id: str
     name: str
-    resources: Resources
+    pools: list[Pool]
     dial: Callable[["Node"], Stream | None]
     behaviour: Callable[[int], Behaviour]
     sights: Sights
+    check_steps: int = 1
     on: bool = False
     boots: int = 0
     journals: int = 0
@@ -85,9 +98,10 @@ class Node:
     entries: list[Entry] = field(default_factory=list)
     processes: dict[Attempt, Process] = field(default_factory=dict)
     removed: bool = False
+    machine: Machine = field(init=False)
+    _steps: int = 0
     _stream: Stream | None = None
     _wake_at_ms: int = 0
-    machine: object = None
 
     def __repr__(self) -> str:
         return self.name
@@ -104,6 +118,8 @@ class Node:
         self.on = True
         self.lives += 1
         self.journals += 1
+        # Pools have names, and their order means nothing.
+        self.world.chance.shuffle(self.pools)
         recovered = recover(
             self.entries,
             boot_id=f"{self.id}-boot-{self.boots}",
@@ -136,7 +152,7 @@ class Node:
         self.lives += 1
         self._wake_at_ms = 0
         for process in list(self.processes.values()):
-            self._end(process)
+            self._end(process, None)
         self.processes.clear()
         if self._stream is not None:
             self._stream.end_by_node()
@@ -154,7 +170,7 @@ class Node:
         if self._stream is None:
             self._redial(self.world.chance.randint(50, 400))
         else:
-            inventory = Inventory(pools=(Pool(resources=self.resources),))
+            inventory = Inventory(pools=tuple(self.pools))
             self.step([StreamOpened(self._stream.number, inventory)])
 
     def take_down(self, stream: Stream, message: Down) -> None:
@@ -174,16 +190,18 @@ class Node:
     def step(self, inputs: list[NodeInput]) -> None:
         """Law: write down, do, say. The agent may die between any two of them."""
         machine = self.machine
-        outcome: Outcome = machine.step(inputs, self.world.now_ms, self.world.wall_ms)  # type: ignore[attr-defined]
+        outcome = machine.step(inputs, self.world.now_ms, self.world.wall_ms)
         lives = self.lives
         if self.world.maybe(0.0005):
             self._torn(outcome)
             return
         self.entries += outcome.entries
         if len(self.entries) > 400:
-            self.entries = list(machine.snapshot())  # type: ignore[attr-defined]
+            self.entries = list(machine.snapshot())
         try:
-            sanity_check(machine)  # type: ignore[arg-type]
+            self._steps += 1
+            if (outcome.entries or outcome.commands) and self._steps % self.check_steps == 0:
+                sanity_check(machine)
         except AssertionError as bug:
             raise InvariantBroken("node-state", f"{self.name}: {bug}") from bug
         for command in outcome.commands:
@@ -232,21 +250,26 @@ class Node:
 
         return act
 
-    def _later(self, delay_ms: int, what: str, action: Callable[[], None]) -> None:
+    def _later(self, delay_ms: int, what: str | Callable[[], str], action: Callable[[], None]) -> None:
         """Something in this life of the agent."""
         lives = self.lives
+
+        def said() -> str:
+            return f"{self.name} {what if isinstance(what, str) else what()}"
 
         def act() -> None:
             if self.lives == lives and self.on:
                 action()
 
-        self.world.after(delay_ms, f"{self.name} {what}", act)
+        self.world.after(delay_ms, said, act)
 
     def _do(self, command: Command) -> None:
         match command:
             case Spawn():
                 self._later(
-                    self.world.chance.randint(0, 3), f"spawns {command.attempt}", lambda: self._spawn(command)
+                    self.world.chance.randint(0, 3),
+                    lambda: f"spawns {command.attempt}",
+                    lambda: self._spawn(command),
                 )
             case Signal(attempt, signal, tree):
                 if tree:
@@ -281,18 +304,31 @@ class Node:
         if chance.random() < behaviour.unstartable:
             self.step([SpawnFailed(spawn.attempt, "no such program")])
             return
-        machine = self.machine
-        spec = machine.template(spawn.job, spawn.version).spec  # type: ignore[attr-defined]
-        process = Process(spawn.attempt, spawn.job, spawn.number, spec, spec.resources)
-        process.started_at_ms = self.world.now_ms
+        spec = self.machine.template(spawn.job, spawn.version).spec
+        devices = self.machine.slot(spawn.lease, spawn.slot).devices
+        process = Process(
+            spawn.attempt,
+            spawn.job,
+            spawn.lease,
+            spec,
+            spec.resources,
+            devices,
+            spawn.line,
+            self.world.now_ms,
+        )
         self.processes[spawn.attempt] = process
         self.sights.started(self, process)
         code = chance.choice((1, 2, 3)) if chance.random() < behaviour.failing else 0
-        duration_ms = chance.randint(0, behaviour.duration_ms_max)
+        longest_ms = behaviour.duration_ms_max if self.world.faults else LAST_MS_MAX
+        duration_ms = chance.randint(1, min(behaviour.duration_ms_max, longest_ms))
+        if behaviour.quick_count:
+            behaviour.quick_count -= 1
+            duration_ms = duration_ms if behaviour.quick_count else SLOW_MS
+            behaviour.quick_count = max(behaviour.quick_count, 1)
         self._later(
-            max(duration_ms, 1), f"ends {spawn.attempt}", lambda: self._finish(process, Cause.EXIT, code)
+            duration_ms, lambda: f"ends {spawn.attempt}", lambda: self._finish(process, Cause.EXIT, code)
         )
-        self._later(0, f"tells of {spawn.attempt}", lambda: self._tell(process))
+        self._later(0, lambda: f"tells of {spawn.attempt}", lambda: self._tell(process))
 
     def _tell(self, process: Process) -> None:
         process.told = True
@@ -304,10 +340,9 @@ class Node:
             return
         stubborn = self.world.chance.random() < self.behaviour(process.job).stubborn
         if signal == SIGKILL or not stubborn:
-            process.killed_by = signal
             self._later(
                 self.world.chance.randint(1, 10),
-                f"kills {attempt}",
+                lambda: f"kills {attempt}",
                 lambda: self._finish(process, Cause.SIGNAL, signal),
             )
 
@@ -315,14 +350,15 @@ class Node:
         if process.over:
             return
         if not process.told:
-            self._later(1, f"ends {process.attempt}", lambda: self._finish(process, cause, code))
+            self._later(1, lambda: f"ends {process.attempt}", lambda: self._finish(process, cause, code))
             return
-        self._end(process)
-        del self.processes[process.attempt]
         duration_ms = self.world.now_ms - process.started_at_ms
-        self.step([Exited(process.attempt, cause, code, duration_ms, 1, 1, 100)])
+        exited = Exited(process.attempt, cause, code, duration_ms, 1, 1, 100)
+        self._end(process, exited)
+        del self.processes[process.attempt]
+        self.step([exited])
 
-    def _end(self, process: Process) -> None:
+    def _end(self, process: Process, exited: Exited | None) -> None:
         if not process.over:
             process.over = True
-            self.sights.ended(self, process)
+            self.sights.ended(self, process, exited)

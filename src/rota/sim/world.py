@@ -15,12 +15,12 @@ class World:
         self.chance = random.Random(seed)
         # Faults are drawn only while this holds; the last phase of a run is without.
         self.faults = True
-        self._queue: list[tuple[int, int, str, Callable[[], None]]] = []
+        self._queue: list[tuple[int, int, str | Callable[[], str], Callable[[], None]]] = []
         self._scheduled_count = 0
         self._trace = trace
 
-    def after(self, delay_ms: int, what: str, action: Callable[[], None]) -> None:
-        """Has something happen later."""
+    def after(self, delay_ms: int, what: str | Callable[[], str], action: Callable[[], None]) -> None:
+        """Has something happen later. A text that takes work is made only where it is kept."""
         self._scheduled_count += 1
         heapq.heappush(self._queue, (self.now_ms + delay_ms, self._scheduled_count, what, action))
 
@@ -31,18 +31,20 @@ class World:
         self.now_ms, _, what, action = heapq.heappop(self._queue)
         self.event_count += 1
         if self._trace is not None:
-            self._trace(f"{self.now_ms:>9} {what}")
+            text = what if isinstance(what, str) else what()
+            self._trace(f"{self.event_count:>6} {self.now_ms / 1000:>9.3f} s  {text}")
         action()
         return True
 
     def void(self) -> None:
         """What was to happen had been overtaken: it was no event."""
         self.event_count -= 1
+        self.say(lambda: "(overtaken)")
 
     def say(self, text: Callable[[], str]) -> None:
         """A line of the trace below the event; the text is made only where it is kept."""
         if self._trace is not None:
-            self._trace(f"{'':>9}   {text()}")
+            self._trace(f"{'':>18}    {text()}")
 
     def maybe(self, probability: float) -> bool:
         """A fault happens with this probability, while faults happen."""
