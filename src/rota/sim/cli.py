@@ -68,12 +68,15 @@ def sim() -> None:
 def check(seeds: range, steps: int, trace: Path | None, jobs: int | None, first: bool) -> None:
     """Run random clusters with random faults, and check every promise after every event.
 
-    The same seed gives the same history, to the byte.
+    The same seed gives the same history, to the byte. Where something breaks, it says which seed and
+    event, which promise, and the last of the history; the exit code is then 1.
 
     \b
     Examples:
-      rota sim check --seeds 1..2000
-      rota sim check --seeds 17 --trace history.txt
+      rota sim check                                   100 clusters, on every core
+      rota sim check --seeds 1..2000 --first           until one breaks something
+      rota sim check --seeds 17 --trace history.txt    one, and all that happens in it
+      rota sim check --seeds 17 --steps 5000           the same one, with faults for longer
     """  # noqa: D301 - click reads the control character
     began_s = time.monotonic()
     if trace is not None:
@@ -84,10 +87,10 @@ def check(seeds: range, steps: int, trace: Path | None, jobs: int | None, first:
                 history = [run_seed(seeds[0], steps, lambda line: print(line, file=file))]
         except OSError as error:
             raise click.UsageError(f"--trace: {trace} cannot be written: {error.strerror}") from error
-        found = _report(history, len(seeds), began_s)
+        found = _report(history, len(seeds), steps, began_s)
     else:
         results = run_seeds(seeds, steps, jobs or os.cpu_count() or 1)
-        found = _report(_until_broken(results) if first else results, len(seeds), began_s)
+        found = _report(_until_broken(results) if first else results, len(seeds), steps, began_s)
     sys.exit(1 if found else 0)
 
 
@@ -98,7 +101,17 @@ def _until_broken(results: Iterable[Found]) -> Iterable[Found]:
             return
 
 
-def _report(results: Iterable[Found], seed_count: int, began_s: float) -> int:
+def _show(found: Found, steps: int) -> None:
+    """What broke, how it came to that, and how to see it again."""
+    click.echo(f"seed {found.seed}, event {found.events}: {found.message}")
+    click.echo("  last happened:")
+    for line in found.last:
+        click.echo(f"  {line}")
+    more = "" if steps == STEPS_DEFAULT else f" --steps {steps}"
+    click.echo(f"  all of it: rota sim check --seeds {found.seed}{more} --trace history.txt")
+
+
+def _report(results: Iterable[Found], seed_count: int, steps: int, began_s: float) -> int:
     """Prints what breaks as it is found, and the sum; how many seeds broke something."""
     events = broken = done = 0
     said_s = began_s
@@ -107,10 +120,7 @@ def _report(results: Iterable[Found], seed_count: int, began_s: float) -> int:
         if found.invariant:
             broken += 1
             if broken <= SHOWN_MAX:
-                click.echo(f"seed {found.seed}: {found.message} (after {found.events} events)")
-                click.echo(
-                    f"  again, with its history: rota sim check --seeds {found.seed} --trace history.txt"
-                )
+                _show(found, steps)
         now_s = time.monotonic()
         if sys.stderr.isatty() and now_s - said_s > PROGRESS_S:
             said_s = now_s
