@@ -2,27 +2,17 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from rota.sim.check import run_seed
+from rota.sim.check import LINES_KEPT, run_seed
 from rota.sim.runs import run_seeds
-
-# Seeds that have found a bug, each with what it was, by the draws of that time. The workload has changed
-# since, so a seed need not tell its old story: `bugs/` and tests/core/cluster keep those that matter.
-FOUND = {
-    6: "a lost node's finished task was taken back in the step after its report",
-    13: "a copy of a node's directory was given work after a change of leader",
-    63: "heartbeats went on in a session whose Holding pages had been lost",
-    87: "a new journal was taken for the old one when the leader changed before the comparison",
-    128: "a node waited for good after its greeting was lost",
-    161: "a job kept off every node waited for ever",
-    224: "a lease without slots was sent as if it had some",
-    414: "a replayed Hello was refused, and the node believed that it was its own",
-    769: "a leader of the past refused a node for good",
-}
+from rota.sim.words import CHARS_MAX
+from tools.bugs import bugs, hunt
 
 
 def history(seed: int) -> tuple[str, int]:
@@ -52,10 +42,28 @@ def test_the_history_does_not_hang_on_the_hash_seed() -> None:
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("seed", sorted(FOUND))
-def test_what_was_found_once(seed: int) -> None:
-    found = run_seed(seed)
-    assert found.invariant == "", f"{FOUND[seed]}? {found.message}"
+def test_a_failure_says_what_broke_after_what_and_how_to_see_it_again(tmp_path: Path) -> None:
+    (bug,) = bugs(["speak-before-commit"])
+    lines = hunt(bug, tmp_path).printed.splitlines()
+    first = re.fullmatch(r"seed (\d+), event (\d+): (committed-first|read-committed): .+", lines[0])
+    assert first is not None, lines
+    assert lines[1] == "  last happened:"
+    history, (replay, total) = lines[2:-2], lines[-2:]
+    assert len(history) == LINES_KEPT
+    numbers = [int(line.split()[0]) for line in history if re.match(r" +\d+ +\d+\.\d{3} s  ", line)]
+    assert numbers[-1] == int(first[2])
+    assert replay == f"  all of it: rota sim check --seeds {first[1]} --trace history.txt"
+    assert total.endswith(": 1 broken")
+
+
+def test_a_history_says_what_was_asked_sent_and_answered() -> None:
+    lines: list[str] = []
+    run_seed(1, trace=lines.append)
+    assert lines[0].lstrip().startswith("seed 1: Mix(")
+    history = "\n".join(lines)
+    for said in ("asked: Submit(", "answered: Reply(", ": Hello(", ": Grant(allocation=", "the faults stop"):
+        assert said in history, said
+    assert max(map(len, lines)) < CHARS_MAX * 2
 
 
 def test_a_hundred_seeds_break_nothing() -> None:
