@@ -35,6 +35,7 @@ class Cast:
     def __init__(self, seed: int, trace: Callable[[str], None] | None) -> None:
         self.world = World(seed, trace=trace)
         self.mix = random_mix(self.world.chance)
+        self.world.noise = self.mix.noise
         self.world.say(lambda: f"seed {seed}: {describe(replace(self.mix, pools=()))}")
         self.checkers = Checkers(self.world)
         self.disk = self.checkers.disk = Disk(self.world, self.checkers.committed)

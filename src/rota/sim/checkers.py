@@ -14,11 +14,13 @@ from rota.core.cluster.records import (
     AllocationDesired,
     Key,
     LeaseDesired,
+    NodeConfig,
     NodeStatus,
     Record,
     allocation_key,
     job_key,
     lease_key,
+    node_key,
     node_status_key,
     parse_key,
     version_key,
@@ -102,6 +104,10 @@ class Checkers:
             self._check_reply(order)
             return
         records, node, body = self.disk.records, order.node, order.message.body
+        config = records.get(node_key(node))
+        if isinstance(config, NodeConfig) and config.removed:
+            # What was to be said before its removal in the same step: nobody listens.
+            return
         known: Record | None
         match body:
             case Grant():
@@ -173,7 +179,8 @@ class Checkers:
         require(not job.config.held and not job.ending, "granted-unasked", f"{name}: it is held, or ends")
         asleep = record.indices & (job.delayed | job.held)
         require(not asleep, "granted-unasked", f"{name}: {asleep} are to wait")
-        fits = node.placeable and job.spec.node in ("", node.config.name) and node.id not in job.status.avoid
+        open_ = node.status.state is NodeState.READY and not node.config.cordoned and not node.config.draining
+        fits = open_ and job.spec.node in ("", node.config.name) and node.id not in job.status.avoid
         require(fits, "granted-unasked", f"{name}: {node.status}, {node.config}, {job.status.avoid}")
         self._check_dependencies(cluster, job)
         if job.spec.max_running:

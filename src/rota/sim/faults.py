@@ -9,6 +9,9 @@ from rota.sim.workload import EXTRA_POOL
 
 CLONE_MS_MAX = 1_500
 CUTS_MS = (500, 4_000, 15_000, 25_000)
+# A node that was shut down has left after so long; a copy of it lives so long at most.
+COPY_MS = 6_000
+COPY_MS_MAX = 4_000
 OFF_MS = (50, 500, 4_000, 8_000, 15_000)
 
 
@@ -55,7 +58,11 @@ class Faults:
             world.after(off_ms, f"{node} boots", self._back(node, node.boot))
         elif kind == "shutdown":
             node.shut_down()
-            world.after(off_ms + 6_000, f"{node} starts again", self._back(node, node.start_agent))
+            if world.chance.random() < 0.3:
+                world.after(COPY_MS, f"a copy of {node} boots", lambda: self._copy(node))
+            world.after(
+                off_ms + COPY_MS + COPY_MS_MAX, f"{node} starts again", self._back(node, node.start_agent)
+            )
         else:
             self._clone(node)
 
@@ -93,6 +100,14 @@ class Faults:
         heard_ms = leader.machine.soft.heard_ms.get(node.id, -SETTINGS.suspect_ms)
         if leader.now_ms - heard_ms > SETTINGS.suspect_ms - CLONE_MS_MAX:
             return
+        self._boot_clone(node, CLONE_MS_MAX)
+
+    def _copy(self, node: Node) -> None:
+        """A copy of a node that has left is believed, for it looks like the node after a reboot."""
+        if not node.on and not node.removed:
+            self._boot_clone(node, COPY_MS_MAX)
+
+    def _boot_clone(self, node: Node, time_ms_max: int) -> None:
         clone = self._cast.make_node(node.id, f"{node.name}-clone")
         clone.entries = list(node.entries)
         clone.boots, clone.journals, clone.lives = 1_000 + node.boots, 1_000 + node.journals, 0
@@ -103,7 +118,7 @@ class Faults:
                 clone.crash_agent()
             clone.removed = True
 
-        self._world.after(self._world.chance.randint(100, CLONE_MS_MAX), f"{clone.name} goes", gone)
+        self._world.after(self._world.chance.randint(100, time_ms_max), f"{clone.name} goes", gone)
 
     # ------------------------------------------------------------ controllers
 

@@ -138,10 +138,13 @@ class Network:
         if world.maybe(0.01):
             self._deliver(stream, message, at_ms + world.chance.randint(0, 50), up=up)
         if world.maybe(0.01):
-            self._replay(stream, up=up)
+            self._replay(stream, message, up=up)
 
-    def _replay(self, stream: Stream, *, up: bool) -> None:
+    def _replay(self, stream: Stream, message: Up | Down, *, up: bool) -> None:
+        """Something from long ago; often the like of what is said now."""
         fitting = [old for node, was_up, old in self._past if node == stream.node and was_up is up]
+        if self.world.chance.random() < 0.5:
+            fitting = [old for old in fitting if _kind(old) is _kind(message)]
         if fitting:
             old = self.world.chance.choice(fitting)
             self._deliver(stream, old, self.world.now_ms + self.world.chance.randint(1, DELAY_MS_MAX), up=up)
@@ -156,6 +159,10 @@ class Network:
                 stream.arrive_down(message)  # type: ignore[arg-type]
 
         self.world.after(at_ms - self.world.now_ms, lambda: f"{stream}: {_said(message)}", arrive)
+
+
+def _kind(message: Up | Down) -> type:
+    return type(message.body if isinstance(message, Down) else message)
 
 
 def _said(message: Up | Down) -> str:

@@ -5,7 +5,7 @@ each of them (Groce et al., "Swarm Testing", ISSTA 2012).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from rota.core.cluster.records import QueueConfig
@@ -75,6 +75,18 @@ class Mix:
     user_ms_max: int
     fault_ms_max: int
     faults: tuple[str, ...]
+    # How likely small mishaps are: messages, commits, lives of agents and controllers.
+    noise: float
+
+
+# (longest durations of tasks, `user_ms_max`, `fault_ms_max`): in as many events, the slow runs are long
+# enough for nodes to be lost and to come back.
+_PACES = (
+    ((1, 20, 300), 300, 1_000),
+    ((1, 20, 300, 3_000, 30_000), 2_500, 4_000),
+    ((3_000, 30_000), 4_000, 4_000),
+    ((30_000,), 4_000, 8_000),
+)
 
 
 FAULTS = ("cut", "cut", "kill", "power", "shutdown", "clone", "leader killed", "leader frozen")
@@ -88,20 +100,27 @@ def random_mix(chance: Random) -> Mix:
     pools = _MANY if wide else chance.choice((_MACHINE, _MACHINE, _MANY, _PAIR))
     policies = list(OnNodeLoss)
     some = [fault for fault in dict.fromkeys(FAULTS) if chance.random() < 0.5]
-    return Mix(
+    durations_ms_max, user_ms_max, fault_ms_max = _PACES[0] if wide else chance.choice(_PACES)
+    mix = Mix(
         nodes=chance.randint(1, 2 if wide else NODES_MAX),
         pools=pools,
         shapes=_PLAIN if pools is _MACHINE else _PLAIN + _WITH_GPUS,
         policies=tuple(policies if chance.random() < 0.5 else chance.sample(policies, 1)),
-        durations_ms_max=chance.choice(((1, 20, 300, 3_000, 30_000), (1, 20, 300), (30_000,))),
+        durations_ms_max=durations_ms_max,
         wide=wide,
         lines=chance.random() < 0.15,
         quotas=chance.random() < 0.3,
         retention_ms=chance.choice((RETENTION_MS_DEFAULT, RETENTION_MS_DEFAULT, RETENTION_MS_SHORT)),
-        user_ms_max=chance.choice((300, 2_500)),
-        fault_ms_max=1_000 if wide else chance.choice((1_000, 4_000)),
+        user_ms_max=user_ms_max,
+        fault_ms_max=fault_ms_max,
         faults=_WIDE_FAULTS if wide else tuple(some) if some and chance.random() < 0.5 else FAULTS,
+        noise=chance.choice((0.1, 1.0, 1.0, 2.0)),
     )
+    if not wide and chance.random() < 0.2:
+        # Nodes are lost and come back, and nothing else happens in between.
+        mix = replace(mix, nodes=chance.randint(2, 3), durations_ms_max=(30_000,), faults=("cut",), noise=0.1)
+        mix = replace(mix, user_ms_max=2_000, fault_ms_max=8_000, policies=tuple(chance.sample(policies, 1)))
+    return mix
 
 
 def random_job(

@@ -15,6 +15,8 @@ class World:
         self.chance = random.Random(seed)
         # Faults are drawn only while this holds; the last phase of a run is without.
         self.faults = True
+        # What every probability of a fault is multiplied with.
+        self.noise = 1.0
         self._queue: list[tuple[int, int, str | Callable[[], str], Callable[[], None]]] = []
         self._scheduled_count = 0
         self._trace = trace
@@ -48,7 +50,7 @@ class World:
 
     def maybe(self, probability: float) -> bool:
         """A fault happens with this probability, while faults happen."""
-        return self.faults and self.chance.random() < probability
+        return self.faults and self.chance.random() < probability * self.noise
 
     @property
     def wall_ms(self) -> int:
