@@ -9,7 +9,7 @@ from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause
 from rota.core.node.check import sanity_check
-from rota.core.node.entries import Attempt, Entry
+from rota.core.node.entries import Attempt, Drop, Entry, Granted, LeaseKept, TemplateKept
 from rota.core.node.inputs import (
     CloseStream,
     Command,
@@ -30,6 +30,7 @@ from rota.core.node.inputs import (
 from rota.core.node.machine import Machine
 from rota.core.node.recovery import recover
 from rota.sim.network import Stream
+from rota.sim.words import describe
 from rota.sim.world import World
 
 SIGTERM, SIGKILL = 15, 9
@@ -176,7 +177,13 @@ class Node:
     def take_down(self, stream: Stream, message: Down) -> None:
         """From a controller."""
         if stream is self._stream:
-            self.step([Received(message)])
+            machine = self.machine
+            stranger = machine.talk.open and message.session != machine.held.session.session
+            outcome = self.step([Received(message)])
+            if stranger and any(_is_obedience(entry) for entry in outcome.entries):
+                raise InvariantBroken(
+                    "strangers", f"{self.name} obeyed {describe(message)} of another session"
+                )
 
     def take_hung_up(self, stream: Stream) -> None:
         """The controller's end is gone."""
@@ -187,10 +194,14 @@ class Node:
 
     # ------------------------------------------------------------ the machine
 
-    def step(self, inputs: list[NodeInput]) -> None:
+    def step(self, inputs: list[NodeInput]) -> Outcome:
         """Law: write down, do, say. The agent may die between any two of them."""
+        outcome = self.machine.step(inputs, self.world.now_ms, self.world.wall_ms)
+        self._follow(outcome)
+        return outcome
+
+    def _follow(self, outcome: Outcome) -> None:
         machine = self.machine
-        outcome = machine.step(inputs, self.world.now_ms, self.world.wall_ms)
         lives = self.lives
         if self.world.maybe(0.0005):
             self._torn(outcome)
@@ -362,3 +373,10 @@ class Node:
         if not process.over:
             process.over = True
             self.sights.ended(self, process, exited)
+
+
+def _is_obedience(entry: Entry) -> bool:
+    """Whether an entry follows from a message alone, and never from time."""
+    return isinstance(entry, (Granted, LeaseKept, TemplateKept)) or (
+        isinstance(entry, Drop) and entry.answers > 0
+    )
