@@ -135,9 +135,17 @@ def refreshed(bug: Bug) -> Bug:
         shutil.copyfile(folder / bug.file, before)
         bug.apply(folder)
         merged = _git("merge-file", "-p", str(current), str(before), bug.file, cwd=folder)
-        if merged.returncode:
-            raise BugsError(f"{bug.name}: the very lines that it breaks have changed; make it anew")
-        return _with_diff(bug, current.read_text(), merged.stdout)
+        bad = _replaced(bug, current.read_text()) if merged.returncode else merged.stdout
+        return _with_diff(bug, current.read_text(), bad)
+
+
+def _replaced(bug: Bug, good: str) -> str:
+    """The file with the bug where its lines stand unchanged, in one place, though those beside them changed."""
+    lines = bug.diff[bug.diff.index("\n@@") :].splitlines(keepends=True)[2:]
+    broken = "".join(line[1:] for line in lines if line.startswith("-"))
+    if not broken or good.count(broken) != 1:
+        raise BugsError(f"{bug.name}: the very lines that it breaks have changed; make it anew")
+    return good.replace(broken, "".join(line[1:] for line in lines if line.startswith("+")))
 
 
 def _with_diff(bug: Bug, good: str, bad: str) -> Bug:

@@ -52,7 +52,8 @@ def _run(seed: int, steps: int, trace: Callable[[str], None] | None) -> Found:
     except InvariantBroken as broken:
         return Found(seed, cast.world.event_count, broken.name, str(broken))
     except Exception as bug:  # noqa: BLE001 - whatever it is, the seed is to be named
-        message = f"assertion: {_where(bug)}: {bug!r}"
+        cause = bug.__cause__ or bug
+        message = f"assertion: {_where(cause)}: {cause!r}"
         return Found(seed, cast.world.event_count, "assertion", message)
     return Found(seed, cast.world.event_count, "", "")
 
