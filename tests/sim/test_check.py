@@ -42,6 +42,7 @@ def test_the_history_does_not_hang_on_the_hash_seed() -> None:
     assert len(said) == 1
 
 
+@pytest.mark.timeout(240)
 def test_a_failure_says_what_broke_after_what_and_how_to_see_it_again(tmp_path: Path) -> None:
     (bug,) = bugs(["speak-before-commit"])
     lines = hunt(bug, tmp_path).printed.splitlines()
@@ -66,6 +67,7 @@ def test_a_history_says_what_was_asked_sent_and_answered() -> None:
     assert max(map(len, lines)) < CHARS_MAX * 2
 
 
+@pytest.mark.timeout(240)
 def test_a_hundred_seeds_break_nothing() -> None:
     broken = [found for found in run_seeds(range(1, 101)) if found.invariant]
     assert broken == []
