@@ -122,21 +122,19 @@ def hunt(bug: Bug, folder: Path, seeds_max: int = SEEDS_MAX) -> Hunted:
 def refreshed(bug: Bug) -> Bug:
     """The same bug in the sources as they are, by a three-way merge with what it was made of."""
     current = ROOT / bug.file
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        known = _INDEX.search(bug.diff)
-        base = _git("cat-file", "blob", known[1], cwd=ROOT) if known else None
-        if base is None or base.returncode:
-            _copy(current, folder / bug.file)
-        else:
+    known = _INDEX.search(bug.diff)
+    base = _git("cat-file", "blob", known[1], cwd=ROOT) if known else None
+    bad = None
+    if base is not None and not base.returncode:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
             (folder / bug.file).parent.mkdir(parents=True)
             (folder / bug.file).write_text(base.stdout)
-        before = folder / "before.py"
-        shutil.copyfile(folder / bug.file, before)
-        bug.apply(folder)
-        merged = _git("merge-file", "-p", str(current), str(before), bug.file, cwd=folder)
-        bad = _replaced(bug, current.read_text()) if merged.returncode else merged.stdout
-        return _with_diff(bug, current.read_text(), bad)
+            (folder / "before.py").write_text(base.stdout)
+            bug.apply(folder)
+            merged = _git("merge-file", "-p", str(current), "before.py", bug.file, cwd=folder)
+            bad = merged.stdout if merged.returncode == 0 else None
+    return _with_diff(bug, current.read_text(), bad or _replaced(bug, current.read_text()))
 
 
 def _replaced(bug: Bug, good: str) -> str:

@@ -38,6 +38,7 @@ def test_a_bug_outlives_a_change_beside_it(tmp_path: Path, monkeypatch: pytest.M
     for command in (["init", "-q"], ["hash-object", "-w", bug.file]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
     monkeypatch.setattr("tools.bugs.ROOT", tmp_path)
+    bug = refreshed(bug)
     fits(bug)
     beside = "    def fence_ms(self) -> int:\n"
     assert beside in source.read_text()

@@ -68,8 +68,9 @@ def sim() -> None:
 def check(seeds: range, steps: int, trace: Path | None, jobs: int | None, first: bool) -> None:
     """Run random clusters with random faults, and check every promise after every event.
 
-    The same seed gives the same history, to the byte. Where something breaks, it says which seed and
-    event, which promise, and the last of the history; the exit code is then 1.
+    The same seed gives the same history, to the byte.
+
+    Where something breaks: which seed and event, which promise, what happened last; the exit code is 1.
 
     \b
     Examples:
