@@ -138,7 +138,7 @@ def refreshed(bug: Bug) -> Bug:
 
 
 def _replaced(bug: Bug, good: str) -> str:
-    """The file with the bug where its lines stand unchanged, in one place, though those beside them changed."""
+    """The file with the bug, where its lines stand unchanged and in one place."""
     lines = bug.diff[bug.diff.index("\n@@") :].splitlines(keepends=True)[2:]
     broken = "".join(line[1:] for line in lines if line.startswith("-"))
     if not broken or good.count(broken) != 1:
