@@ -27,7 +27,7 @@ CONTRACT = (job_pb2, job_service_pb2, node_pb2, cluster_pb2, link_pb2, enrol_pb2
 BY_HAND = {protocol.Down, protocol.Template, records.JobBlock, records.Key}
 
 # Messages of the node protocol and the records that are no value of the core: the shells' own.
-SHELLS = {"ArchivedRecord", "JobBlock", "Ranges", "Template", "TemplateBody"} | {
+SHELLS = {"ArchivedRecord", "JobBlock", "OutputPiece", "Ranges", "Template", "TemplateBody"} | {
     name + side for name in ("Connect", "PushOutput") for side in ("Request", "Response")
 }
 

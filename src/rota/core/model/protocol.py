@@ -285,6 +285,13 @@ class HeartbeatAck:
 
 
 @dataclass(slots=True)
+class OutputAttempts:
+    allocation: int
+    attempt: int
+    indices: Ranges
+
+
+@dataclass(slots=True)
 class ReadOutput:
     request: int
     job: int
@@ -295,6 +302,7 @@ class ReadOutput:
     offset: int
     tail_lines: int
     follow: bool
+    many: tuple[OutputAttempts, ...] = ()
 
 
 @dataclass(slots=True)
