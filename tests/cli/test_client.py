@@ -10,8 +10,8 @@ from rota.client import connection, feeding, methods
 from rota.client.connection import Method, Patience
 from rota.client.errors import Unreachable
 from rota.client.feeding import Feed
-from rota.client.messages import OutputStream, ReadOutputResponse
-from rota.client.reading import Reading
+from rota.client.messages import OutputStream, ReadOutputResponse, ReadOutputsResponse
+from rota.client.reading import Reading, ReadingMany
 from rota.wire.gen.v1 import cluster_pb2, job_service_pb2, node_pb2
 
 OUT, ERR = OutputStream.OUTPUT_STREAM_STDOUT, OutputStream.OUTPUT_STREAM_STDERR
@@ -103,6 +103,30 @@ def test_a_gap_is_told_once() -> None:
 def test_an_end_is_always_news() -> None:
     reading = Reading(job_service_pb2.ReadOutputRequest(job=1, stream=OUT))
     assert reading.take(ReadOutputResponse(stream=OUT, attempt=1, end=True))
+
+
+def outputs(*pieces: tuple[int, int, bytes], sent_below: int = 0) -> ReadOutputsResponse:
+    """Index, offset and data of each."""
+    return ReadOutputsResponse(
+        outputs=[
+            ReadOutputResponse(index=index, stream=OUT, attempt=1, offset=offset, data=data)
+            for index, offset, data in pieces
+        ],
+        sent_below=sent_below,
+    )
+
+
+def test_reading_many_goes_on_behind_what_was_sent_and_repeats_nothing() -> None:
+    reading = ReadingMany(job_service_pb2.ReadOutputsRequest(job=1))
+    reading.take(outputs((3, 0, b"three"), sent_below=100))
+    reading.take(outputs((200, 0, b"abc"), (201, 0, b"de")))
+    assert reading.request.first_index == 100
+    again = outputs((200, 0, b"abc"), (201, 0, b"defg"), (202, 0, b"h"))
+    reading.take(again)
+    assert [(each.index, each.offset, each.data) for each in again.outputs] == [
+        (201, 2, b"fg"),
+        (202, 0, b"h"),
+    ]
 
 
 # ---------------------------------------------------------------- feeding

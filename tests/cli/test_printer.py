@@ -1,12 +1,12 @@
 """Printing what tasks write."""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
+from rota.cli import printer as printer_module
 from rota.cli.printer import LINE_BYTES_MAX, STDERR, STDOUT, Printer
-from rota.client.errors import Unreachable
 from rota.client.messages import ReadOutputResponse
 
 
@@ -34,25 +34,50 @@ def test_lines_of_several_tasks_have_their_index(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("[8] fo\n", "[8] ur\n")
 
 
-def test_a_line_without_end_is_printed_in_pieces(capfd: pytest.CaptureFixture[str]) -> None:
+def in_thread(work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_a_long_line_has_one_index_and_nobody_else_in_it(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(printer_module, "LINE_S_MAX", 60.0)
     printer = Printer(prefixed=True)
     for _ in range(3):
-        take(printer, 1, b"x" * (LINE_BYTES_MAX // 2 + 1))
-    out = capfd.readouterr().out
-    assert out.startswith("[1] xxx")
-    assert out.endswith("x\n")
+        take(printer, 1, b"x" * LINE_BYTES_MAX)
+    other = in_thread(lambda: take(printer, 2, b"other\n"))
+    take(printer, 1, b"y\nnext\n")
+    other.join()
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "[1] " + "x" * 3 * LINE_BYTES_MAX + "y"
+    assert sorted(lines[1:]) == ["[1] next", "[2] other"]
+
+
+def test_a_line_without_end_is_ended_when_others_have_waited(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(printer_module, "LINE_S_MAX", 0.0)
+    printer = Printer(prefixed=True)
+    long = "x" * (LINE_BYTES_MAX + 1)
+    take(printer, 1, long.encode())
+    take(printer, 2, b"other\n")
+    take(printer, 1, long.encode())
+    take(printer, 1, b"y", end=True)
+    assert capfd.readouterr().out.splitlines() == [f"[1] {long}", "[2] other", f"[1] {long}y"]
 
 
 def test_what_is_missing_is_said_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     printer = Printer(prefixed=True)
     take(printer, 4, unavailable="node a, which kept the output, is gone", end=True)
     take(printer, 4, stream=STDERR, unavailable="node a, which kept the output, is gone", end=True)
-    printer.unread(5, Unreachable("no controller answers"))
+    printer.unread("5-9", "not read to the end: no controller answers")
     out, err = capfd.readouterr()
     assert out == ""
     assert err.splitlines() == [
         "rota: task 4: node a, which kept the output, is gone",
-        "rota: task 5: its output could not be read to the end: no controller answers",
+        "rota: tasks 5-9: not read to the end: no controller answers",
     ]
 
 

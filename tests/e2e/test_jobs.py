@@ -207,25 +207,78 @@ def test_what_is_not_there_is_exit_code_3(arguments: list[str], says: str, clust
 # ---------------------------------------------------------------- logs
 
 
-def test_logs_of_one_task_and_of_many(cluster: Cluster) -> None:
+ENDED_OR_FOLLOWED = pytest.mark.parametrize("follow", [[], ["-f"]], ids=["now", "follow"])
+
+
+@ENDED_OR_FOLLOWED
+def test_logs_of_one_task_and_of_many(follow: list[str], cluster: Cluster) -> None:
     script = "for i in 1 2 3; do echo {index}.$i; done; echo e{index} >&2"
     number = cluster.submit("--array", "3-4", "--", "sh", "-c", script)
     cluster.ok("wait", number)
-    assert cluster.ok("logs", f"{number}/3") == "3.1\n3.2\n3.3\n"
-    assert cluster.ok("logs", f"{number}/3", "--tail", "1") == "3.3\n"
-    assert cluster.ok("logs", f"{number}/4", "--stderr") == "e4\n"
-    assert cluster.ok("logs", number, "--tail", "1") == "[3] 3.3\n[4] 4.3\n"
-    assert cluster.ok("logs", f"{number}/3,4", "--stderr") == "[3] e3\n[4] e4\n"
+
+    def logs(tasks: str, *options: str) -> list[str]:
+        # Of tasks that are followed at once, any may be the first.
+        return sorted(cluster.ok("logs", number + tasks, *options, *follow).splitlines())
+
+    assert logs("/3") == ["3.1", "3.2", "3.3"]
+    assert logs("/3", "--tail", "1") == ["3.3"]
+    assert logs("/4", "--stderr") == ["e4"]
+    assert logs("", "--tail", "1") == ["[3] 3.3", "[4] 4.3"]
+    assert logs("/3,4", "--stderr", "--attempt", "1") == ["[3] e3", "[4] e4"]
+    for tasks, says in (
+        ("/9", f"job {number} has no task 9; it has 3-4"),
+        ("/3,5-7", f"job {number} has no tasks 5-7; it has 3-4"),
+    ):
+        done = cluster("logs", number + tasks, *follow)
+        assert (done.returncode, done.stdout, done.stderr) == (3, "", f"rota: {says}\n")
 
 
-def test_logs_of_an_attempt(cluster: Cluster) -> None:
-    number = cluster.submit("--retries", "2", "--", "sh", "-c", "echo try $ROTA_ATTEMPT; exit 1")
-    cluster("wait", number)
-    assert cluster.ok("logs", number) == "try 3\n"
-    assert cluster.ok("logs", number, "--attempt", "1") == "try 1\n"
-    done = cluster("logs", number, "--attempt", "9")
-    assert done.returncode == 3
-    assert "has no attempt 9" in done.stderr
+@ENDED_OR_FOLLOWED
+def test_logs_of_an_attempt(follow: list[str], cluster: Cluster) -> None:
+    # Task 0 succeeds at once, the others at the third attempt.
+    script = "echo try $ROTA_ATTEMPT; test {index} = 0 || test $ROTA_ATTEMPT = 3"
+    number = cluster.submit("--array", "0-2", "--retries", "2", "--", "sh", "-c", script)
+    cluster.ok("wait", number)
+
+    def logs(tasks: str, *options: str) -> tuple[int, list[str], str]:
+        done = cluster("logs", number + tasks, *options, *follow)
+        return done.returncode, sorted(done.stdout.splitlines()), done.stderr
+
+    assert logs("") == (0, ["[0] try 1", "[1] try 3", "[2] try 3"], "")
+    assert logs("/1", "--attempt", "1") == (0, ["try 1"], "")
+    assert logs("", "--attempt", "2") == (0, ["[1] try 2", "[2] try 2"], "")
+    assert logs("", "--attempt", "9") == (
+        3,
+        [],
+        f"rota: none of the tasks of job {number} has an attempt 9\n",
+    )
+    assert logs("/0", "--attempt", "2") == (3, [], f"rota: task {number}/0 has no attempt 2\n")
+
+
+def test_logs_of_what_never_ran_say_so(cluster: Cluster) -> None:
+    failed = cluster.submit("--", "no-such-program")
+    cluster("wait", failed)
+    done = cluster("logs", failed)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("rota: attempt 1 did not start: no program 'no-such-program'")
+    never = cluster.submit("--array", "0-1", "--after", f"{failed}", "--", "true")
+    cluster("wait", never)
+    for tasks, says in (
+        ("", f"none of the tasks of job {never} has run"),
+        ("/1", f"task {never}/1 has not run"),
+    ):
+        done = cluster("logs", never + tasks)
+        assert (done.returncode, done.stderr) == (3, f"rota: {says}\n")
+
+
+@ENDED_OR_FOLLOWED
+def test_logs_of_a_large_array_come_by_index(follow: list[str], cluster: Cluster) -> None:
+    # More than are followed one by one, most of which write nothing.
+    script = "case {index} in *77) echo {index};; esac"
+    number = cluster.submit("--array", "0-999", "--cpu", "0.1", "--", "sh", "-c", script)
+    cluster.ok("wait", number)
+    out = cluster.ok("logs", number, *follow)
+    assert out.splitlines() == [f"[{index}] {index}" for index in range(77, 1000, 100)]
 
 
 def test_logs_follow_until_the_end(cluster: Cluster, gate: Gate) -> None:

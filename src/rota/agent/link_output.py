@@ -1,16 +1,23 @@
-"""PushOutput: sends what an attempt has written, and writes, for as long as the leader gives credit."""
+"""PushOutput: sends what attempts have written, and write, for as long as the leader gives credit.
+
+Either one stream of one attempt, and on as it grows; or what many attempts have written so far.
+"""
 
 import asyncio
 import logging
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 
-from rota.agent.output import SUFFIXES, Reader, path
+from rota.agent.output import SUFFIXES, Reader, folder, path
 from rota.core.model.protocol import ReadOutput
 from rota.wire.gen.v1 import link_pb2, link_pb2_grpc
 
 PIECE_BYTES_MAX = 64 * 1024
+# So many files are read before something else has its turn.
+FILES_READ_MAX = 64
 
 _log = logging.getLogger(__name__)
 
@@ -29,11 +36,10 @@ class OutputSender:
 
     def start(self, channel: grpc.aio.Channel, read: ReadOutput, *, live: bool) -> None:
         """Begins to send. `live`: the attempt has not ended yet; `ended` will say so."""
-        if read.stream not in SUFFIXES:
+        if read.stream not in SUFFIXES and (read.stream or not read.many):
             _log.warning("output stream %d was asked for, which there is not", read.stream)
             return
-        file = path(self._home, read.job, read.allocation, read.index, read.attempt, read.stream)
-        sending = _Sending(read, file, over=not live)
+        sending = _Many(read, self._home) if read.many else _One(read, self._home, over=not live)
         self._sendings.add(sending)
         task = asyncio.create_task(sending.run(channel), name=f"output {read.request}")
         self._tasks.add(task)
@@ -55,13 +61,13 @@ class OutputSender:
 
 
 class _Sending:
-    """One reading: a file, and the credit there is for it."""
+    """One reading, and the credit there is for it."""
 
-    def __init__(self, read: ReadOutput, file: Path, *, over: bool) -> None:
+    def __init__(self, read: ReadOutput, home: Path) -> None:
         self.attempt = (read.allocation, read.index, read.attempt)
         self._read = read
-        self._file = file
-        self._over = over
+        self._home = home
+        self._over = True
         self._credit_bytes = 0
         self._stopped = False
         # The attempt ended, credit came, the leader said stop, or there is more in the file.
@@ -99,10 +105,21 @@ class _Sending:
         self._changed.set()
 
     async def _send(self, call: Call) -> None:
-        """Sends the file to its end, and while it grows if that is wanted."""
+        raise NotImplementedError
+
+
+class _One(_Sending):
+    """A file, to its end, and while it grows if that is wanted."""
+
+    def __init__(self, read: ReadOutput, home: Path, *, over: bool) -> None:
+        super().__init__(read, home)
+        self._over = over
+
+    async def _send(self, call: Call) -> None:
         read = self._read
+        file = path(self._home, read.job, *self.attempt, read.stream)
         try:
-            reader = Reader(self._file, read.offset, read.tail_lines, follow=read.follow and not self._over)
+            reader = Reader(file, read.offset, read.tail_lines, follow=read.follow and not self._over)
         except OSError as error:
             await call.write(Piece(error=f"the output cannot be read: {error.strerror}"))
             return
@@ -142,3 +159,77 @@ class _Sending:
             await self._changed.wait()
         finally:
             loop.remove_reader(reader.fileno())
+
+
+class _Many(_Sending):
+    """The files that there are of many attempts, small ones together in a message."""
+
+    async def _send(self, call: Call) -> None:
+        # Thousands of files may be looked for, and heartbeats do not wait.
+        files = await asyncio.to_thread(lambda: sorted(self._files()))
+        message = Piece()
+        for count, (index, attempt, stream, file) in enumerate(files, 1):
+            for piece in _pieces(file, self._read.tail_lines):
+                piece.index, piece.attempt, piece.stream = index, attempt, stream
+                message.many.append(piece)
+                if message.ByteSize() >= PIECE_BYTES_MAX:
+                    if not await self._put(call, message):
+                        return
+                    message = Piece()
+            if count % FILES_READ_MAX == 0:
+                await asyncio.sleep(0)
+        if message.many and not await self._put(call, message):
+            return
+        await call.write(Piece(end=True))
+
+    def _files(self) -> Iterator[tuple[int, int, int, Path]]:
+        """Index, attempt, stream and path of what is there."""
+        read, home = self._read, self._home
+        streams = [(stream, SUFFIXES[stream]) for stream in ([read.stream] if read.stream else SUFFIXES)]
+        for each in read.many:
+            by_folder = defaultdict(list)
+            for first, last in each.indices:
+                for index in range(first, last + 1):
+                    by_folder[folder(home, read.job, each.allocation, index)].append(index)
+            for place, indices in by_folder.items():
+                try:
+                    there = {entry.name for entry in place.iterdir()}
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                for index in indices:
+                    for stream, suffix in streams:
+                        name = f"{index}.{each.attempt}.{suffix}"
+                        if name in there:
+                            yield index, each.attempt, stream, place / name
+
+    async def _put(self, call: Call, message: Piece) -> bool:
+        """Sends a message once there is credit for it; False where no more is wanted."""
+        size = message.ByteSize()
+        while self._credit_bytes < size and not self._stopped:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._stopped:
+            return False
+        self._credit_bytes -= size
+        await call.write(message)
+        return True
+
+
+def _pieces(file: Path, tail_lines: int) -> Iterator[link_pb2.OutputPiece]:
+    """What is in a file now, in pieces; why not, where it cannot be read."""
+    try:
+        reader = Reader(file, 0, tail_lines)
+        try:
+            # What is written meanwhile is not waited for: it may be written faster than it is sent.
+            size = file.stat().st_size
+            while (piece := reader.read(PIECE_BYTES_MAX)) is not None:
+                end = piece.offset + len(piece.data) >= size
+                yield link_pb2.OutputPiece(
+                    offset=piece.offset, data=piece.data, gap_bytes=piece.gap_bytes, end=end
+                )
+                if end:
+                    return
+        finally:
+            reader.close()
+    except OSError as error:
+        yield link_pb2.OutputPiece(end=True, error=f"the output cannot be read: {error.strerror}")

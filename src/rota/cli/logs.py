@@ -1,14 +1,21 @@
 """`rota logs`."""
 
 import queue
+import time
 
 import click
+from pyroaring import BitMap
 
+from rota.cli import app, formats
 from rota.cli.printer import STDERR, STDOUT, Printer
-from rota.cli.session import TasksOfJob, client, one_index
-from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S, Client
+from rota.cli.session import TasksOfJob, client
+from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, PATIENCE_S, Client
 from rota.client.errors import NotFound
-from rota.client.follow import Choice, Follower, indices_of, task_indices
+from rota.client.follow import Choice, Follower, indices_of, task_indices, text_of
+from rota.client.messages import Cause, Job
+
+# A reading that takes longer than this says how far it is, on a terminal.
+PROGRESS_S = 1.0
 
 
 @click.command(
@@ -23,61 +30,98 @@ Examples:
 @click.argument("task", type=TasksOfJob(), metavar="ID[/TASKS]")
 @click.option("-f", "--follow", is_flag=True, help="Go on as it is written, until the end.")
 @click.option("--stderr", is_flag=True, help="Standard error instead of standard output.")
-@click.option(
-    "--tail", type=click.IntRange(0, 1_000_000), default=0, help="Only the last N lines of each task."
-)
-@click.option("--attempt", type=click.IntRange(0), default=0, help="Of this attempt (0: the latest).")
-def logs(task: tuple[int, str], follow: bool, stderr: bool, tail: int, attempt: int) -> None:
+@click.option("--tail", type=click.IntRange(1, 1_000_000), metavar="N", help="Only the last N lines of each.")
+@click.option("--attempt", type=click.IntRange(1), metavar="N", help="Of this attempt (default: the latest).")
+def logs(task: tuple[int, str], follow: bool, stderr: bool, tail: int | None, attempt: int | None) -> None:
     """Print what tasks have written to standard output, or to standard error."""
     number, indices = task
-    choice = Choice(STDERR if stderr else STDOUT, attempt, alone=attempt > 0, tail_lines=tail)
+    choice = Choice(
+        STDERR if stderr else STDOUT, attempt or 0, alone=attempt is not None, tail_lines=tail or 0
+    )
     with client(PATIENCE_OF_WAITING_S if follow else PATIENCE_S) as rota:
-        if follow:
-            _follow(rota, number, indices, choice)
-        else:
-            _print(rota, number, indices, choice)
-
-
-def _print(rota: Client, number: int, indices: str, choice: Choice) -> None:
-    """What there is now, task after task."""
-    index = one_index(indices)
-    if not indices:
         job = rota.job(number)
-        index = task_indices(job).min() if job.tasks.total == 1 else None
-    if index is not None:
-        _print_task(rota, number, index, choice, Printer(prefixed=False, one_stream=True))
-        return
-    printer = Printer(prefixed=True, one_stream=True)
-    for task in rota.tasks(number, indices=indices):
-        if task.attempt_count:
-            _print_task(rota, number, task.index, choice, printer)
+        chosen = _chosen(job, indices)
+        printer = Printer(prefixed=len(chosen) > 1, one_stream=True)
+        try:
+            if follow:
+                count = _follow(rota, job, chosen, choice, printer)
+            else:
+                count = _print(rota, job, indices, chosen, choice, printer)
+        finally:
+            printer.end_progress()
+        if not count:
+            raise NotFound(_nothing(rota.job(number), chosen, attempt))
+        if len(chosen) == 1:
+            _say_failed_start(rota, number, chosen.min(), attempt)
 
 
-def _print_task(rota: Client, number: int, index: int, choice: Choice, printer: Printer) -> None:
-    answers = rota.output(
-        number, index, attempt=choice.attempt, stream=choice.stream, tail_lines=choice.tail_lines
+def _chosen(job: Job, indices: str) -> BitMap:
+    """The tasks to be read. Raises NotFound, InvalidRequest."""
+    there = task_indices(job)
+    if not indices:
+        return there
+    chosen = indices_of(indices)
+    if missing := chosen - there:
+        what = f"task {missing.min()}" if len(missing) == 1 else f"tasks {text_of(missing)}"
+        raise NotFound(f"job {job.id} has no {what}; it has {text_of(there)}")
+    return chosen
+
+
+def _nothing(job: Job, chosen: BitMap, attempt: int | None) -> str:
+    """Why there was no attempt to read."""
+    who = f"task {job.id}/{chosen.min()}" if len(chosen) == 1 else f"none of the tasks of job {job.id}"
+    if attempt is not None:
+        return f"{who} has {'no' if len(chosen) == 1 else 'an'} attempt {attempt}"
+    has = "has not" if len(chosen) == 1 else "has"
+    return f"{who} {has} {'run' if job.state in JOB_ENDS else 'started'}"
+
+
+def _say_failed_start(rota: Client, number: int, index: int, attempt: int | None) -> None:
+    """An attempt that did not start has written nothing; why it did not is told in its place."""
+    for each in reversed(rota.task(number, index).attempts):
+        if attempt in (None, each.number):
+            if each.cause == Cause.CAUSE_START_FAILED:
+                app.say(f"attempt {each.number} did not start: {formats.safe(each.message)}")
+            return
+
+
+def _print(rota: Client, job: Job, indices: str, chosen: BitMap, choice: Choice, printer: Printer) -> int:
+    """What there is now, task after task; how many attempts there were to read. Raises RotaError."""
+    begun_s = time.monotonic()
+    count = 0
+    unread = ""
+    answers = rota.outputs(
+        job.id,
+        indices=indices,
+        attempt=choice.attempt,
+        stream=choice.stream,
+        tail_lines=choice.tail_lines,
     )
     for answer in answers:
-        if answer.unavailable:
-            raise NotFound(answer.unavailable)
-        printer.take(index, answer)
+        for output in answer.outputs:
+            printer.take(output.index, output)
+        for each in answer.unread:
+            if not each.indices:
+                raise NotFound(each.why)
+            printer.unread(each.indices, each.why)
+            unread = each.why
+        count += answer.attempt_count
+        if answer.sent_below and time.monotonic() > begun_s + PROGRESS_S:
+            printer.progress(f"{chosen.rank(answer.sent_below - 1):,} of {len(chosen):,} tasks")
+    if unread:
+        raise NotFound(f"not all of the output could be read: {unread}")
+    return count
 
 
-def _follow(rota: Client, number: int, indices: str, choice: Choice) -> None:
-    """What is written, by all tasks at once, until the job has ended and all is read."""
-    job = rota.job(number)
-    chosen = task_indices(job)
-    if indices:
-        chosen &= indices_of(indices)
-    if not chosen:
-        raise NotFound(f"job {number} has no task {indices}")
+def _follow(rota: Client, job: Job, chosen: BitMap, choice: Choice, printer: Printer) -> int:
+    """What is written, by all tasks at once, until the job has ended and all is read; how many attempts."""
     errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
-    printer = Printer(prefixed=len(chosen) > 1, one_stream=True)
     follower = Follower(rota, job, printer, errors.put, indices=chosen, choice=choice)
-    for news in rota.watch(number):
+    for news in rota.watch(job.id):
         follower.update(news)
         if not errors.empty():
             raise errors.get()
     follower.finish()
     if not errors.empty():
         raise errors.get()
+    return follower.attempt_count

@@ -5,79 +5,129 @@ import sys
 import threading
 
 from rota.cli import app
-from rota.client.errors import RotaError
 from rota.client.messages import OutputStream, ReadOutputResponse
 
 STDOUT = OutputStream.OUTPUT_STREAM_STDOUT
 STDERR = OutputStream.OUTPUT_STREAM_STDERR
 
-# A line that grows longer is printed in pieces.
+# So much of a line is kept until it ends; a longer one is printed as it comes, and all others wait for its
+# end, but no longer than this: then it is ended here, and goes on as a line of its own.
 LINE_BYTES_MAX = 65_536
+LINE_S_MAX = 2.0
+
+Key = tuple[int, int]
 
 
 class Printer:
     """Writes each of a task's streams to the stream of the same name, or `one_stream` to standard output.
 
-    May be called by several threads.
+    May be called by several threads, each task's output by one at a time.
     """
 
     def __init__(self, *, prefixed: bool, one_stream: bool = False) -> None:
         self._prefixed = prefixed
         self._one_stream = one_stream
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         # The beginnings of lines that have not ended, by task and stream.
-        self._begun: dict[tuple[int, int], bytes] = {}
+        self._begun: dict[Key, bytes] = {}
         # Of one task: the streams whose last line has not ended.
         self._inside: set[int] = set()
+        # The long line that is being printed.
+        self._open: Key | None = None
+        self._progress = False
 
     def take(self, index: int, answer: ReadOutputResponse) -> None:
         """Prints a piece of output, and what is to be said of it."""
-        with self._lock:
+        with self._changed:
             if answer.gap_bytes:
-                self._mark(index, answer.stream, answer.gap_bytes)
+                self._mark((index, answer.stream), answer.gap_bytes)
             if answer.data:
-                self._write(index, answer.stream, answer.data)
+                self._write((index, answer.stream), answer.data)
             if answer.end:
-                self._flush(index, answer.stream)
+                self._flush((index, answer.stream))
             if answer.unavailable and (self._one_stream or answer.stream == STDOUT):
-                self._say(index, answer.unavailable)
+                self._say(answer.unavailable, str(index))
 
-    def unread(self, index: int, error: RotaError) -> None:
+    def unread(self, indices: str, why: str) -> None:
         """Says that there is more which could not be read."""
-        with self._lock:
-            self._say(index, f"its output could not be read to the end: {error}")
+        with self._changed:
+            self._say(why, indices)
 
-    def _write(self, index: int, stream: int, data: bytes) -> None:
+    def progress(self, text: str) -> None:
+        """On a terminal, a line that the next one takes the place of."""
+        with self._changed:
+            if sys.stderr.isatty() and self._open is None:
+                self._progress = True
+                os.write(sys.stderr.fileno(), f"\r{text}\x1b[K".encode())
+
+    def end_progress(self) -> None:
+        """Removes it."""
+        if self._progress:
+            self._progress = False
+            os.write(sys.stderr.fileno(), b"\r\x1b[K")
+
+    def _write(self, key: Key, data: bytes) -> None:
+        """As it is; of several tasks whole lines, and the beginning of one that has become long."""
         if not self._prefixed:
-            self._put(stream, data)
-            (self._inside.discard if data.endswith(b"\n") else self._inside.add)(stream)
+            self._put(key[1], data)
+            (self._inside.discard if data.endswith(b"\n") else self._inside.add)(key[1])
             return
-        *whole, begun = (self._begun.pop((index, stream), b"") + data).split(b"\n")
+        if self._open == key:
+            rest, newline, data = data.partition(b"\n")
+            self._put(key[1], rest + newline)
+            if newline:
+                self._close()
+        *whole, begun = (self._begun.pop(key, b"") + data).split(b"\n")
+        mark = b"[%d] " % key[0]
+        lines = b"".join(mark + line + b"\n" for line in whole)
         if len(begun) > LINE_BYTES_MAX:
-            whole.append(begun)
-            begun = b""
-        mark = b"[%d] " % index
-        if whole:
-            self._put(stream, b"".join(mark + line + b"\n" for line in whole))
+            self._wait_for_turn(key)
+            self._put(key[1], lines + mark + begun)
+            self._open = key
+            return
+        if lines:
+            self._wait_for_turn(key)
+            self._put(key[1], lines)
         if begun:
-            self._begun[index, stream] = begun
+            self._begun[key] = begun
 
-    def _mark(self, index: int, stream: int, gap_bytes: int) -> None:
+    def _mark(self, key: Key, gap_bytes: int) -> None:
         """Where the node kept no more: a line of its own, in its place, so that it is in a saved log too."""
-        self._flush(index, stream)
-        newline = b"\n" if stream in self._inside and not self._prefixed else b""
-        self._write(index, stream, newline + b"[rota: %s bytes are not kept]\n" % f"{gap_bytes:,}".encode())
+        self._flush(key)
+        newline = b"\n" if key[1] in self._inside and not self._prefixed else b""
+        self._write(key, newline + b"[rota: %s bytes are not kept]\n" % f"{gap_bytes:,}".encode())
 
-    def _flush(self, index: int, stream: int) -> None:
-        begun = self._begun.pop((index, stream), b"")
-        if begun:
-            self._put(stream, b"[%d] %s\n" % (index, begun))
+    def _wait_for_turn(self, key: Key) -> None:
+        """Until no line of another's is open."""
+        if self._open is not None and self._open[0] != key[0]:
+            self._changed.wait_for(lambda: self._open is None, LINE_S_MAX)
+        if self._open is not None and self._open != key:
+            self._put(self._open[1], b"\n")
+            self._close()
 
-    def _say(self, index: int, text: str) -> None:
-        app.say(f"task {index}: {text}" if self._prefixed else text)
+    def _close(self) -> None:
+        self._open = None
+        self._changed.notify_all()
+
+    def _flush(self, key: Key) -> None:
+        begun = self._begun.pop(key, b"")
+        if self._open == key:
+            self._put(key[1], b"\n")
+            self._close()
+        elif begun:
+            self._wait_for_turn(key)
+            self._put(key[1], b"[%d] %s\n" % (key[0], begun))
+
+    def _say(self, text: str, indices: str) -> None:
+        self.end_progress()
+        if not self._prefixed or not indices:
+            app.say(text)
+        else:
+            app.say(f"{'task' if indices.isdecimal() else 'tasks'} {indices}: {text}")
 
     def _put(self, stream: int, data: bytes) -> None:
         """Writes all at once, past Python's buffers, so that nothing is held back."""
+        self.end_progress()
         to = sys.stdout if self._one_stream or stream == STDOUT else sys.stderr
         left = memoryview(data)
         while left:

@@ -24,6 +24,7 @@ from rota.client.messages import (
     OutputStream,
     Queue,
     ReadOutputResponse,
+    ReadOutputsResponse,
     ReleaseJobResponse,
     RetryJobResponse,
     SubmitJobsResponse,
@@ -32,7 +33,7 @@ from rota.client.messages import (
     Token,
     TokenKind,
 )
-from rota.client.reading import Reading
+from rota.client.reading import Reading, ReadingMany
 from rota.wire.gen.v1 import cluster_pb2, job_service_pb2, node_pb2
 
 PATIENCE_S = 10.0
@@ -186,6 +187,36 @@ class Client:
         for answer in self._connection.stream(methods.READ_OUTPUT, reading.request, hopeful):
             if reading.take(answer):
                 yield answer
+
+    def outputs(
+        self,
+        number: int,
+        *,
+        indices: str = "",
+        attempt: int = 0,
+        all_attempts: bool = False,
+        stream: OutputStream.ValueType = OutputStream.OUTPUT_STREAM_UNSPECIFIED,
+        tail_lines: int = 0,
+        hopeful: Callable[[], bool] = lambda: False,
+    ) -> Iterator[ReadOutputsResponse]:
+        """What tasks (`indices` like `0-9,20`, or all) have written so far, by index, attempt and stream.
+
+        Of each task the latest attempt, the one of a number, or all. Goes on where it was when the connection
+        is lost, and waits for a node that is away as long as it is `hopeful`.
+        """
+        reading = ReadingMany(
+            job_service_pb2.ReadOutputsRequest(
+                job=number,
+                indices=indices,
+                attempt=attempt,
+                all_attempts=all_attempts,
+                stream=stream,
+                tail_lines=tail_lines,
+            )
+        )
+        for answer in self._connection.stream(methods.READ_OUTPUTS, lambda: reading.request, hopeful):
+            reading.take(answer)
+            yield answer
 
     def write_input(self, number: int, pieces: Iterable[bytes]) -> int:
         """Feeds a job's standard input to its end, once it runs; how many bytes the task took."""

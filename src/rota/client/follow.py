@@ -1,7 +1,8 @@
 """The output of a job's tasks as it is written, many at once.
 
-Up to READERS_MAX tasks are read at the same time, each attempt after attempt until the task has ended;
-further tasks are read when one of these is through. Nothing is lost by that: output stays on the nodes.
+Up to READERS_MAX tasks that run are read as they write, each attempt after attempt until the task has ended.
+What more there are is read when they have ended, all together. Nothing is lost by that: output stays on the
+nodes.
 """
 
 import queue
@@ -21,12 +22,13 @@ from rota.core.model.spec import TASK_COUNT_MAX
 READERS_MAX = 64
 RANGES_ASKED_MAX = 3_000
 
-_TASK_ENDS = (
+_RUNNING = TaskState.TASK_STATE_RUNNING
+_STARTED = (
+    _RUNNING,
     TaskState.TASK_STATE_SUCCEEDED,
     TaskState.TASK_STATE_FAILED,
     TaskState.TASK_STATE_CANCELLED,
 )
-_STARTED = (TaskState.TASK_STATE_RUNNING, *_TASK_ENDS)
 
 
 class Sink(Protocol):
@@ -36,8 +38,8 @@ class Sink(Protocol):
         """A piece of a task's output, the pieces of one stream of an attempt in their order."""
         ...
 
-    def unread(self, index: int, error: RotaError) -> None:
-        """A task's output could not be read to its end."""
+    def unread(self, indices: str, why: str) -> None:
+        """The output of these tasks, `0-9,20`, or of all (nothing) cannot be read, or not to its end."""
         ...
 
 
@@ -55,7 +57,7 @@ class Follower:
     """Reads a job's output into a sink: of these tasks, or of all.
 
     `update` is called with what the job has become, from one thread; after the ended job, `finish` waits
-    until all is read. An error of the sink (a closed pipe) ends the reading and is handed to `failed`.
+    until all is read. What ends the reading early (a closed pipe) is handed to `failed`.
     """
 
     def __init__(
@@ -74,39 +76,107 @@ class Follower:
         self._failed = failed
         self._choice = choice
         self._ended = threading.Event()
+        # How many attempts there were to read.
+        self.attempt_count = 0
+        self._counting = threading.Lock()
         self._waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._readers: list[threading.Thread] = []
-        # Tasks that no reader has been given yet.
+        self._busy = 0
+        # Tasks that nobody reads yet, and those to be read together.
         self._unread = task_indices(job) if indices is None else indices
+        self._news: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._together: queue.SimpleQueue[BitMap | None] = queue.SimpleQueue()
+        self._others: list[threading.Thread] = []
         if len(self._unread) <= READERS_MAX:
             # Each has a reader at once, which waits for its task.
             for index in self._unread:
                 self._read_soon(index)
             self._unread = BitMap()
+        else:
+            for work in (self._find, self._read_together):
+                self._others.append(threading.Thread(target=self._guarded, args=(work,), daemon=True))
+                self._others[-1].start()
 
     def update(self, job: Job) -> None:
-        """Begins to read the tasks that have started. Raises RotaError."""
-        if self._unread:
-            self._read_started()
+        """Begins to read what has started."""
         if job.state in JOB_ENDS:
             self._ended.set()
+        self._news.put(None)
 
     def finish(self) -> None:
         """Returns when all output has been read; the job has ended."""
         assert self._ended.is_set()
+        for other in self._others:
+            other.join()
         for _ in self._readers:
             self._waiting.put(None)
         for reader in self._readers:
             reader.join()
 
-    def _read_started(self) -> None:
-        tasks = self._client.tasks(self._job, states=_STARTED, indices=_text(self._unread))
-        for task in tasks:
-            self._unread.discard(task.index)
-            if task.attempt_count:
-                self._read_soon(task.index)
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 (this thread's end must not go unnoticed)
+            self._failed(error)
+            self._together.put(None)
+
+    # ------------------------------------------------------------ many tasks
+
+    def _find(self) -> None:
+        """Hands out the tasks that have started, at each change of the job."""
+        ended = False
+        while self._unread and not ended:
+            self._news.get()
+            # Looked at before the tasks are: then all of them have ended.
+            ended = self._ended.is_set()
+            self._hand_out()
+        self._together.put(None)
+
+    def _hand_out(self) -> None:
+        for indices in _portions(self._unread):
+            over = BitMap()
+            for task in self._client.tasks(self._job, states=_STARTED, indices=indices):
+                if task.state != _RUNNING:
+                    over.add(task.index)
+                elif self._busy < READERS_MAX:
+                    self._unread.discard(task.index)
+                    self._read_soon(task.index)
+            self._unread -= over
+            if over:
+                self._together.put(over)
+
+    def _read_together(self) -> None:
+        """Reads what has ended, as much at a time as there is."""
+        while (indices := self._together.get()) is not None:
+            for portion in _portions(indices):
+                try:
+                    self._read_portion(portion)
+                except RotaError as error:
+                    self._sink.unread(portion, f"not read to the end: {error}")
+
+    def _read_portion(self, indices: str) -> None:
+        choice = self._choice
+        answers = self._client.outputs(
+            self._job,
+            indices=indices,
+            attempt=choice.attempt if choice.alone else 0,
+            all_attempts=choice.attempt == 1 and not choice.alone,
+            stream=choice.stream,
+            tail_lines=choice.tail_lines,
+            hopeful=self._hopeful,
+        )
+        for answer in answers:
+            for output in answer.outputs:
+                self._sink.take(output.index, output)
+            for unread in answer.unread:
+                self._sink.unread(unread.indices, unread.why)
+            self._count(answer.attempt_count)
+
+    # ------------------------------------------------------------ one task
 
     def _read_soon(self, index: int) -> None:
+        with self._counting:
+            self._busy += 1
         self._waiting.put(index)
         if len(self._readers) < READERS_MAX:
             reader = threading.Thread(target=self._run, name=f"output {len(self._readers)}", daemon=True)
@@ -118,10 +188,12 @@ class Follower:
             try:
                 self._read(index)
             except RotaError as error:
-                self._sink.unread(index, error)
+                self._sink.unread(str(index), f"not read to the end: {error}")
             except BaseException as error:  # noqa: BLE001 (this thread's end must not go unnoticed)
                 self._failed(error)
                 return
+            with self._counting:
+                self._busy -= 1
 
     def _read(self, index: int) -> None:
         """Attempt after attempt, until there is none."""
@@ -134,18 +206,26 @@ class Follower:
                 stream=choice.stream,
                 tail_lines=tail_lines,
                 follow=True,
-                # A node that is away for a while is no reason to give up while the job goes on.
-                hopeful=lambda: not self._ended.is_set(),
+                hopeful=self._hopeful,
             )
             for answer in answers:
                 if not answer.attempt and answer.unavailable:
                     return
                 attempt = answer.attempt
                 self._sink.take(index, answer)
+            self._count(1)
             if choice.alone:
                 return
             attempt += 1
             tail_lines = 0
+
+    def _hopeful(self) -> bool:
+        """A node that is away for a while is no reason to give up while the job goes on."""
+        return not self._ended.is_set()
+
+    def _count(self, attempts: int) -> None:
+        with self._counting:
+            self.attempt_count += attempts
 
 
 def task_indices(job: Job) -> BitMap:
@@ -163,7 +243,15 @@ def indices_of(text: str) -> BitMap:
         raise InvalidRequest(str(error)) from error
 
 
-def _text(indices: BitMap) -> str:
-    """As many of the lowest as a request may name."""
-    ranges = indexset.to_ranges(indices)[:RANGES_ASKED_MAX]
-    return ",".join(f"{first}-{last}" for first, last in ranges)
+def text_of(indices: BitMap) -> str:
+    """A set as `0-9,20`."""
+    return indexset.text(indices)
+
+
+def _portions(indices: BitMap) -> list[str]:
+    """A set as texts, each as long as a request may name."""
+    ranges = indexset.to_ranges(indices)
+    return [
+        ",".join(f"{first}-{last}" for first, last in ranges[start : start + RANGES_ASKED_MAX])
+        for start in range(0, len(ranges), RANGES_ASKED_MAX)
+    ]

@@ -17,6 +17,7 @@ HOLD_JOB = Method("JobService", "HoldJob", j.HoldJobRequest, j.HoldJobResponse)
 RELEASE_JOB = Method("JobService", "ReleaseJob", j.ReleaseJobRequest, j.ReleaseJobResponse)
 RETRY_JOB = Method("JobService", "RetryJob", j.RetryJobRequest, j.RetryJobResponse)
 READ_OUTPUT = Method("JobService", "ReadOutput", j.ReadOutputRequest, j.ReadOutputResponse)
+READ_OUTPUTS = Method("JobService", "ReadOutputs", j.ReadOutputsRequest, j.ReadOutputsResponse)
 WRITE_INPUT = Method("JobService", "WriteInput", j.WriteInputRequest, j.WriteInputResponse)
 
 LIST_NODES = Method("NodeService", "ListNodes", n.ListNodesRequest, n.ListNodesResponse)

@@ -1,6 +1,6 @@
-"""Where the reading of an attempt's output stands, so that it goes on there when a connection was lost."""
+"""Where the reading of output stands, so that it goes on there when a connection was lost."""
 
-from rota.client.messages import OutputStream, ReadOutputResponse
+from rota.client.messages import OutputStream, ReadOutputResponse, ReadOutputsResponse
 from rota.wire.gen.v1 import job_service_pb2
 
 
@@ -31,3 +31,32 @@ class Reading:
             answer.gap_bytes = 0
         self._seen[answer.stream] = max(seen, end)
         return bool(answer.data or answer.gap_bytes or answer.end or answer.unavailable)
+
+
+class ReadingMany:
+    """The output of many tasks, which comes in ascending order of index, attempt, stream and offset."""
+
+    def __init__(self, request: job_service_pb2.ReadOutputsRequest) -> None:
+        # What is to be asked now.
+        self.request = request
+        self._seen = (-1, 0, 0, 0)
+
+    def take(self, answer: ReadOutputsResponse) -> None:
+        """Notes an answer and cuts it down to what is new."""
+        new = [each for each in answer.outputs if self._is_new(each)]
+        if len(new) < len(answer.outputs):
+            del answer.outputs[:]
+            answer.outputs.extend(new)
+        self.request.first_index = max(self.request.first_index, answer.sent_below)
+
+    def _is_new(self, output: ReadOutputResponse) -> bool:
+        *of, offset = self._seen
+        if [output.index, output.attempt, output.stream] == of and output.offset < offset:
+            output.data = output.data[offset - output.offset :]
+            output.offset = offset
+            output.gap_bytes = 0
+        end = (output.index, output.attempt, output.stream, output.offset + len(output.data))
+        if end < self._seen or (end == self._seen and not output.end):
+            return False
+        self._seen = end
+        return True

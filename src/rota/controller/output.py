@@ -74,7 +74,7 @@ class Reading:
             yield piece
             if self.ended:
                 return
-            self._taken += len(piece.data)
+            self._taken += _cost(piece)
             if self._taken >= CREDIT_BYTES_MIN:
                 self._credit_wanted.set()
 
@@ -88,7 +88,7 @@ class Reading:
 
     def offer(self, piece: Piece) -> bool:
         """A piece from the node; False where it had no credit for it."""
-        self._outstanding -= len(piece.data)
+        self._outstanding -= _cost(piece)
         if self._outstanding < 0:
             return False
         self._pieces.append(piece)
@@ -185,6 +185,11 @@ class Outputs:
             creditor.cancel()
             reading.lose(why)
             await asyncio.gather(receiver, creditor, return_exceptions=True)
+
+
+def _cost(piece: Piece) -> int:
+    """What a piece takes of the credit."""
+    return piece.ByteSize() if piece.many else len(piece.data)
 
 
 async def _receive(reading: Reading, piece: Piece | None, context: Context) -> bool:

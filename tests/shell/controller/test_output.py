@@ -177,7 +177,7 @@ async def test_a_connection_that_is_lost_is_said_and_the_offset_reached_is_kept(
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await reader.read()
         assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "read on at the last offset" in (failed.value.details() or "")
+        assert "read on where it was" in (failed.value.details() or "")
 
 
 class GoneContext:
@@ -258,3 +258,110 @@ async def test_a_reader_that_follows_waits_for_the_task_to_start(tmp_path: Path)
         _, call, _ = await pushing(node)
         await call.write(link_pb2.PushOutputRequest(data=b"hello", end=True))
         assert (await answers).data == b"hello"
+
+
+# ---------------------------------------------------------------- many tasks
+
+
+async def array_that_runs(run: Running, *names: str) -> list[tuple[PlayedNode, set[int]]]:
+    """A job of eight tasks, all started on two nodes, and which tasks each has."""
+    nodes = [await run.join(name) for name in names]
+    for node in nodes:
+        await node.come_up()
+    spec = job_pb2.JobSpec(command=["true"], array="0-7")
+    await run.admin().jobs.SubmitJobs(job_service_pb2.SubmitJobsRequest(jobs=[spec]))
+    found = []
+    for node in nodes:
+        indices: set[int] = set()
+        sequence = 0
+        while len(indices) < 4:
+            grant: link_pb2.Grant = await node.hear("grant")
+            bounds = grant.indices.bounds
+            for first, last in zip(bounds[::2], bounds[1::2], strict=True):
+                indices |= set(range(first, last + 1))
+            sequence += 1
+            report = link_pb2.Report(
+                journal_id=node.hello().journal_id, first_sequence=sequence, last_sequence=sequence
+            )
+            report.allocations.add(allocation=grant.allocation).started.bounds.extend(bounds)
+            await node.say(report=report)
+            await node.hear("ack")
+        found.append((node, indices))
+    return found
+
+
+def piece_of(index: int, data: bytes) -> link_pb2.OutputPiece:
+    return link_pb2.OutputPiece(index=index, attempt=1, stream=1, data=data, end=True)
+
+
+async def test_what_many_tasks_wrote_comes_by_index_from_all_nodes(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        nodes = await array_that_runs(run, "n1", "n2")
+        request = job_service_pb2.ReadOutputsRequest(job=1, indices="1-6", stream=STDOUT, tail_lines=3)
+        reader = run.admin().jobs.ReadOutputs(request)
+
+        async def answer(node: PlayedNode, indices: set[int]) -> None:
+            wanted, call, _ = await pushing(node)
+            asked = {
+                index
+                for each in wanted.many
+                for first, last in zip(each.indices.bounds[::2], each.indices.bounds[1::2], strict=True)
+                for index in range(first, last + 1)
+            }
+            assert asked == indices - {0, 7}
+            assert (wanted.stream, wanted.tail_lines) == (1, 3)
+            # Of one task nothing, and of another node's task a lie.
+            pieces = [piece_of(index, b"%d" % index) for index in sorted(asked - {4})]
+            pieces += [piece_of(index, b"lies") for index in sorted(set(range(8)) - indices)]
+            await call.write(link_pb2.PushOutputRequest(many=pieces))
+            await call.write(link_pb2.PushOutputRequest(end=True))
+
+        answering = asyncio.gather(*(answer(node, indices) for node, indices in nodes))
+        answers = [each async for each in reader]
+        await answering
+        outputs = [output for each in answers for output in each.outputs]
+        assert [(output.index, output.data, output.end) for output in outputs] == [
+            (index, b"%d" % index, True) for index in (1, 2, 3, 5, 6)
+        ]
+        assert (answers[-1].sent_below, answers[-1].attempt_count) == (7, 6)
+
+
+async def test_a_node_that_stops_answering_for_many_is_said_to(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await task_that_runs(run, node)
+        reader = run.admin().jobs.ReadOutputs(job_service_pb2.ReadOutputsRequest(job=1))
+        _, call, _ = await pushing(node)
+        await call.write(link_pb2.PushOutputRequest(many=[piece_of(0, b"zero")]))
+        call.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            async for _ in reader:
+                pass
+        assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("spec", "unread"),
+    [
+        ({"stdout": "/var/out.txt", "stderr": "none"}, 2),
+        ({"stdout": "none"}, 1),
+    ],
+)
+async def test_what_no_node_keeps_is_said_once(tmp_path: Path, spec: dict[str, str], unread: int) -> None:
+    async with running(tmp_path) as run:
+        jobs = [job_pb2.JobSpec(command=["true"], array="0-99", **spec)]  # type: ignore[arg-type]
+        await run.admin().jobs.SubmitJobs(job_service_pb2.SubmitJobsRequest(jobs=jobs))
+        reader = run.admin().jobs.ReadOutputs(job_service_pb2.ReadOutputsRequest(job=1))
+        answers = [each async for each in reader]
+        assert [len(each.unread) for each in answers if each.unread] == [unread]
+        assert not any(each.outputs or each.attempt_count for each in answers)
+
+
+async def test_tasks_that_are_not_there_are_not_read(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        jobs = [job_pb2.JobSpec(command=["true"], array="0-3")]
+        await run.admin().jobs.SubmitJobs(job_service_pb2.SubmitJobsRequest(jobs=jobs))
+        reader = run.admin().jobs.ReadOutputs(job_service_pb2.ReadOutputsRequest(job=1, indices="7-9"))
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await reader.read()
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND

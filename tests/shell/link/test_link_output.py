@@ -16,11 +16,12 @@ from rota.core.model.protocol import (
     Heartbeat,
     HeartbeatAck,
     Lease,
+    OutputAttempts,
     ReadOutput,
     Report,
     Template,
 )
-from rota.wire.gen.v1 import job_pb2, job_service_pb2
+from rota.wire.gen.v1 import job_pb2, job_service_pb2, node_pb2
 from tests.shell.controller.harness import Running, running
 from tests.shell.link.harness import Supervised, enrol, linked
 
@@ -227,3 +228,32 @@ async def test_when_the_link_dies_the_reader_is_told_to_read_on(tmp_path: Path) 
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await reader.read()
             assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+# ---------------------------------------------------------------- many tasks
+
+
+async def test_of_many_tasks_what_is_there_is_sent_in_order(tmp_path: Path) -> None:
+    async with running(tmp_path / "home") as run:
+        await enrol(run, tmp_path / "n1")
+        async with linked(tmp_path / "n1", run.controller.authority.cluster) as link:
+            await link.come_up()
+            [node] = (await run.admin().nodes.ListNodes(node_pb2.ListNodesRequest())).nodes
+            large = os.urandom(2 * 1024 * 1024).replace(b"\n", b"-")
+            written = {(7, 1): b"a\nb\n", (7, 2): b"err", (1200, 1): large, (2500, 2): b"last\n"}
+            for index, of in [*written, (2501, 1)]:
+                file = output.path(link.home, 1, 9, index, 2, of)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(written.get((index, of), b"not asked for"))
+            with run.controller._outputs.reading(node.id) as reading:
+                many = (OutputAttempts(9, 2, ((5, 2500),)),)
+                ask = ReadOutput(reading.request, 1, 0, 0, 0, 0, 0, 1, False, many)
+                await link.tell(link_frames.SendOutput(ask, False))
+                pieces = [piece async for message in reading.pieces() for piece in message.many]
+            found: dict[tuple[int, int], bytes] = {}
+            for piece in pieces:
+                assert piece.attempt == 2
+                found[piece.index, piece.stream] = found.get((piece.index, piece.stream), b"") + piece.data
+            assert found == {**written, (7, 1): b"b\n"}
+            assert list(found) == sorted(found)
+            assert [(piece.index, piece.stream) for piece in pieces if piece.end] == sorted(written)

@@ -53,6 +53,7 @@ ACTIONS: dict[str, Action] = {
     "JobService.ReleaseJob": Action.CHANGE_JOB,
     "JobService.RetryJob": Action.CHANGE_JOB,
     "JobService.ReadOutput": Action.SEE,
+    "JobService.ReadOutputs": Action.SEE,
     "JobService.WriteInput": Action.CHANGE_JOB,
     "NodeService.ListNodes": Action.SEE,
     "NodeService.GetNode": Action.SEE,

@@ -1,29 +1,42 @@
-"""ReadOutput: finds where an attempt's output is, asks its node for it, and passes it on."""
+"""ReadOutput and ReadOutputs: find where attempts' output is, ask the nodes for it, and pass it on."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import heapq
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import grpc
+from pyroaring import BitMap
 
 from rota.controller.api import views
 from rota.controller.api.desk import Desk, find_job
 from rota.controller.api.errors import ApiError, error
-from rota.controller.output import OutputLost, Outputs, TooManyReadings
+from rota.controller.output import OutputLost, Outputs, Piece, Reading, TooManyReadings
 from rota.core.cluster.inputs import Done, ToNode
 from rota.core.cluster.records import ResultBlock
 from rota.core.cluster.step import Machine
-from rota.core.model.protocol import ReadOutput
-from rota.core.model.spec import JobSpec
+from rota.core.model import indexset
+from rota.core.model.protocol import OutputAttempts, ReadOutput
+from rota.core.model.spec import TASK_COUNT_MAX, JobSpec
 from rota.core.model.states import TASK_ENDS, NodeState
 from rota.store.port import Archive
-from rota.wire.gen.v1 import job_service_pb2
+from rota.wire.gen.v1 import job_service_pb2, link_pb2
 
 STDOUT, STDERR = job_service_pb2.OUTPUT_STREAM_STDOUT, job_service_pb2.OUTPUT_STREAM_STDERR
 
+_BOTH = job_service_pb2.OUTPUT_STREAM_UNSPECIFIED
+
+# So many tasks, and of these so many attempts, are asked for at once: a node is asked in one message.
+TASKS_ASKED_MAX = 4_096
+ATTEMPTS_ASKED_MAX = 8_192
+# Small outputs are passed on together.
+ANSWER_BYTES_MAX = 64 * 1024
+
 Response = job_service_pb2.ReadOutputResponse
+Responses = job_service_pb2.ReadOutputsResponse
 Stream: TypeAlias = "job_service_pb2.OutputStream.ValueType"
 
 
@@ -34,6 +47,7 @@ class _Place:
     node: str
     allocation: int
     attempt: int
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,49 +96,143 @@ class OutputReader:
     async def _one(
         self, request: job_service_pb2.ReadOutputRequest, place: _Place, stream: Stream
     ) -> AsyncGenerator[Response]:
-        elsewhere = await self._desk.read(lambda machine: _elsewhere(machine, request, place, stream))
+        elsewhere = await self._desk.read(
+            lambda machine: _not_kept(machine, request.job, stream, place.node) or _gone(machine, place.node)
+        )
         if elsewhere:
             yield Response(stream=stream, attempt=place.attempt, end=True, unavailable=elsewhere)
             return
-        try:
-            with self._outputs.reading(place.node) as reading:
-                ask = ReadOutput(
-                    request=reading.request,
-                    job=request.job,
-                    allocation=place.allocation,
-                    index=request.index,
-                    attempt=place.attempt,
-                    stream=int(stream),
-                    offset=request.offset,
-                    tail_lines=request.tail_lines,
-                    follow=request.follow,
-                )
-                await self._desk.change(lambda ticket: ToNode(ticket, place.node, ask), Done)
-                async for piece in reading.pieces():
-                    if not (piece.data or piece.gap_bytes or piece.end or piece.error):
-                        continue
-                    yield Response(
-                        stream=stream,
-                        attempt=place.attempt,
-                        offset=piece.offset,
-                        data=piece.data,
-                        gap_bytes=piece.gap_bytes,
-                        end=piece.end or bool(piece.error),
-                        unavailable=piece.error,
-                    )
-                if request.follow and not reading.ended:
-                    raise error(
-                        grpc.StatusCode.UNAVAILABLE, "the node stopped answering; read on at the last offset"
-                    )
-        except TooManyReadings as many:
-            raise error(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{many}; try again later") from many
-        except OutputLost as lost:
-            raise error(grpc.StatusCode.UNAVAILABLE, f"{lost}; read on at the last offset") from lost
-        except ApiError as refused:
-            # The node is away; it may be back.
-            if refused.code is grpc.StatusCode.FAILED_PRECONDITION:
-                raise ApiError(grpc.StatusCode.UNAVAILABLE, refused.problems) from refused
-            raise
+        with _reading_may_fail(), self._outputs.reading(place.node) as reading:
+            ask = ReadOutput(
+                request=reading.request,
+                job=request.job,
+                allocation=place.allocation,
+                index=request.index,
+                attempt=place.attempt,
+                stream=int(stream),
+                offset=request.offset,
+                tail_lines=request.tail_lines,
+                follow=request.follow,
+            )
+            await self._desk.change(lambda ticket: ToNode(ticket, place.node, ask), Done)
+            async for piece in reading.pieces():
+                if piece.data or piece.gap_bytes or piece.end or piece.error:
+                    yield _response(piece, request.index, place.attempt, stream)
+            if request.follow and not reading.ended:
+                raise OutputLost("the node stopped answering")
+
+    # ------------------------------------------------------------ many tasks
+
+    async def read_many(self, request: job_service_pb2.ReadOutputsRequest) -> AsyncGenerator[Responses]:
+        """What the tasks have written so far, window after window of indices."""
+        wanted = await self._desk.read(lambda machine: _wanted(machine, request))
+        streams, unread = await self._desk.read(lambda machine: _kept_streams(machine, request))
+        if unread:
+            yield Responses(unread=[job_service_pb2.UnreadOutput(why=why) for why in unread])
+        if not streams:
+            return
+        stream = streams[0] if len(streams) == 1 else _BOTH
+        while wanted:
+            window = indexset.take_first(wanted, TASKS_ASKED_MAX)
+            places = await self._places(request, window)
+            while len(places) > ATTEMPTS_ASKED_MAX and len(window) > 1:
+                window = indexset.take_first(window, len(window) // 2)
+                places = [place for place in places if place.index in window]
+            gone = await self._desk.read(
+                lambda machine, places=places: _nodes_gone(machine, places)  # type: ignore[misc]
+            )
+            there = [place for place in places if place.node not in gone]
+            with _reading_may_fail(), ExitStack() as readings:
+                async with aclosing(self._window(request, stream, there, readings)) as answers:
+                    async for answer in answers:
+                        yield answer
+            yield Responses(
+                sent_below=window.max() + 1, attempt_count=len(places), unread=_unread(places, gone)
+            )
+            wanted -= window
+
+    async def _places(self, request: job_service_pb2.ReadOutputsRequest, window: BitMap) -> list[_Place]:
+        """The attempts to be read: all, those of one number, or the latest of each task."""
+        # In this order: an attempt that ends between the two looks is in the archive by then.
+        live = await self._desk.read(lambda machine: _live_places(machine, request.job, window))
+        blocks = await self._archive.results(request.job, window.min(), window.max())
+        found = {(place.index, place.attempt): place for place in [*live, *_places_of(blocks, window)]}
+        if request.all_attempts:
+            return list(found.values())
+        if request.attempt:
+            return [place for place in found.values() if place.attempt == request.attempt]
+        latest: dict[int, _Place] = {}
+        for place in found.values():
+            if place.index not in latest or latest[place.index].attempt < place.attempt:
+                latest[place.index] = place
+        return list(latest.values())
+
+    async def _window(
+        self,
+        request: job_service_pb2.ReadOutputsRequest,
+        stream: Stream,
+        places: Iterable[_Place],
+        readings: ExitStack,
+    ) -> AsyncGenerator[Responses]:
+        """All nodes are asked at once; what they send is merged in the order of the indices."""
+        by_node: dict[str, list[_Place]] = defaultdict(list)
+        for place in places:
+            by_node[place.node].append(place)
+        sources = []
+        for node, asked in by_node.items():
+            reading = readings.enter_context(self._outputs.reading(node))
+            ask = ReadOutput(
+                request=reading.request,
+                job=request.job,
+                allocation=0,
+                index=0,
+                attempt=0,
+                stream=int(stream),
+                offset=0,
+                tail_lines=request.tail_lines,
+                follow=False,
+                many=_attempts(asked),
+            )
+            await self._desk.change(lambda ticket, node=node, ask=ask: ToNode(ticket, node, ask), Done)  # type: ignore[misc]
+            sources.append(_asked_for(reading, asked))
+        answer = Responses()
+        async for piece in _in_order(sources):
+            of: Stream = piece.stream  # type: ignore[assignment]
+            answer.outputs.append(_response(piece, piece.index, piece.attempt, of))
+            if answer.ByteSize() >= ANSWER_BYTES_MAX:
+                yield answer
+                answer = Responses()
+        if answer.outputs:
+            yield answer
+
+
+@contextmanager
+def _reading_may_fail() -> Iterator[None]:
+    """What goes wrong with nodes and their streams, as the reader is told of it. Raises ApiError."""
+    try:
+        yield
+    except TooManyReadings as many:
+        raise error(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{many}; try again later") from many
+    except OutputLost as lost:
+        raise error(grpc.StatusCode.UNAVAILABLE, f"{lost}; read on where it was") from lost
+    except ApiError as refused:
+        # The node is away; it may be back.
+        if refused.code is grpc.StatusCode.FAILED_PRECONDITION:
+            raise ApiError(grpc.StatusCode.UNAVAILABLE, refused.problems) from refused
+        raise
+
+
+def _response(piece: Piece | link_pb2.OutputPiece, index: int, attempt: int, stream: Stream) -> Response:
+    return Response(
+        index=index,
+        stream=stream,
+        attempt=attempt,
+        offset=piece.offset,
+        data=piece.data,
+        gap_bytes=piece.gap_bytes,
+        end=piece.end or bool(piece.error),
+        unavailable=piece.error,
+    )
 
 
 def _live(machine: Machine, request: job_service_pb2.ReadOutputRequest) -> _Place | _Nowhere:
@@ -145,39 +253,134 @@ def _live(machine: Machine, request: job_service_pb2.ReadOutputRequest) -> _Plac
         return _Nowhere(f"task {task} has no attempt {request.attempt}", wait=later)
     if index not in allocation.status.started:
         return _Nowhere(f"task {task} has not started", wait=True)
-    return _Place(allocation.node.id, allocation.id, attempt)
+    return _Place(allocation.node.id, allocation.id, attempt, index)
 
 
 def _ended(blocks: list[ResultBlock], request: job_service_pb2.ReadOutputRequest) -> _Place | None:
     """The attempt among those that ended; the last one where none is named."""
     found = [
-        _Place(block.node_id, block.allocation, attempt)
-        for block in blocks
-        for index, attempt in zip(block.index, block.attempt, strict=True)
-        if index == request.index and request.attempt in (0, attempt)
+        place
+        for place in _places_of(blocks, BitMap([request.index]))
+        if request.attempt in (0, place.attempt)
     ]
     return max(found, key=lambda place: place.attempt, default=None)
 
 
-def _elsewhere(
-    machine: Machine,
-    request: job_service_pb2.ReadOutputRequest,
-    place: _Place,
-    stream: Stream,
-) -> str:
-    """Why the node need not be asked, if it need not."""
-    job = machine.cluster.jobs.get(request.job)
+def _places_of(blocks: Iterable[ResultBlock], indices: BitMap) -> list[_Place]:
+    """The attempts of these tasks that ended."""
+    return [
+        _Place(block.node_id, block.allocation, attempt, index)
+        for block in blocks
+        for index, attempt in zip(block.index, block.attempt, strict=True)
+        if index in indices
+    ]
+
+
+def _not_kept(machine: Machine, number: int, stream: Stream, node: str = "") -> str:
+    """Why a stream of a job's is on no node, if it is so."""
+    job = machine.cluster.jobs.get(number)
     spec = job.spec if job is not None else JobSpec()
-    node = machine.cluster.nodes.get(place.node)
-    name = node.config.name if node is not None else place.node
     which, path = ("standard output", spec.stdout) if stream == STDOUT else ("standard error", spec.stderr)
     if path == "none":
         return f"{which} of this job is not kept"
-    if path:
-        return f"{which} went to {path} on node {name}"
+    where = f"node {views.node_name(machine.cluster, node)}" if node else "the nodes"
+    return f"{which} went to {path} on {where}" if path else ""
+
+
+def _gone(machine: Machine, number: str) -> str:
+    """Why a node need not be asked, if it need not."""
+    node = machine.cluster.nodes.get(number)
     if node is None or node.config.removed or node.status.state in (NodeState.LOST, NodeState.GONE):
-        return f"node {name}, which kept the output, is gone"
+        return f"node {views.node_name(machine.cluster, number)}, which kept the output, is gone"
     return ""
+
+
+# ---------------------------------------------------------------- many tasks
+
+
+def _wanted(machine: Machine, request: job_service_pb2.ReadOutputsRequest) -> BitMap:
+    """The tasks to be read. Raises ApiError."""
+    job = find_job(machine.cluster, request.job)
+    chosen = job.all
+    if request.indices:
+        chosen = chosen & indexset.parse(request.indices, TASK_COUNT_MAX)
+        if not chosen:
+            raise error(grpc.StatusCode.NOT_FOUND, f"job {job.id} has no task {request.indices}")
+    return chosen - BitMap(range(request.first_index))
+
+
+def _kept_streams(
+    machine: Machine, request: job_service_pb2.ReadOutputsRequest
+) -> tuple[list[Stream], list[str]]:
+    """Which streams can be read, and why the others cannot."""
+    asked = [request.stream] if request.stream else [STDOUT, STDERR]
+    why = {stream: _not_kept(machine, request.job, stream) for stream in asked}
+    # Said once, and not again to a reader that goes on.
+    unread = [each for each in why.values() if each and not request.first_index]
+    return [stream for stream in asked if not why[stream]], unread
+
+
+def _live_places(machine: Machine, number: int, window: BitMap) -> list[_Place]:
+    """The attempts that have started and not ended."""
+    return [
+        _Place(allocation.node.id, allocation.id, views.attempt_number(allocation, index), index)
+        for allocation in find_job(machine.cluster, number).allocations.values()
+        for index in allocation.running & window
+    ]
+
+
+def _nodes_gone(machine: Machine, places: Iterable[_Place]) -> dict[str, str]:
+    """The nodes that need not be asked, and why."""
+    return {node: why for node in {place.node for place in places} if (why := _gone(machine, node))}
+
+
+def _unread(places: Iterable[_Place], gone: dict[str, str]) -> list[job_service_pb2.UnreadOutput]:
+    lost = {node: BitMap([place.index for place in places if place.node == node]) for node in gone}
+    return [
+        job_service_pb2.UnreadOutput(why=gone[node], indices=indexset.text(indices), task_count=len(indices))
+        for node, indices in lost.items()
+    ]
+
+
+def _attempts(places: Iterable[_Place]) -> tuple[OutputAttempts, ...]:
+    """As a node is asked for them."""
+    groups: dict[tuple[int, int], BitMap] = defaultdict(BitMap)
+    for place in places:
+        groups[place.allocation, place.attempt].add(place.index)
+    return tuple(
+        OutputAttempts(allocation, attempt, indexset.to_ranges(indices))
+        for (allocation, attempt), indices in groups.items()
+    )
+
+
+async def _asked_for(reading: Reading, asked: Iterable[_Place]) -> AsyncIterator[link_pb2.OutputPiece]:
+    """What a node sends of these attempts, to the end. Raises OutputLost."""
+    wanted = {(place.index, place.attempt) for place in asked}
+    async for message in reading.pieces():
+        for piece in message.many:
+            if (piece.index, piece.attempt) in wanted:
+                yield piece
+    if not reading.ended:
+        raise OutputLost("the node stopped answering")
+
+
+async def _in_order(
+    sources: Sequence[AsyncIterator[link_pb2.OutputPiece]],
+) -> AsyncIterator[link_pb2.OutputPiece]:
+    """The pieces of all the sources, each ascending, in ascending order of index, attempt and stream."""
+    heads: list[tuple[tuple[int, int, int], int, link_pb2.OutputPiece]] = []
+
+    async def next_of(number: int) -> None:
+        piece = await anext(sources[number], None)
+        if piece is not None:
+            heapq.heappush(heads, ((piece.index, piece.attempt, piece.stream), number, piece))
+
+    for number in range(len(sources)):
+        await next_of(number)
+    while heads:
+        _, number, piece = heapq.heappop(heads)
+        yield piece
+        await next_of(number)
 
 
 async def _merged(sources: list[AsyncGenerator[Response]]) -> AsyncGenerator[Response]:

@@ -240,6 +240,12 @@ class Jobs:
         """What an attempt has written, and writes."""
         return self._reader.read(request)
 
+    def read_outputs(
+        self, request: job_service_pb2.ReadOutputsRequest, _: Call
+    ) -> AsyncGenerator[job_service_pb2.ReadOutputsResponse]:
+        """What many tasks have written so far."""
+        return self._reader.read_many(request)
+
     async def write_input(
         self, requests: AsyncIterator[job_service_pb2.WriteInputRequest], call: Call
     ) -> job_service_pb2.WriteInputResponse:
