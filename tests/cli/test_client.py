@@ -46,7 +46,7 @@ def test_patience_ends_counted_from_the_last_answer(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(time, "sleep", sleep)
-    patience = Patience(10.0, said.append)
+    patience = Patience(10.0, said.append, 2.0)
     error = Unreachable("no controller answers at a")
 
     def for_ever() -> None:

@@ -1,12 +1,17 @@
 """Errors: one line that says what to do, an exit code that says whose turn it is, never a traceback."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+import click
 import pytest
 
 from rota.cli import jobs
+from rota.cli.app import INSTEAD
+from rota.main.cli import root
 from tests.cli.conftest import Rota
 
 NO_TASK = "is no job and no task; try 42, 42/7 or 42/0-9"
@@ -18,9 +23,21 @@ NO_JOB = "is not the number of a job; 'rota ls' lists jobs"
     [
         ("", ["lss"], "there is no command 'lss'; did you mean 'ls'?"),
         ("", ["xyzzy"], "there is no command 'xyzzy'"),
+        ("", ["version"], "there is no command 'version'; try: rota --version"),
+        ("", ["ps"], "there is no command 'ps'; try: rota ls"),
+        ("", ["top"], "there is no command 'top'; try: rota ls --state running"),
+        ("", ["status"], "there is no command 'status'; try: rota cluster info"),
+        ("", ["help", "nothing"], "there is no command 'nothing'"),
         ("node", ["cordn", "a"], "there is no command 'cordn'; did you mean 'cordon'?"),
         ("run", ["--cpus", "2"], "there is no option '--cpus'; did you mean '--cpu'?"),
         ("run", [], "what shall run? try: rota run -- echo hello"),
+        (
+            "run",
+            ["-n", "4", "--", "a"],
+            "-n means --no-stdin and takes no number; for 4 tasks try --array 0-3",
+        ),
+        ("run", ["--mem", "4G"], "there is no option '--mem'; Slurm's '--mem' is '--memory' here"),
+        ("submit", ["-p", "x"], "there is no option '-p'; Slurm's '-p' is '--queue' here"),
         ("submit", [], "what shall run? try 'rota submit -- COMMAND' or 'rota submit FILE'"),
         ("show", ["4x"], f"invalid value for 'ID[/INDEX]': '4x' {NO_TASK}"),
         ("show", ["0"], f"invalid value for 'ID[/INDEX]': '0' {NO_TASK}"),
@@ -52,6 +69,71 @@ def test_a_quota_that_is_no_amount_is_refused(rota: Rota) -> None:
     answer = rota("queue", "create", "a", "--quota", "memory=2GBs")
     assert answer.code == 2
     assert answer.lines == ["rota: --quota memory: '2GBs' is not a size; try 2GB or 2GiB"]
+
+
+def test_what_people_try_leads_to_commands_that_there_are() -> None:
+    for said in INSTEAD.values():
+        first, *rest = said.split(",")[0].split()
+        assert first.startswith("--") or first in root.entries, said
+        if rest and not rest[0].startswith("-"):
+            group = root.get_command(click.Context(root), first)
+            assert isinstance(group, click.Group)
+            assert rest[0] in group.list_commands(click.Context(group))
+
+
+def test_slurms_way_to_limit_an_array_is_answered_with_the_option(rota: Rota) -> None:
+    answer = rota("submit", "--array", "1-10%2", "--", "true")
+    assert answer.code == 2
+    says = "'1-10%2' is how Slurm says it; here it is --array 1-10 --max-running 2"
+    assert answer.lines == [f"rota: --array: {says}"]
+
+
+def test_lines_for_slurm_are_counted(rota: Rota) -> None:
+    Path("job.sh").write_text("#!/bin/sh\n#SBATCH -n 1\n#SBATCH --mem=1\ntrue\n")
+    answer = rota("submit", "job.sh")
+    says = "2 #SBATCH lines not read; '#ROTA' lines are, see docs/guides/from-slurm.md"
+    assert answer.lines[0] == f"rota: job.sh: {says}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["run", "--", "echo", "caf\udce9"], "COMMAND: "),
+        (["submit", "--name", "caf\udce9", "--", "true"], "--name: "),
+        (["run", "--env", "A=caf\udce9", "--", "true"], "--env: "),
+        (["run", "--env", "TAKEN", "--", "true"], "--env: "),
+    ],
+)
+def test_what_is_no_text_is_refused(
+    arguments: list[str], what: str, rota: Rota, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAKEN", "caf\udce9")
+    answer = rota(*arguments)
+    assert (answer.code, answer.lines) == (
+        2,
+        [f"rota: {what}'caf\\xe9' is not UTF-8 text; Rota takes no other"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["run", "--", "true"], ", or give --cwd DIR"),
+        (["submit", "--", "true"], ", or give --cwd DIR"),
+        (["--home", "relative", "ls"], ""),
+    ],
+)
+def test_a_directory_that_has_been_removed_is_said_to_be(
+    arguments: list[str], hint: str, rota: Rota, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    answer = rota(*arguments)
+    says = "the current directory has been removed: change to another one"
+    assert (answer.code, answer.lines) == (2, [f"rota: {says}{hint}"])
+    assert rota("run", "--cwd", "/", "--", "true").code == 5, "nothing but the cluster is missing"
 
 
 def test_without_a_cluster_it_says_how_to_start_one(rota: Rota, tmp_path: Path) -> None:
@@ -91,6 +173,7 @@ def test_a_bug_is_one_line_and_a_file(rota: Rota, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(jobs, "client", lambda: 1 // 0)
+    monkeypatch.setattr("sys.argv", ["rota", "caf\udce9"])
     answer = rota("ls")
     assert answer.code == 1
     (line,) = answer.lines
@@ -112,6 +195,33 @@ def test_ctrl_c_is_exit_code_130(rota: Rota, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(jobs, "client", interrupted)
     assert rota("ls").code == 130
+
+
+STOP_AT = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == os.environ["STOP_AT"]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize(
+    "module", ["rota", "click", "rota.cli.app", "rota.cli.jobs", "google.protobuf", "grpc"]
+)
+def test_ctrl_c_while_it_starts_ends_it_and_says_nothing(module: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(STOP_AT)
+    program = Path(sys.executable).parent / "rota"
+    done = subprocess.run(
+        [program, "ls"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "STOP_AT": module, "ROTA_HOME": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 def test_the_environment_is_left_alone_by_a_plain_call(rota: Rota, tmp_path: Path) -> None:

@@ -60,6 +60,11 @@ def test_without_arguments_help_is_shown_and_it_is_a_usage_error(rota: Rota) -> 
     assert "run a command" in answer.err
 
 
+@pytest.mark.parametrize("path", [[], ["ls"], ["node", "cordon"]])
+def test_help_is_a_command_too(path: list[str], rota: Rota) -> None:
+    assert rota("help", *path) == rota(*path, "--help")
+
+
 def test_version(rota: Rota) -> None:
     assert rota("--version").out.startswith("rota ")
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,23 @@ def test_what_is_not_there_is_exit_code_3(arguments: list[str], says: str, clust
     assert done.returncode == 3, done
     (line,) = done.stderr.splitlines()
     assert says in line
+
+
+@pytest.mark.parametrize(
+    ("output", "number_in"),
+    [
+        ("json", lambda text: json.loads(text)["ids"][0]),
+        ("yaml", lambda text: yaml.safe_load(text)["ids"][0]),
+        ("name", lambda text: text.removesuffix("\n")),
+    ],
+)
+def test_what_is_waited_for_is_told_beside_the_output(
+    output: str, number_in: Callable[[str], str], cluster: Cluster
+) -> None:
+    done = cluster("submit", "--wait", "-o", output, "--", "false")
+    assert done.returncode == 1
+    assert number_in(done.stdout).isdecimal()
+    assert "FAILED" in done.stderr
 
 
 # ---------------------------------------------------------------- logs

@@ -1,8 +1,13 @@
 """`rota run`: as if the command ran here."""
 
 import hashlib
+import json
 import os
+import re
+import shlex
+import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import CALL_S_MAX, Cluster
+from rota.cli import app
+from rota.main.cli import root
+from tests.e2e.conftest import CALL_S_MAX, ROTA, Cluster
 from tests.support.files import Gate
 
 
@@ -60,6 +67,34 @@ def test_it_exits_as_the_task_does(
         assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (["echo hi"], "the command is one word with spaces in it; try -- echo hi, or sh -c 'echo hi'"),
+        (["a | b", "c"], "the command is one word with spaces in it; try -- sh -c 'a | b c'"),
+        (["cd", "/tmp"], "'cd' is the shell's own; try --cwd DIR, or sh -c 'cd /tmp'"),
+        (["A=1", "env"], "a variable is given by an option: --env A=1"),
+        (["./script"], "./script is not executable; try chmod +x ./script, or sh ./script"),
+        (["program"], "for the file in this directory try ./program"),
+    ],
+)
+def test_what_may_have_been_meant_is_said(command: list[str], hint: str, cluster: Cluster) -> None:
+    (cluster.place / "script").write_text("true\n")
+    (cluster.place / "program").write_text("#!/bin/sh\n")
+    (cluster.place / "program").chmod(0o755)
+    done = cluster("run", "--", *command)
+    assert done.returncode == 125
+    failed, said = done.stderr.splitlines()
+    assert "ended by START_FAILED" in failed
+    assert said == f"rota: {hint}"
+
+
+def test_a_file_that_cannot_be_opened_is_not_said_to_have_the_output(cluster: Cluster) -> None:
+    done = cluster("run", "--stdout", "/no/such/file", "--", "true")
+    (line,) = done.stderr.splitlines()
+    assert "ended by START_FAILED: cannot use /no/such/file on node" in line
+
+
 def test_the_first_words_that_are_no_options_are_the_command(cluster: Cluster) -> None:
     assert cluster.ok("run", "--cpu", "2", "echo", "--cpu", "x", "--", "-v") == "--cpu x -- -v\n"
 
@@ -76,6 +111,21 @@ def test_an_arrays_lines_have_their_index(cluster: Cluster) -> None:
 def test_an_array_larger_than_the_readers_is_printed_whole(cluster: Cluster) -> None:
     done = cluster("run", "--array", "0-299", "--cpu", "0.1", "--", "echo", "{index}")
     assert sorted(done.stdout.splitlines()) == sorted(f"[{index}] {index}" for index in range(300))
+
+
+def test_a_large_arrays_attempts_are_all_printed(cluster: Cluster) -> None:
+    # More tasks than are followed one by one, with an end that has no newline.
+    fail = "test {index} -gt 1 || exit $((2 - ROTA_ATTEMPT))"
+    script = f"printf 'out {{index}} %s' $ROTA_ATTEMPT; echo err {{index}} >&2; {fail}"
+    done = cluster("run", "--array", "0-99", "--cpu", "0.1", "--retries", "1", "--", "sh", "-c", script)
+    assert done.returncode == 0
+    out = [f"[{index}] out {index} 1" for index in range(100)] + [
+        f"[{index}] out {index} 2" for index in (0, 1)
+    ]
+    assert sorted(done.stdout.splitlines()) == sorted(out)
+    assert sorted(done.stderr.splitlines()) == sorted(
+        f"[{index}] err {index}" for index in [*range(100), 0, 1]
+    )
 
 
 def test_an_arrays_failures_are_summed_up(cluster: Cluster) -> None:
@@ -133,10 +183,55 @@ def test_a_task_need_not_read_its_input(cluster: Cluster) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("options", [["-n"], ["--array", "0-1"]])
-def test_input_is_not_read_where_it_is_not_wanted(options: list[str], cluster: Cluster) -> None:
-    out = cluster.ok("run", *options, "--", "wc", "-c", stdin=b"not read")
-    assert {line.split()[-1] for line in out.splitlines()} == {"0"}
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["run", "-n"], ""),
+        (
+            ["run", "--array", "0-1"],
+            "rota: standard input is not read: it goes along with a job of one task alone ('-n' says so)\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("piped", [True, False], ids=["pipe", "file"])
+def test_input_is_not_read_where_it_is_not_wanted(
+    options: list[str], said: str, piped: bool, cluster: Cluster, tmp_path: Path
+) -> None:
+    done = call_with_input(cluster, tmp_path, [*options, "--", "wc", "-c"], piped=piped)
+    assert {line.split()[-1] for line in done.stdout.decode().splitlines()} == {"0"}
+    assert done.stderr.decode() == said
+
+
+def call_with_input(
+    cluster: Cluster, place: Path, arguments: list[str], *, piped: bool
+) -> "subprocess.CompletedProcess[bytes]":
+    """With an input that is there from the beginning."""
+    (place / "input").write_bytes(b"not read")
+    reading = os.open(place / "input", os.O_RDONLY)
+    if piped:
+        os.close(reading)
+        reading, writing = os.pipe()
+        os.write(writing, b"not read")
+        os.close(writing)
+    process = cluster.begin(*arguments, stdin=reading)
+    os.close(reading)
+    out, err = process.communicate(timeout=CALL_S_MAX)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def test_a_submission_says_that_it_reads_no_input(cluster: Cluster, tmp_path: Path) -> None:
+    for piped in (True, False):
+        done = call_with_input(cluster, tmp_path, ["submit", "-o", "name", "--", "true"], piped=piped)
+        assert done.stderr.startswith(b"rota: standard input is not read by 'rota submit'")
+        assert done.stdout.strip().isdigit()
+    lines = cluster.place / "lines"
+    lines.write_text("a\nb\n")
+    loop = f"while read -r line; do {shlex.join(ROTA)} submit -o name -- echo $line; done < {lines}"
+    done = subprocess.run(
+        ["bash", "-c", loop], env=cluster.environment, cwd=cluster.place, capture_output=True, check=True
+    )
+    assert len(done.stdout.split()) == 2
+    assert done.stderr == b"", "the input is the loop's"
 
 
 # ---------------------------------------------------------------- what a task finds
@@ -234,3 +329,50 @@ def test_a_reader_that_goes_away_ends_the_job(cluster: Cluster) -> None:
     job = newest(cluster)
     cluster("wait", str(job["id"]))
     assert newest(cluster)["state"] == "JOB_STATE_CANCELLED"
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_an_interrupted_submission_tells_how_to_ask_again(
+    command: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    # A controller that takes connections and never says a word.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        shutil.copytree(cluster.home / "client", tmp_path / "client")
+        context = json.loads((tmp_path / "client" / "context.json").read_text())
+        context["address"] = f"127.0.0.1:{silent.getsockname()[1]}"
+        (tmp_path / "client" / "context.json").write_text(json.dumps(context))
+        with cluster.begin("--home", tmp_path, command, "--", "true") as process:
+            silent.accept()[0].close()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=CALL_S_MAX)
+    assert (process.returncode, out) == (130, b"")
+    (line,) = err.decode().strip().splitlines()
+    key = re.findall(r"'--idempotency-key ([0-9a-f-]{36})'", line)[0]
+    again = ("submit", "--idempotency-key", key, "--", "true")
+    assert "the same request" not in cluster.ok(*again)
+    assert "the same request" in cluster.ok(*again)
+
+
+def test_a_job_that_has_to_wait_says_why_without_a_terminal_too(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    go_on = tmp_path / "go-on"
+    first = cluster.submit("--", "sh", "-c", f"until test -e {go_on}; do sleep 0.02; done")
+    said = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        go_on.touch()
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr("rota.cli.run.PATIENT_IN_LOG_S", 0.1)
+    monkeypatch.setattr("rota.cli.app.say", say)
+    monkeypatch.setenv("ROTA_HOME", str(cluster.home))
+    try:
+        code = app.run(root, ["run", "-n", "--after", first, "--", "echo", "hello"])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert (code, capfd.readouterr().out) == (0, "hello\n")
+    (line,) = said
+    assert f"waits for job {first} to end" in line

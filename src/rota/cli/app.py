@@ -8,15 +8,19 @@ from pathlib import Path
 import click
 
 import rota
+from rota.cli import slurm
 from rota.cli.group import Entry, LazyGroup
+from rota.cli.interrupts import EXIT_INTERRUPTED
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_NOT_FOUND = 3
 EXIT_REFUSED = 4
 EXIT_UNREACHABLE = 5
-EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
+
+# The commands with a job's options, and the lines of a script.
+_WITH_JOB_OPTIONS = ("run", "submit", "#ROTA")
 
 DEBUG_VARIABLE = "ROTA_DEBUG"
 
@@ -43,6 +47,39 @@ ENTRIES = {
     "completion": Entry("rota.cli.completion:completion", "completion for bash, zsh and fish", _OTHER),
 }
 
+# What people try who come from other programs.
+INSTEAD = {
+    "version": "--version",
+    "status": "cluster info",
+    "info": "cluster info",
+    "ps": "ls",
+    "top": "ls --state running",
+    "list": "ls",
+    "jobs": "ls",
+    "queues": "queue ls",
+    "nodes": "node ls",
+    "squeue": "ls",
+    "sinfo": "node ls",
+    "srun": "run",
+    "exec": "run",
+    "sbatch": "submit",
+    "apply": "submit",
+    "create": "submit",
+    "scancel": "cancel",
+    "kill": "cancel",
+    "stop": "cancel, or for the cluster of this machine: rota down",
+    "delete": "cancel",
+    "rm": "cancel",
+    "sacct": "ls",
+    "describe": "show",
+    "get": "ls",
+    "log": "logs",
+    "tail": "logs -f",
+    "start": "up",
+    "server": "up",
+    "worker": "agent",
+}
+
 _SAYS = """Rota runs programs on a set of machines.
 
 \b
@@ -60,6 +97,7 @@ class Root(LazyGroup):
         super().__init__(
             "rota", ENTRIES, _SAYS, "'rota COMMAND --help' shows a command's options and examples."
         )
+        self.instead = INSTEAD
         self.params += [
             click.Option(
                 ["--home"],
@@ -78,6 +116,17 @@ class Root(LazyGroup):
                 help="Print the version.",
             ),
         ]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As LazyGroup's; `rota help COMMAND` is `rota COMMAND --help`."""
+        if args[0] == "help" and not ctx.resilient_parsing:
+            if len(args) == 1:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            return super().resolve_command(ctx, [*args[1:], "--help"])
+        return super().resolve_command(ctx, args)
 
 
 def _set_home(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -147,6 +196,11 @@ def present(error: Exception) -> int:
     }
     if isinstance(error, errors.RotaError):
         return _say(None, problem_lines(error.problems), codes.get(type(error), EXIT_BUG))
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        return _say(None, [f"'{shown(error.object)}' is not UTF-8 text; Rota takes no other"], EXIT_USAGE)
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        # Only the current directory has no name.
+        return _say(None, ["the current directory has been removed: change to another one"], EXIT_USAGE)
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return _say(None, [f"{error.filename}: {error.strerror}"], EXIT_BUG)
     return _report_bug(error)
@@ -159,12 +213,20 @@ def _say(ctx: click.Context | None, lines: Sequence[str], code: int) -> int:
     return code
 
 
+def shown(text: str) -> str:
+    """A text that may hold bytes which are no UTF-8; these are written in hexadecimal digits."""
+    return os.fsencode(text).decode(errors="backslashreplace")
+
+
 def usage_text(wrong: click.UsageError) -> str:
     """What is wrong with a command line, in one line."""
     text = wrong.format_message().rstrip(".")
     if isinstance(wrong, click.NoSuchOption):
         near = wrong.possibilities
-        text = f"there is no option '{wrong.option_name}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        of_a_job = wrong.ctx is not None and wrong.ctx.info_name in _WITH_JOB_OPTIONS
+        hint = slurm.hint(wrong.option_name) if of_a_job else ""
+        hint = hint or (f"; did you mean '{near[0]}'?" if near else "")
+        text = f"there is no option '{wrong.option_name}'{hint}"
     return " ".join((text[:1].lower() + text[1:]).split())
 
 
@@ -175,7 +237,9 @@ def _report_bug(error: Exception) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
         return EXIT_BUG
-    with tempfile.NamedTemporaryFile("w", prefix="rota-bug-", suffix=".txt", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="rota-bug-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
         file.write(f"rota {rota.__version__}: {' '.join(sys.argv)}\n\n")
         traceback.print_exception(error, file=file)
     what = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import click
 
+from rota.cli import interrupts
+
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -25,6 +27,8 @@ class LazyGroup(click.Group):
     def __init__(self, name: str, entries: dict[str, Entry], says: str, epilog: str = "") -> None:
         super().__init__(name=name, help=says, epilog=epilog, context_settings=CONTEXT_SETTINGS)
         self.entries = dict(entries)
+        # What other programs call something: its name here.
+        self.instead: dict[str, str] = {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Their names, in the order of the entries."""
@@ -36,7 +40,8 @@ class LazyGroup(click.Group):
         if entry is None:
             return None
         module, _, attribute = entry.place.partition(":")
-        command = getattr(importlib.import_module(module), attribute)
+        with interrupts.Quiet():
+            command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command), entry
         command.name = cmd_name
         return command
@@ -47,7 +52,9 @@ class LazyGroup(click.Group):
         """As click's; a mistyped name is answered with the nearest one."""
         name = args[0]
         if name not in self.entries and not name.startswith("-") and not ctx.resilient_parsing:
-            raise click.UsageError(f"there is no command '{name}'{nearest(name, self.entries)}", ctx)
+            said = self.instead.get(name)
+            hint = f"; try: rota {said}" if said else nearest(name, self.entries)
+            raise click.UsageError(f"there is no command '{name}'{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

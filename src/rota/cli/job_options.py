@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from rota.cli.app import usage_text
+from rota.cli import slurm
+from rota.cli.app import shown, usage_text
 from rota.cli.session import NodeName, QueueName
 from rota.cli.states import choices, value
 from rota.client.errors import InvalidRequest, RotaError
@@ -35,7 +36,12 @@ _FIELDS = [
     ("--memory", "resources.memory", "SIZE", "Memory of a task, as 500MB or 2GiB."),
     ("--gpu", "resources.gpu", "N", "GPUs of a task."),
     ("--disk", "resources.disk", "SIZE", "Disk space of a task."),
-    ("--array", "array", "INDICES", "One task an index: 0-99,200 or 0-98:2; {index} in arguments."),
+    (
+        "--array",
+        "array",
+        "INDICES",
+        "One task an index: 0-99,200 or 0-98:2 (ten tasks: 0-9); {index} in arguments.",
+    ),
     ("--max-running", "max_running", "N", "At most so many tasks at once."),
     ("--max-failures", "max_failures", "N", "Stop the job once more tasks than this have failed."),
     ("--cwd", "cwd", "DIR", "The tasks' directory (default: this one)."),
@@ -97,12 +103,12 @@ def spec_of(
     wrong already.
     """
     made = _Made(places or {}, problems)
-    made.spec.command.extend(command)
+    made.try_to("command", "COMMAND", lambda: made.spec.command.extend(command))
     made.spec.script = script
     for parameter, (option, path) in _FIELD_OF.items():
         text = options.get(parameter)
         if text is not None:
-            made.try_to(parameter, option, partial(set_text, made.spec, path, text))
+            made.try_to(parameter, option, partial(made.field, path, text))
     for parameter, act in (
         ("resource", made.resource),
         ("env", made.env),
@@ -137,8 +143,13 @@ def _by_option(problem: str) -> str:
 
 
 def absolute(cwd: str) -> str:
-    """A task's directory, seen from here: the client's own where none is given."""
-    return os.path.normpath(Path.cwd() / cwd)
+    """A task's directory, seen from here: the client's own where none is given. Raises InvalidRequest."""
+    try:
+        return os.path.normpath(cwd if Path(cwd).is_absolute() else Path.cwd() / cwd)
+    except FileNotFoundError as error:
+        raise InvalidRequest(
+            "the current directory has been removed: change to another one, or give --cwd DIR"
+        ) from error
 
 
 class _Made:
@@ -154,6 +165,8 @@ class _Made:
             act()
         except UnitError as error:
             self._add(parameter, f"{option}: {error}")
+        except UnicodeEncodeError as error:
+            self._add(parameter, f"{option}: '{shown(error.object)}' is not UTF-8 text; Rota takes no other")
 
     def check(self) -> None:
         for path, says in problems_of(self.spec):
@@ -163,6 +176,11 @@ class _Made:
     def _add(self, parameter: str, says: str) -> None:
         place = self._places.get(parameter)
         self.problems.append(f"{says} ({place})" if place else says)
+
+    def field(self, path: str, text: str) -> None:
+        if path == "array" and (hint := slurm.array_hint(text)):
+            raise UnitError(f"'{text}' is how Slurm says it; here it is {hint}")
+        set_text(self.spec, path, text)
 
     def resource(self, text: str) -> None:
         name, number = _pair(text, "power=10")

@@ -7,6 +7,7 @@ import click
 from pyroaring import BitMap
 
 from rota.cli import app, formats
+from rota.cli.hints import start_hint
 from rota.cli.printer import STDERR, STDOUT, Printer
 from rota.cli.session import TasksOfJob, client
 from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, PATIENCE_S, Client
@@ -49,10 +50,10 @@ def logs(task: tuple[int, str], follow: bool, stderr: bool, tail: int | None, at
                 count = _print(rota, job, indices, chosen, choice, printer)
         finally:
             printer.end_progress()
+            if len(chosen) == 1:
+                _say_failed_start(rota, job, chosen.min(), attempt)
         if not count:
             raise NotFound(_nothing(rota.job(number), chosen, attempt))
-        if len(chosen) == 1:
-            _say_failed_start(rota, number, chosen.min(), attempt)
 
 
 def _chosen(job: Job, indices: str) -> BitMap:
@@ -76,12 +77,14 @@ def _nothing(job: Job, chosen: BitMap, attempt: int | None) -> str:
     return f"{who} {has} {'run' if job.state in JOB_ENDS else 'started'}"
 
 
-def _say_failed_start(rota: Client, number: int, index: int, attempt: int | None) -> None:
+def _say_failed_start(rota: Client, job: Job, index: int, attempt: int | None) -> None:
     """An attempt that did not start has written nothing; why it did not is told in its place."""
-    for each in reversed(rota.task(number, index).attempts):
+    for each in reversed(rota.task(job.id, index).attempts):
         if attempt in (None, each.number):
             if each.cause == Cause.CAUSE_START_FAILED:
                 app.say(f"attempt {each.number} did not start: {formats.safe(each.message)}")
+                if hint := start_hint(job.spec):
+                    app.say(hint)
             return
 
 

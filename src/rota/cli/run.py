@@ -1,32 +1,34 @@
 """`rota run`: a command on the cluster as if it ran here."""
 
-import os
 import queue
 import signal
-import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 import click
 
-from rota.cli import app, formats
+from rota.cli import app, formats, stdin
+from rota.cli.hints import start_hint
 from rota.cli.job_options import given_options, job_options, named_by_options, spec_of
 from rota.cli.printer import Printer
-from rota.cli.session import client
+from rota.cli.session import client, submit_jobs
 from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, Client
 from rota.client.errors import ControllerFailed, NotFound, Refused
-from rota.client.feeding import PIECE_BYTES_MAX
 from rota.client.follow import Follower
 from rota.client.messages import Cause, Job, JobSpec, JobState
 
 EXIT_ROTA = 125
 EXIT_CANCELLED = 130
-# A job that waits longer than this says why, on a terminal.
-PATIENT_S = 3.0
+# A job that waits longer than this says why: soon to a person, and into a log only if it lasts.
+PATIENT_S = 2.0
+PATIENT_IN_LOG_S = 10.0
+# How long a second Ctrl-C waits for the controller to have heard of the first.
+CANCEL_S_MAX = 2.0
 
 
 class _Interrupted:
@@ -51,7 +53,7 @@ Examples:
 \b
 Exit code: the task's own; 128+n if signal n killed it; 124 at the time limit; 130 if cancelled;
 125 if Rota failed; 2 bad usage, 3 not found, 4 refused, 5 unreachable.
-Ctrl-C cancels the job; a second Ctrl-C leaves it to end on its own.
+Ctrl-C cancels the job and waits for its end; a second Ctrl-C does not wait.
 """,
 )
 @job_options
@@ -65,7 +67,12 @@ def run(
     """Run a command, print what it prints, and exit as it exits."""
     if not command and not options.get("path"):
         raise click.UsageError("what shall run? try: rota run -- echo hello", ctx)
-    spec = spec_of(given_options(ctx), command=command, stdin=not no_stdin and _stdin_is_piped())
+    if no_stdin and command and command[0].isdecimal():
+        tasks = f"for {command[0]} tasks try --array 0-{int(command[0]) - 1}"
+        raise click.UsageError(f"-n means --no-stdin and takes no number; {tasks}", ctx)
+    spec = spec_of(given_options(ctx), command=command, stdin=not no_stdin and stdin.is_given())
+    if not (spec.stdin or no_stdin) and stdin.has_data():
+        app.say("standard input is not read: it goes along with a job of one task alone ('-n' says so)")
     try:
         with client(PATIENCE_OF_WAITING_S) as rota:
             return _Run(rota, spec, idempotency_key).result()
@@ -82,21 +89,21 @@ class _Run:
         self._spec = spec
         self._key = idempotency_key
         self._number = 0
+        self._submitted_s = 0.0
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._job = Job()
         self._interrupts = 0
-        self._told_why = not sys.stderr.isatty()
+        self._told_why = False
+        # The controller has heard that the job is to end.
+        self._cancelled = threading.Event()
 
     def result(self) -> int:
         """Submits, shows, waits; the exit code. Raises RotaError."""
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, self._interrupt)
-        try:
-            with named_by_options():
-                self._number = self._rota.submit([self._spec], self._key).ids[0]
-        except KeyboardInterrupt:
-            app.say("interrupted while submitting; 'rota ls' shows whether the job was accepted")
-            return EXIT_CANCELLED
+        with named_by_options():
+            self._number = submit_jobs(self._rota, [self._spec], self._key).ids[0]
+        self._submitted_s = time.monotonic()
         follower = self._follower()
         self._spawn(self._watch)
         if self._spec.stdin:
@@ -122,10 +129,12 @@ class _Run:
 
     def _next(self) -> News:
         """The next news. A job that waits for long is said to, and why."""
+        patient_s = PATIENT_S if sys.stderr.isatty() else PATIENT_IN_LOG_S
         while True:
             waits = self._job.state == JobState.JOB_STATE_PENDING and not self._told_why
+            left_s = max(0.0, self._submitted_s + patient_s - time.monotonic())
             try:
-                return self._news.get(timeout=PATIENT_S if waits else None)
+                return self._news.get(timeout=left_s if waits else None)
             except queue.Empty:
                 self._told_why = True
                 self._say_why()
@@ -143,12 +152,27 @@ class _Run:
     def _stop(self) -> bool:
         """The first time cancels the job; True where it shall be left alone."""
         self._interrupts += 1
-        if self._interrupts > 1 or self._job.state in JOB_ENDS:
-            app.say(f"leaving job {self._number}; 'rota show {self._number}' shows what became of it")
+        number = self._number
+        if self._job.state in JOB_ENDS:
+            app.say(
+                f"job {number} has ended, but not all of its output is printed; 'rota logs {number}' does"
+            )
             return True
-        app.say(f"cancelling job {self._number}; Ctrl-C again leaves it to end on its own")
-        self._spawn(lambda: self._rota.cancel(self._number))
+        if self._interrupts > 1 and self._cancelled.wait(CANCEL_S_MAX):
+            app.say(f"leaving job {number}, which was told to end; 'rota show {number}' shows when it has")
+            return True
+        if self._interrupts > 1:
+            app.say(
+                f"leaving job {number}, which goes on: the controller did not answer; 'rota cancel {number}'"
+            )
+            return True
+        app.say(f"cancelling job {number}; Ctrl-C again does not wait for its end")
+        self._spawn(self._cancel)
         return False
+
+    def _cancel(self) -> None:
+        self._rota.cancel(self._number)
+        self._cancelled.set()
 
     def _outcome(self) -> int:
         """The exit code of the ended job; says on standard error what the task itself could not."""
@@ -166,6 +190,8 @@ class _Run:
             elif groups and groups[0].cause != Cause.CAUSE_EXIT:
                 end, message = formats.outcome(groups[0].cause, groups[0].code), groups[0].message
                 app.say(f"job {number} ended by {end}" + (f": {formats.safe(message)}" if message else ""))
+                if groups[0].cause == Cause.CAUSE_START_FAILED and (hint := start_hint(job.spec)):
+                    app.say(hint)
         return job.exit_code if job.HasField("exit_code") else EXIT_ROTA
 
     # ------------------------------------------------------------ threads
@@ -197,19 +223,4 @@ class _Run:
     def _feed(self) -> None:
         # Refused: the task has ended, and wants no more.
         with suppress(NotFound, Refused):
-            self._rota.write_input(self._number, _stdin_pieces())
-
-
-def _stdin_is_piped() -> bool:
-    """Whether standard input is a pipe, a file or a socket: somebody means it to be read."""
-    try:
-        mode = os.fstat(0).st_mode
-    except OSError:
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
-
-
-def _stdin_pieces() -> Iterator[bytes]:
-    # Past Python's buffer, whose lock a thread that is left behind would hold for ever.
-    while data := os.read(0, PIECE_BYTES_MAX):
-        yield data
+            self._rota.write_input(self._number, stdin.pieces())

@@ -1,7 +1,8 @@
 """What every command that talks to a cluster begins with, and how it is told what it is about."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,22 +13,39 @@ from rota.cli import app
 from rota.cli.states import short
 from rota.client.client import PATIENCE_S, Client
 from rota.client.errors import RotaError
-from rota.client.messages import JobState, NodeState
+from rota.client.messages import JobSpec, JobState, NodeState, SubmitJobsResponse
 
 T = TypeVar("T")
 COMPLETION_S_MAX = 1.0
 COMPLETIONS_MAX = 100
 INDEX_MAX = 2**32 - 2
 NUMBER_MAX = 2**63 - 1
+# When is said that the controller does not answer: soon to a person, and into a log only if it lasts.
+NOTICE_S = 2.0
+NOTICE_IN_LOG_S = 10.0
 
 _OPEN = (JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING)
 
 
 @contextmanager
 def client(patience_s: float = PATIENCE_S) -> Iterator[Client]:
-    """A client of the cluster in the home. A person is told when it takes time to reach it."""
-    with Client(patience_s=patience_s, notice=app.say if sys.stderr.isatty() else None) as made:
+    """A client of the cluster in the home. It is said when it takes time to reach it."""
+    notice_s = NOTICE_S if sys.stderr.isatty() else NOTICE_IN_LOG_S
+    with Client(patience_s=patience_s, notice=app.say, notice_s=notice_s) as made:
         yield made
+
+
+def submit_jobs(rota: Client, jobs: Sequence[JobSpec], key: str) -> SubmitJobsResponse:
+    """Submits; one that is interrupted tells how to find out what became of it. Raises RotaError."""
+    key = key or str(uuid.uuid4())
+    try:
+        return rota.submit(jobs, key)
+    except KeyboardInterrupt:
+        app.say(
+            "interrupted while submitting, which may have been accepted: the same command with"
+            f" '--idempotency-key {key}' gives the job, and submits it only if it was not"
+        )
+        raise
 
 
 # ---------------------------------------------------------------- what a command is about

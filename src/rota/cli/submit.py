@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from rota.cli import formats
+from rota.cli import app, formats, slurm, stdin
 from rota.cli.job_options import (
+    SCRIPT_MARK,
     absolute,
     given_options,
     job_options,
@@ -20,7 +21,7 @@ from rota.cli.job_options import (
     spec_of,
 )
 from rota.cli.listing import output_option, plain, print_json, print_yaml
-from rota.cli.session import client
+from rota.cli.session import client, submit_jobs
 from rota.cli.wait import wait_for
 from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S
 from rota.client.messages import JobSpec, SubmitJobsResponse
@@ -77,9 +78,11 @@ def submit(
 ) -> int:
     """Submit a command, a script or a job file; the text of a script travels with it."""
     jobs = _jobs(ctx, file, arguments)
+    if "-" not in (file, ctx.params.get("each_line")) and stdin.has_data():
+        app.say("standard input is not read by 'rota submit', and no task gets it; 'rota run' takes it along")
     with client(PATIENCE_OF_WAITING_S if wait else PATIENCE_S) as rota:
         with nullcontext() if is_job_file(file) else named_by_options():
-            answer = rota.submit(jobs, idempotency_key)
+            answer = submit_jobs(rota, jobs, idempotency_key)
         _print(answer, jobs, output)
         return wait_for(rota, answer.ids, err=True) if wait else 0
 
@@ -102,6 +105,9 @@ def _jobs(ctx: click.Context, file: str | None, arguments: Sequence[str]) -> lis
             raise click.UsageError(f"a job file says all of its jobs: write it in {file} instead", ctx)
         return _of_file(file)
     script = read_script(file)
+    if count := slurm.line_count(script):
+        lines = f"{count} {slurm.SCRIPT_MARK} line{'s' if count > 1 else ''}"
+        app.say(f"{file}: {lines} not read; '{SCRIPT_MARK}' lines are, see {slurm.GUIDE}")
     found = script_options(file, script)
     merge(found.options, options)
     for name in options:

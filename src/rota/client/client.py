@@ -47,7 +47,7 @@ class Client:
     """One user's connection to one cluster; every method raises RotaError and may be called from any thread.
 
     `context`: nothing means that of the home (ROTA_HOME, else `~/.rota`). `patience_s`: how long an
-    unreachable controller is tried again. `notice`: told, for people, when that begins to take time.
+    unreachable controller is tried again. `notice`: told, for people, when that has taken `notice_s`.
     """
 
     def __init__(
@@ -56,9 +56,10 @@ class Client:
         *,
         patience_s: float = PATIENCE_S,
         notice: Callable[[str], None] | None = None,
+        notice_s: float = 0.0,
     ) -> None:
         self.context = context or load_context()
-        self._connection = Connection(self.context, patience_s, notice)
+        self._connection = Connection(self.context, patience_s, notice, notice_s)
 
     def __enter__(self) -> Self:
         """Closed at the end of the block."""

@@ -27,8 +27,6 @@ DETAILS_KEY = "grpc-status-details-bin"
 CALL_S_MAX = 60.0
 PAUSE_S_MIN = 0.05
 PAUSE_S_MAX = 1.0
-# When a person is told that the controller does not answer.
-NOTICE_S = 2.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 
 Q = TypeVar("Q", bound=Message)
@@ -93,9 +91,10 @@ class Method(Generic[Q, A]):
 class Patience:
     """How long an unreachable controller is tried again, counted from the last answer."""
 
-    def __init__(self, seconds: float, notice: Callable[[str], None] | None) -> None:
+    def __init__(self, seconds: float, notice: Callable[[str], None] | None, notice_s: float) -> None:
         self._seconds = seconds
         self._notice = notice
+        self._notice_s = notice_s
         self._since: float | None = None
         self._pause = PAUSE_S_MIN
         self._told = False
@@ -117,7 +116,7 @@ class Patience:
         left = self._since + self._seconds - now
         if left <= 0:
             raise error
-        if self._notice is not None and not self._told and now - self._since >= NOTICE_S:
+        if self._notice is not None and not self._told and now - self._since >= self._notice_s:
             self._told = True
             self._notice(f"{error}; trying for {left:.0f} s more")
         time.sleep(min(self._pause, left))
@@ -128,15 +127,20 @@ class Connection:
     """One channel to a controller, usable from several threads.
 
     `patience_s`: how long an unreachable controller is tried again. `notice`: told, for people, when that
-    begins to take time.
+    has taken `notice_s`.
     """
 
     def __init__(
-        self, context: Context, patience_s: float, notice: Callable[[str], None] | None = None
+        self,
+        context: Context,
+        patience_s: float,
+        notice: Callable[[str], None] | None = None,
+        notice_s: float = 0.0,
     ) -> None:
         self._context = context
         self._patience_s = patience_s
         self._notice = notice
+        self._notice_s = notice_s
         self._channel = grpc.secure_channel(context.address, _credentials(context), options=_OPTIONS)
 
     def close(self) -> None:
@@ -145,7 +149,7 @@ class Connection:
 
     def patience(self) -> Patience:
         """Patience for one undertaking."""
-        return Patience(self._patience_s, self._notice)
+        return Patience(self._patience_s, self._notice, self._notice_s)
 
     def ask(self, method: Method[Q, A], question: Q) -> A:
         """The answer to a question that may safely be asked twice. Raises RotaError."""

@@ -1,5 +1,9 @@
 """`python -m rota.main` is `rota`."""
 
-from rota.main.cli import main
+from rota.cli import interrupts
+
+interrupts.end_quietly()
+
+from rota.main.cli import main  # noqa: E402
 
 main()

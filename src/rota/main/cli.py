@@ -2,6 +2,7 @@
 
 import sys
 
+from rota.cli import interrupts
 from rota.cli.app import root, run
 from rota.cli.group import Entry
 
@@ -21,4 +22,7 @@ root.entries = {
 
 def main() -> None:
     """Runs the command line."""
-    sys.exit(run(root))
+    interrupts.raise_again()
+    code = run(root)
+    interrupts.end_quietly()
+    sys.exit(code)

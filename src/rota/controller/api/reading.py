@@ -21,7 +21,7 @@ from rota.core.cluster.step import Machine
 from rota.core.model import indexset
 from rota.core.model.protocol import OutputAttempts, ReadOutput
 from rota.core.model.spec import TASK_COUNT_MAX, JobSpec
-from rota.core.model.states import TASK_ENDS, NodeState
+from rota.core.model.states import TASK_ENDS, Cause, NodeState
 from rota.store.port import Archive
 from rota.wire.gen.v1 import job_service_pb2, link_pb2
 
@@ -48,6 +48,7 @@ class _Place:
     allocation: int
     attempt: int
     index: int
+    started: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,10 @@ class OutputReader:
     async def _one(
         self, request: job_service_pb2.ReadOutputRequest, place: _Place, stream: Stream
     ) -> AsyncGenerator[Response]:
+        if not place.started:
+            # What it would have written went nowhere; its outcome says why.
+            yield Response(stream=stream, attempt=place.attempt, end=True)
+            return
         elsewhere = await self._desk.read(
             lambda machine: _not_kept(machine, request.job, stream, place.node) or _gone(machine, place.node)
         )
@@ -269,9 +274,9 @@ def _ended(blocks: list[ResultBlock], request: job_service_pb2.ReadOutputRequest
 def _places_of(blocks: Iterable[ResultBlock], indices: BitMap) -> list[_Place]:
     """The attempts of these tasks that ended."""
     return [
-        _Place(block.node_id, block.allocation, attempt, index)
+        _Place(block.node_id, block.allocation, attempt, index, cause is not Cause.START_FAILED)
         for block in blocks
-        for index, attempt in zip(block.index, block.attempt, strict=True)
+        for index, attempt, cause in zip(block.index, block.attempt, block.cause, strict=True)
         if index in indices
     ]
 
@@ -283,8 +288,9 @@ def _not_kept(machine: Machine, number: int, stream: Stream, node: str = "") -> 
     which, path = ("standard output", spec.stdout) if stream == STDOUT else ("standard error", spec.stderr)
     if path == "none":
         return f"{which} of this job is not kept"
-    where = f"node {views.node_name(machine.cluster, node)}" if node else "the nodes"
-    return f"{which} went to {path} on {where}" if path else ""
+    if path and not node:
+        return f"{which} of this job is written to {path} on the nodes"
+    return f"{which} went to {path} on node {views.node_name(machine.cluster, node)}" if path else ""
 
 
 def _gone(machine: Machine, number: str) -> str:

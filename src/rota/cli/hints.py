@@ -1,0 +1,83 @@
+"""What may have been meant by a command that could not be started."""
+
+import os
+import shlex
+from pathlib import Path
+
+from rota.client.messages import JobSpec
+
+# What a shell does itself, and no file is there for in most places.
+SHELL_OWN = frozenset(
+    {
+        ".",
+        "[[",
+        "{",
+        "alias",
+        "bg",
+        "bind",
+        "case",
+        "cd",
+        "declare",
+        "dirs",
+        "disown",
+        "do",
+        "eval",
+        "exec",
+        "exit",
+        "export",
+        "fg",
+        "for",
+        "function",
+        "hash",
+        "if",
+        "jobs",
+        "let",
+        "local",
+        "popd",
+        "pushd",
+        "read",
+        "readonly",
+        "return",
+        "set",
+        "shift",
+        "shopt",
+        "source",
+        "time",
+        "times",
+        "trap",
+        "type",
+        "typeset",
+        "ulimit",
+        "umask",
+        "unalias",
+        "unset",
+        "until",
+        "wait",
+        "while",
+    }
+)
+
+
+def start_hint(spec: JobSpec) -> str:
+    """A line for people, or nothing; by what is seen from here, which need not be the node."""
+    if not spec.command or spec.script:
+        return ""
+    name = spec.command[0]
+    words = [*spec.command, *([spec.path] if spec.path else [])]
+    if "=" in name and "/" not in name.partition("=")[0]:
+        return f"a variable is given by an option: --env {shlex.quote(name)}"
+    if name in SHELL_OWN:
+        other = "--cwd DIR, or " if name in ("cd", "pushd") else ""
+        return f"'{name}' is the shell's own; try {other}sh -c {shlex.quote(shlex.join(words))}"
+    if any(sign.isspace() for sign in name):
+        alone = f"{name}, or " if len(words) == 1 and not set(name) & set("|&;<>()$`\\\"'*?[#~") else ""
+        return (
+            f"the command is one word with spaces in it; try -- {alone}sh -c {shlex.quote(' '.join(words))}"
+        )
+    file = Path(spec.cwd, name)
+    if file.is_file():
+        if not os.access(file, os.X_OK):
+            return f"{name} is not executable; try chmod +x {shlex.quote(name)}, or sh {shlex.quote(name)}"
+        if "/" not in name:
+            return f"for the file in this directory try ./{name}"
+    return ""

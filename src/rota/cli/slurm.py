@@ -1,0 +1,49 @@
+"""What Slurm's options are called here, for those who come from there; the guide's table shows the same."""
+
+import re
+
+GUIDE = "docs/guides/from-slurm.md"
+SCRIPT_MARK = "#SBATCH"
+
+# Slurm's option, long and short, and ours; several where either may be meant.
+OPTIONS = {
+    "--job-name": ("-J", "--name"),
+    "--cpus-per-task": ("-c", "--cpu"),
+    "--mem": ("", "--memory"),
+    "--mem-per-cpu": ("", "--memory"),
+    "--gpus": ("-G", "--gpu"),
+    "--gres": ("", "--gpu or --resource"),
+    "--licenses": ("-L", "--resource"),
+    "--tmp": ("", "--disk"),
+    "--ntasks": ("-n", "--array"),
+    "--nodelist": ("-w", "--node"),
+    "--partition": ("-p", "--queue"),
+    "--qos": ("-q", "--priority"),
+    "--nice": ("", "--priority"),
+    "--time": ("-t", "--time-limit"),
+    "--chdir": ("-D", "--cwd"),
+    "--output": ("-o", "--stdout"),
+    "--error": ("-e", "--stderr"),
+    "--export": ("", "--env"),
+    "--dependency": ("-d", "--after"),
+    "--requeue": ("", "--retries"),
+    "--comment": ("", "--label"),
+}
+_OURS = {name: ours for long, (short, ours) in OPTIONS.items() for name in (long, short) if name}
+
+
+def hint(option: str) -> str:
+    """`; Slurm's '--mem' is '--memory' here`, or nothing."""
+    ours = _OURS.get(option)
+    return f"; Slurm's '{option}' is '{ours}' here" if ours else ""
+
+
+def array_hint(text: str) -> str:
+    """What `0-9%2` is here, or nothing."""
+    match = re.fullmatch(r"(.+)%(\d+)", text)
+    return f"--array {match[1]} --max-running {match[2]}" if match is not None else ""
+
+
+def line_count(script: str) -> int:
+    """How many lines of a script are options for Slurm."""
+    return sum(line.startswith(SCRIPT_MARK) for line in script.split("\n"))
