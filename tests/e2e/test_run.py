@@ -375,4 +375,4 @@ def test_a_job_that_has_to_wait_says_why_without_a_terminal_too(
             signal.signal(number, handler)
     assert (code, capfd.readouterr().out) == (0, "hello\n")
     (line,) = said
-    assert f"waits for job {first} to end" in line
+    assert f"waits for job {first} to succeed" in line

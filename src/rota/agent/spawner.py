@@ -108,8 +108,9 @@ class Spawner:
                 os.read(woken, 4096)
             elif descriptor in self._feeding:
                 self._pump(self._feeding[descriptor])
-            else:
+            elif descriptor == self._end.fileno():
                 self._receive()
+            # Else it was fed, and what came before it in this round has ended that.
         self._reap()
         for live in list(self._ending.values()):
             self._finish(live)
