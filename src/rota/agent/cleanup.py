@@ -30,7 +30,7 @@ def kill_journaled_trees(home: Path, *, holds_journal: bool = False) -> int:
     """Kills every process of every attempt that the journal says runs, or may run; how many there were.
 
     By the slots' cgroups where there are any. Else by pid and start time, so that another process
-    that has the pid by now is left alone, with all below and in its session; and by ROTA_NODE_NAME,
+    that has the pid by now is left alone, with all below and in its session; and by ROTA_NODE_ID,
     ROTA_JOB_ID, ROTA_TASK_INDEX and ROTA_ATTEMPT in the environment, for those whose START was not
     written any more or whose parents are gone. Returns when all are gone, or after WAIT_S_MAX; and,
     unless the caller `holds_journal`, as soon as a new supervisor does, which does the same itself.
@@ -73,11 +73,12 @@ def _wanted(home: Path) -> _Wanted:
         held.apply(entry)
     starts: list[Start] = []
     marks: set[tuple[bytes, bytes, bytes, bytes]] = set()
-    name = held.session.node_name.encode()
+    # Its UUID: nodes of two clusters may have one name, and run jobs of one number, on one machine.
+    node = held.session.node_id.encode()
     for allocation in held.allocations.values():
         starts += allocation.live.values()
         for index in (*allocation.live, *allocation.intended):
-            marks.add((name, b"%d" % allocation.job, b"%d" % index, b"%d" % allocation.first_attempt))
+            marks.add((node, b"%d" % allocation.job, b"%d" % index, b"%d" % allocation.first_attempt))
     return _Wanted(tuple(starts), frozenset(marks))
 
 
@@ -104,7 +105,7 @@ def _mark(pid: int) -> tuple[bytes, bytes, bytes, bytes] | None:
     values = dict(pair.partition(b"=")[::2] for pair in environment.split(b"\0"))
     try:
         return (
-            values[b"ROTA_NODE_NAME"],
+            values[b"ROTA_NODE_ID"],
             values[b"ROTA_JOB_ID"],
             values[b"ROTA_TASK_INDEX"],
             values[b"ROTA_ATTEMPT"],

@@ -218,6 +218,7 @@ class Launcher:
             ROTA_TASK_COUNT=str(job.task_count),
             ROTA_ATTEMPT=str(launch.number),
             ROTA_NODE_NAME=self._setup.node_name,
+            ROTA_NODE_ID=self._setup.node_id,
             ROTA_LINE=launch.line or "",
         )
         return environment

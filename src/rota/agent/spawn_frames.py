@@ -21,6 +21,7 @@ class Setup:
     """
 
     home: str
+    node_id: str
     node_name: str
     environment: tuple[tuple[str, str], ...]
     rest: str

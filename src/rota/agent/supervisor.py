@@ -374,6 +374,7 @@ class Supervisor:
         found = self._cgroups
         return Setup(
             str(self._config.home.resolve()),
+            self._machine.node_id,
             self._machine.node_name,
             tuple(environment.items()),
             "" if found is None else str(found.rest),
@@ -384,7 +385,8 @@ class Supervisor:
         )
 
     def _renew_setup(self) -> None:
-        if self._setup.node_name != self._machine.node_name:
+        known = self._machine.node_id, self._machine.node_name
+        if (self._setup.node_id, self._setup.node_name) != known:
             self._setup = self._make_setup()
             self._spawners.set_up(self._setup)
 

@@ -38,7 +38,17 @@ class Conversation:
         self._answers: Codec[FromSpawner] = Codec(FromSpawner)
         self._heard: list[FromSpawner] = []
         self.say(
-            Setup(str(home), "n1", (("PATH", "/usr/bin:/bin"), ("HOME", "/")), "", (), "", (), has_gpus=False)
+            Setup(
+                str(home),
+                "id-n1",
+                "n1",
+                (("PATH", "/usr/bin:/bin"), ("HOME", "/")),
+                "",
+                (),
+                "",
+                (),
+                has_gpus=False,
+            )
         )
 
     def say(self, *messages: ToSpawner) -> None:

@@ -119,6 +119,7 @@ def test_the_environment_is_what_was_promised(node: Agent) -> None:
         "ROTA_TASK_COUNT": "1008",
         "ROTA_ATTEMPT": "1",
         "ROTA_NODE_NAME": node.name,
+        "ROTA_NODE_ID": node.node_id,
         "ROTA_LINE": "the {index} line",
     }
 

@@ -101,6 +101,11 @@ class Machine:
         return self.held.leases[lease].slots[slot]
 
     @property
+    def node_id(self) -> str:
+        """The UUID that the leader knows this node by; empty before the first Welcome."""
+        return self.held.session.node_id
+
+    @property
     def node_name(self) -> str:
         """What the leader calls this node; empty before the first Welcome."""
         return self.held.session.node_name
