@@ -330,7 +330,8 @@ def _may_move(
         return True
     # Back to pending, and on with another holder.
     on = after is TaskState.ALLOCATED or after in TASK_MOVES[TaskState.ALLOCATED]
-    another = all(seen.holder(index) != now.holder(index) for index in moved)
+    # A lost node's allocation may end what it had before it is nobody's, and be the same one still.
+    another = all(seen.holder(index) != now.holder(index) or seen.holder(index) < 0 for index in moved)
     return (again or before is TaskState.PENDING) and on and another
 
 

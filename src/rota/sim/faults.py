@@ -109,6 +109,7 @@ class Faults:
 
     def _boot_clone(self, node: Node, time_ms_max: int) -> None:
         clone = self._cast.make_node(node.id, f"{node.name}-clone")
+        clone.pools = list(node.pools)
         clone.entries = list(node.entries)
         clone.boots, clone.journals, clone.lives = 1_000 + node.boots, 1_000 + node.journals, 0
         clone.boot()
