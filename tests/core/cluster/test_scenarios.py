@@ -9,6 +9,7 @@ from rota.core.cluster.inputs import (
     EditNode,
     NodeEdit,
     Refusal,
+    ReleaseJob,
     RemoveNode,
     RetryJob,
     Submit,
@@ -267,3 +268,21 @@ def test_output_of_forgotten_jobs_is_forgotten_by_nodes_that_come_back() -> None
     # A job that this leader cannot know yet is not its to forget.
     scene.step(scene.said(node, OutputHeld((job, kept, kept + 1))))
     assert scene.sent(Forget) == [Forget((job,))]
+
+
+def test_a_held_task_cancelled_while_its_node_was_away_is_not_run_beside_itself_by_a_retry() -> None:
+    settings = Settings()
+    scene = Scene(Machine(settings))
+    first = scene.node("a", 1)
+    job = scene.submit(on_node_loss=OnNodeLoss.HOLD)
+    (grant,) = scene.sent(Grant)
+    scene.report(first, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.silence(first, settings.disconnected_ms)
+    scene.ask(CancelJob(0, "user", job, BitMap([0])))
+    scene.silence(first, settings.lost_after_ms)
+    scene.node("b", 1)
+    scene.ask(RetryJob(0, "user", job))
+    assert scene.sent(Grant) == [], "the first attempt may still run: its node was never heard again"
+    scene.ask(ReleaseJob(0, "user", job))
+    (again,) = scene.sent(Grant)
+    assert again.first_attempt == 2

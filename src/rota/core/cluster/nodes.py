@@ -214,7 +214,10 @@ def give_up(work: Work, allocation: Allocation) -> None:
 
 
 def cancel_lost(work: Work, allocation: Allocation, indices: BitMap) -> None:
-    """Tasks that a lost node held end as cancelled; if it comes back, it is told to end them."""
+    """Tasks that a lost node held end as cancelled; if it comes back, it is told to end them.
+
+    Under `hold` they may still run there, so that a retry waits for an operator, as they would have.
+    """
     if not indices:
         return
     record_ends(work, allocation, indices, Cause.NODE_LOST)
@@ -222,6 +225,9 @@ def cancel_lost(work: Work, allocation: Allocation, indices: BitMap) -> None:
     writer.count_attempts(indices)
     writer.failed_by(indices, Cause.NODE_LOST, 0)
     writer.finish(indices, TaskState.CANCELLED)
+    if allocation.job.spec.on_node_loss is OnNodeLoss.HOLD:
+        for index in indices:
+            writer.set_detail(replace(writer.detail(index), held=True))
     let_go(work, allocation, indices)
     writer.flush()
     close_if_done(work, allocation)

@@ -56,7 +56,10 @@ class TaskWriter:
             if self._job.exceptions_of(segment).tasks or segment in self._details:
                 details = self._details_of(segment)
                 for index in part:
-                    details.pop(index, None)
+                    known = details.pop(index, None)
+                    if known is not None and known.held:
+                        # An attempt may still run on a lost node; that is an operator's to say.
+                        details[index] = TaskDetail(index, held=True)
 
     def count_attempts(self, indices: BitMap, sign: int = 1) -> None:
         """One more (or fewer) ended attempt each: addition by carrying over the planes of bits."""
