@@ -132,7 +132,9 @@ class Truth:
             require(one not in self._outcomes, "one-outcome", f"attempt {one} has ended twice")
             self._outcomes.add(one)
             attempt = (block.allocation, index, 1)
-            if cause is not Cause.NODE_LOST:
+            if cause is Cause.NODE_LOST:
+                self._given_up.add(block.allocation)
+            else:
                 over = attempt not in self._live.get((block.job, index), {})
                 require(
                     over,
