@@ -117,6 +117,10 @@ class Scene:
     def silence(self, node: str, after_ms: int) -> None:
         """Its stream ends, and time passes in steps, as timers would have it."""
         self.step(StreamClosed(node, self._stream_of[node]))
+        self.wait(after_ms)
+
+    def wait(self, after_ms: int) -> None:
+        """Time passes in steps, as timers would have it."""
         until_ms = self.now_ms + after_ms
         while self.now_ms < until_ms:
             wake_ms = self.last.wake_at_ms

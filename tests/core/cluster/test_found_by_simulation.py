@@ -37,7 +37,7 @@ def test_what_a_lost_node_had_of_a_quota_is_given_out_when_it_is_lost() -> None:
     scene.hello(second, 1)
     assert list(scene.job(job).pending) == [0]
     while not scene.sent(Grant) and scene.now_ms < settings.lost_after_ms * 2:
-        scene.step(scene.said(second, Heartbeat(scene.now_ms, 0)), after_ms=10_000)
+        scene.step(scene.said(second, Heartbeat(scene.now_ms, 0)), after_ms=4_000)
     assert [grant.job for grant in scene.sent(Grant)] == [job]
     assert scene.machine.cluster.nodes[first].status.state is NodeState.LOST
 

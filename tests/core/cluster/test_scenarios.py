@@ -14,11 +14,14 @@ from rota.core.cluster.inputs import (
     RetryJob,
     Submit,
 )
+from rota.core.cluster.placing import SLOTS_OF_UNIT_MAX
+from rota.core.cluster.reports import UNSTARTED_BACKOFF_MS
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.step import Machine
 from rota.core.model import indexset
 from rota.core.model.protocol import (
     AllocationReport,
+    Columns,
     Device,
     Ended,
     Forget,
@@ -66,7 +69,7 @@ def test_what_was_taken_back_in_part_is_given_up_again() -> None:
     scene.report(first, AllocationReport(grant.allocation, started=((0, 1),)))
     scene.silence(first, settings.lost_after_ms // 2)
     scene.hello(second, 1)
-    scene.step(after_ms=settings.lost_after_ms // 2 + 1)
+    scene.wait(settings.lost_after_ms // 2 + 1)
     scene.hello(second, 1)
     elsewhere = scene.sent(Grant)
     assert elsewhere, "one of the two runs on the other node"
@@ -286,3 +289,77 @@ def test_a_held_task_cancelled_while_its_node_was_away_is_not_run_beside_itself_
     scene.ask(ReleaseJob(0, "user", job))
     (again,) = scene.sent(Grant)
     assert again.first_attempt == 2
+
+
+def test_a_leader_that_was_stopped_calls_no_node_lost_for_it() -> None:
+    """What the nodes said meanwhile is still to be read: the silence was the leader's own."""
+    settings = Settings()
+    scene = Scene(Machine(settings))
+    node = scene.node("n", 1)
+    job = scene.submit(on_node_loss=OnNodeLoss.CANCEL)
+    scene.step(after_ms=settings.lost_after_ms * 2)
+    assert scene.machine.cluster.nodes[node].status.state is NodeState.READY
+    scene.step(scene.said(node, Heartbeat(1, 0)), after_ms=1)
+    assert scene.job(job).status.state is JobState.PENDING
+    # From then on silence counts again.
+    scene.silence(node, settings.lost_after_ms)
+    assert scene.job(job).status.state is JobState.CANCELLED
+
+
+def test_what_a_node_says_again_or_cannot_have_measured_is_not_counted() -> None:
+    scene = Scene()
+    node = scene.node("n", 2)
+    job = scene.submit(array="0-2", max_running=3)
+    (grant,) = scene.sent(Grant)
+    measured = Columns((5,), (10,), (70,), (30,), (1,))
+    for _ in range(2):
+        scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 0),), columns=measured))
+    (allocation,) = (one for one in scene.job(job).allocations.values() if one.id == grant.allocation)
+    assert allocation.status.cpu_ms == 100
+    lie = Columns((2**47, 2**47, 2**47), (2**40,) * 3, (2**40,) * 3, (2**40,) * 3, (0,) * 3)
+    scene.report(node, AllocationReport(grant.allocation, succeeded=((1, 1),), columns=lie))
+    assert sum(tally.cpu_ms for tally in scene.job(job).tallies.values()) == 100
+
+
+def test_an_agent_that_can_start_nothing_is_not_asked_as_fast_as_it_answers() -> None:
+    scene = Scene()
+    node = scene.node("n", 1)
+    scene.submit()
+    (grant,) = scene.sent(Grant)
+    scene.report(
+        node, AllocationReport(grant.allocation, ended=(Ended(0, Cause.AGENT_ERROR, started=False),))
+    )
+    assert scene.sent(Grant) == []
+    scene.step(after_ms=UNSTARTED_BACKOFF_MS)
+    assert len(scene.sent(Grant)) == 1
+
+
+def test_a_cancelled_task_whose_grant_was_lost_never_begins() -> None:
+    scene = Scene()
+    node = scene.node("n", 1)
+    job = scene.submit()
+    scene.silence(node, 1_000)
+    scene.ask(CancelJob(0, "user", job))
+    scene.hello(node, 1)
+    assert scene.sent(Grant) == []
+    assert scene.job(job).status.state is JobState.CANCELLED
+
+
+def test_a_job_that_is_being_stopped_is_not_retried_in_halves() -> None:
+    scene = Scene()
+    node = scene.node("n", 4)
+    job = scene.submit(array="0-3", max_failures=0)
+    (grant,) = scene.sent(Grant)
+    scene.report(
+        node, AllocationReport(grant.allocation, ended=(Ended(0, Cause.EXIT, 1),), started=((1, 3),))
+    )
+    assert isinstance(scene.ask(RetryJob(0, "user", job)), Refusal)
+
+
+def test_tasks_that_ask_for_nothing_have_a_bound() -> None:
+    scene = Scene()
+    scene.node("n", 1)
+    for _ in range(6):
+        scene.submit(array="0-1999", resources=Resources())
+    leases = [lease for node in scene.machine.cluster.nodes.values() for lease in node.leases.values()]
+    assert sum(len(lease.desired.slots) for lease in leases) == SLOTS_OF_UNIT_MAX

@@ -32,7 +32,9 @@ def test_limits_are_enforced_and_running_out_of_memory_is_told(tmp_path: Path) -
     command += ["con=null", "con0=null,fd:1", "quiet", f"umid=rota{os.getpid()}"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, check=False)
     if STATE_TOO_LARGE in done.stdout:
-        pytest.skip("user-mode Linux does not run on this processor, whose state is larger than it has room for")
+        pytest.skip(
+            "user-mode Linux does not run on this processor, whose state is larger than it has room for"
+        )
     seen = [line.partition("SAW ")[2] for line in done.stdout.splitlines() if "SAW " in line]
     assert seen == [
         "warnings ()",

@@ -125,6 +125,8 @@ def check_node(node: Node) -> None:
         numbers = [slot.slot for slot in desired.slots]
         require(len(set(numbers)) == len(numbers), "slots", f"lease {lease.id}: slots {numbers}")
         require(desired.target <= len(numbers), "slots", f"lease {lease.id}: target {desired.target}")
+        load = sum(len(one.remaining) for one in lease.allocations.values())
+        require(load == lease.load, "counters", f"lease {lease.id}: load {lease.load}, recounted {load}")
         open_ = {one.id for one in node.allocations.values() if one.desired.lease == lease.id}
         require(
             open_ == set(lease.allocations), "counters", f"lease {lease.id}: {open_} {set(lease.allocations)}"

@@ -326,8 +326,14 @@ def retry(work: Work, item: RetryJob) -> None:
     indices = _wanted(work, item.ticket, job, item.indices) if job is not None else None
     if job is None or indices is None:
         return
-    if job.config.cancelled and not job.ended:
-        work.refuse(item.ticket, Why.REFUSED, f"job {job.id} is being cancelled; wait until it has ended")
+    if job.ending and not job.ended:
+        what = "cancelled" if job.config.cancelled else "stopped"
+        work.refuse(item.ticket, Why.REFUSED, f"job {job.id} is being {what}; wait until it has ended")
+        return
+    if work.cluster.queue(job.spec.queue) is None:
+        queue = job.spec.queue
+        says = f"queue '{queue}' of job {job.id} was removed; make it again: rota queue create {queue}"
+        work.refuse(item.ticket, Why.REFUSED, says)
         return
     if job.spec.stdin:
         work.refuse(item.ticket, Why.REFUSED, f"job {job.id} read standard input, which is gone; run it anew")

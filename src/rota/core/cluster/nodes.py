@@ -47,6 +47,13 @@ def begin(work: Work) -> None:
                 work.soft.timers.arm("drain", node.id, node.config.drain_deadline_ms)
 
 
+def listen_anew(work: Work) -> None:
+    """Every window of silence begins again: the leader was not there to listen."""
+    for name in work.soft.heard_ms:
+        work.soft.heard_ms[name] = work.now_ms
+        work.soft.timers.arm("node", name, work.now_ms + work.settings.suspect_ms)
+
+
 def connected(work: Work, node: str) -> bool:
     """Whether the node has a stream on which it can be given work."""
     session = work.soft.sessions.get(node)

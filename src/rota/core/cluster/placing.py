@@ -29,6 +29,8 @@ from rota.core.placement.choose import Place, spread
 from rota.core.placement.sizing import Pace, backlog_wanted, recall_count
 
 SLOTS_OF_LEASE_MAX = 1_024
+# However little a task asks for, a machine runs no more of them at once.
+SLOTS_OF_UNIT_MAX = 4_096
 GRANT_INDICES_MAX = 65_536
 # Room for a Grant's ranges, so that a message stays under its limit.
 GRANT_RANGES_MAX = 16_000
@@ -321,10 +323,15 @@ def linger_over(work: Work, name: str) -> None:
 
 def _slots_max(node: Node, pool: Pool, unit: int, spec: JobSpec) -> int:
     """Slots that one lease may get on a unit, whatever amounts are free: whole devices are not shared."""
-    if not spec.resources.gpu or not pool.devices:
-        return SLOTS_OF_LEASE_MAX
-    room = devices_room(devices_free(node, pool, unit), spec.resources.gpu)
-    return min(room, SLOTS_OF_LEASE_MAX)
+    taken = sum(
+        len(lease.desired.slots)
+        for lease in node.leases.values()
+        if (lease.desired.pool, lease.desired.unit) == (pool.name, unit)
+    )
+    room = max(min(SLOTS_OF_LEASE_MAX, SLOTS_OF_UNIT_MAX - taken), 0)
+    if spec.resources.gpu and pool.devices:
+        room = min(room, devices_room(devices_free(node, pool, unit), spec.resources.gpu))
+    return room
 
 
 def _alike(job: Job, ready: BitMap) -> tuple[int, BitMap]:

@@ -24,6 +24,8 @@ from rota.core.model.states import (
 )
 
 SCHEMA = 1
+# Beyond any truth, and so little that the sum over all nodes is still a number of the wire.
+CPU_MS_MAX = 2**50
 
 META_CLUSTER = "meta/cluster"
 META_COMMIT = "meta/commit"

@@ -9,6 +9,7 @@ from pyroaring import BitMap
 from rota.core.cluster import nodes
 from rota.core.cluster.leases import close_lease_if_empty
 from rota.core.cluster.records import (
+    CPU_MS_MAX,
     AllocationStatus,
     NodeTally,
     ResultBlock,
@@ -44,6 +45,9 @@ from rota.core.model.states import (
 
 CRASHES_MAX = 3
 MESSAGE_CHARS_MAX = 500
+WALL_MS_MAX = 2**48
+# An attempt that an agent could not even begin is tried again after so long.
+UNSTARTED_BACKOFF_MS = 500
 
 
 class Verdict(Enum):
@@ -121,24 +125,42 @@ def _take_successes(
     ends: _Ends,
 ) -> None:
     """The rows of successes, and what they used."""
-    columns = report.columns
-    counted = len(columns.duration_ms)
-    if counted:
+    reported = indexset.from_ranges(report.succeeded)
+    columns = _sound(report.columns, len(reported))
+    # A node may say again what is known: only what is new counts.
+    ranks = range(len(reported)) if succeeded == reported else [reported.rank(one) - 1 for one in succeeded]
+    if columns.duration_ms and ranks:
+        rows = [_usage(columns, rank) for rank in ranks]
         average = work.soft.averages.setdefault(allocation.job.id, Average())
-        average.add(counted, sum(columns.duration_ms))
-        ends.cpu_ms += sum(columns.cpu_user_ms) + sum(columns.cpu_system_ms)
-        ends.memory_peak_bytes = max(columns.memory_peak_kib, default=0) * 1024
+        average.add(len(rows), sum(row[0] for row in rows))
+        ends.cpu_ms += sum(row[1] + row[2] for row in rows)
+        ends.memory_peak_bytes = max(row[3] for row in rows) * 1024
     # What a lost node finished is recorded when it is taken back, if it is (`nodes.reclaim`).
     recorded = succeeded & allocation.owned
     if not recorded:
         return
     attempt = allocation.desired.first_attempt
-    reported = indexset.from_ranges(report.succeeded)
     started_at_ms = list(accumulate(columns.started_at_ms))
     for index in recorded:
         rank = reported.rank(index) - 1
         began_ms = started_at_ms[rank] if rank < len(started_at_ms) else 0
         add_result(block, index, attempt, Cause.EXIT, 0, began_ms, *_usage(columns, rank))
+
+
+def _sound(columns: Columns, count: int) -> Columns:
+    """What a node says it measured; nothing where that cannot be: a row for each success, at a true time."""
+    parts = (
+        columns.started_at_ms,
+        columns.duration_ms,
+        columns.cpu_user_ms,
+        columns.cpu_system_ms,
+        columns.memory_peak_kib,
+    )
+    if any(len(part) not in (0, count) for part in parts):
+        return Columns()
+    if not all(0 <= at_ms <= WALL_MS_MAX for at_ms in accumulate(columns.started_at_ms)):
+        return Columns()
+    return columns
 
 
 def _usage(columns: Columns, rank: int) -> tuple[int, int, int, int]:
@@ -238,6 +260,9 @@ def judge(
                 return Verdict.HOLD, replace(detail, held=True)
             if job.spec.on_node_loss is OnNodeLoss.CANCEL:
                 return Verdict.CANCEL, detail
+        if ended.cause is Cause.AGENT_ERROR and not ended.started:
+            # Its agent may be unable to start anything: that must not go round as fast as it can.
+            return Verdict.AGAIN, replace(detail, retry_at_ms=now_ms + UNSTARTED_BACKOFF_MS)
         return Verdict.AGAIN, detail
     failures = detail.failures + 1
     if ended.cause is Cause.DEADLINE or failures > job.spec.retries:
@@ -259,6 +284,9 @@ def _apply(
     if job.lost:
         # An attempt that has started, or ended, has taken the lost one's place.
         news = (started - allocation.status.started) | ends.failed | ends.cancelled | ends.attempted
+        # Both write the same records: what is collected so far goes first.
+        writer.flush()
+        writer = TaskWriter(work, job)
         supersede_others(work, allocation, news & allocation.owned)
     cancelled_waiting = ends.dropped & allocation.owned
     if not job.ending:
@@ -283,7 +311,7 @@ def _apply(
                 succeeded=status.succeeded | succeeded,
                 failed=status.failed | ends.failed,
                 cancelled=status.cancelled | ends.cancelled,
-                cpu_ms=status.cpu_ms + ends.cpu_ms,
+                cpu_ms=min(status.cpu_ms + ends.cpu_ms, CPU_MS_MAX),
                 memory_peak_bytes=max(status.memory_peak_bytes, ends.memory_peak_bytes),
                 started_at_ms=_started_at_ms(status, running - left, work.wall_ms),
             ),

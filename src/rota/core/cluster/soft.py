@@ -56,6 +56,11 @@ class Settings:
         return (self.lost_after_ms // 20 + self.fence_margin_ms) // 2
 
     @property
+    def slept_ms(self) -> int:
+        """A step that comes so late shows that the leader itself was stopped."""
+        return max(self.suspect_ms // 3, 1)
+
+    @property
     def fence_ms(self) -> int:
         """Silence after which a fenced attempt must have ended, the node's clock 5 % slow at worst."""
         return self.lost_after_ms + self.lost_after_ms // 20 + self.fence_margin_ms

@@ -90,18 +90,15 @@ class Allocation:
 class Lease:
     """Slots of one shape on one node for one queue: all that is charged to the node."""
 
-    __slots__ = ("allocations", "desired", "id", "node")
+    __slots__ = ("allocations", "desired", "id", "load", "node")
 
     def __init__(self, number: int, node: "Node", desired: LeaseDesired) -> None:
         self.id = number
         self.node = node
         self.desired = desired
         self.allocations: dict[int, Allocation] = {}
-
-    @property
-    def load(self) -> int:
-        """Tasks that are on it and have not ended."""
-        return sum(len(allocation.remaining) for allocation in self.allocations.values())
+        # Tasks that are on it and have not ended.
+        self.load = 0
 
 
 class Node:
@@ -520,6 +517,7 @@ class Cluster:
             for number, allocation in node.allocations.items():
                 if allocation.desired.lease == key.number:
                     lease.allocations[number] = allocation
+                    lease.load += len(allocation.remaining)
             self._charge(node, record, len(record.slots))
             return
         assert lease.desired.shape == record.shape, (lease.desired, record)
@@ -619,3 +617,6 @@ class Cluster:
         job.count_failed += sign * owned.intersection_cardinality(status.failed)
         job.count_cancelled += sign * owned.intersection_cardinality(status.cancelled)
         job.count_started += sign * allocation.remaining.intersection_cardinality(status.started)
+        lease = allocation.node.leases.get(allocation.desired.lease)
+        if lease is not None:
+            lease.load += sign * len(allocation.remaining)

@@ -78,6 +78,8 @@ class Machine:
         self.settings = settings or Settings()
         self.cluster = Cluster.load(records)
         self.soft = Soft()
+        # When a step was due at the latest; None where nothing was.
+        self._due_ms: int | None = None
 
     def step(self, inputs: Iterable[Input], now_ms: int, wall_ms: int) -> Outcome:
         """Takes what happened. `now_ms` is cluster time and never goes back; `wall_ms` is for display.
@@ -88,6 +90,9 @@ class Machine:
         to be thrown away and loaded again.
         """
         work = Work(self.cluster, self.soft, self.settings, max(now_ms, self.cluster.commit.now_ms), wall_ms)
+        if self.soft.leading and self._slept(work.now_ms):
+            # This process was stopped, not the nodes: what they said meanwhile has still to be read.
+            nodes.listen_anew(work)
         for item in inputs:
             if isinstance(item, Found):
                 work.put(META_CLUSTER, ClusterMeta(uuid=item.uuid))
@@ -101,6 +106,9 @@ class Machine:
             settling.settle(work)
             placing.place(work)
         return self._outcome(work)
+
+    def _slept(self, now_ms: int) -> bool:
+        return self._due_ms is not None and now_ms - self._due_ms >= self.settings.slept_ms
 
     def _take(self, work: Work, item: Input) -> None:
         assert self.soft.leading, item
@@ -123,5 +131,5 @@ class Machine:
         if outcome.changes or work.confirm_wanted:
             commit = self.cluster.commit
             work.put(META_COMMIT, Commit(commit.term, commit.seq + 1, work.now_ms, work.next_number))
-        outcome.wake_at_ms = self.soft.timers.next_ms()
+        outcome.wake_at_ms = self._due_ms = self.soft.timers.next_ms()
         return outcome

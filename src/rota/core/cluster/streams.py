@@ -372,7 +372,7 @@ def _compare_allocation(work: Work, node: Node, session: Session, allocation: Al
             return
     missing = allocation.remaining - held
     if missing == allocation.remaining and missing:
-        send_grant(work, allocation)
+        _grant_again(work, allocation)
     elif missing:
         # Held in part: indices leave a node through its reports alone, so these cannot come back.
         ended = tuple(
@@ -392,6 +392,18 @@ def _compare_allocation(work: Work, node: Node, session: Session, allocation: Al
     for other in list(job.lost.values()):
         if other is not allocation and nodes.connected(work, other.node.id):
             nodes.dispute(work, other)
+
+
+def _grant_again(work: Work, allocation: Allocation) -> None:
+    """The grant never came. What is no longer wanted need not begin for that."""
+    remaining = allocation.remaining
+    unwanted = remaining if allocation.job.config.held else remaining & allocation.desired.cancelled
+    unwanted = unwanted - allocation.status.started
+    if unwanted:
+        dropped = AllocationReport(allocation.id, dropped=indexset.to_ranges(unwanted))
+        reports.take_allocation(work, allocation.node, dropped)
+    if allocation.id in allocation.node.allocations and allocation.remaining:
+        send_grant(work, allocation)
 
 
 def send_grant(work: Work, allocation: Allocation) -> None:

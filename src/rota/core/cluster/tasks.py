@@ -9,6 +9,7 @@ from pyroaring import BitMap
 
 from rota.core.cluster.leases import close_lease_if_empty
 from rota.core.cluster.records import (
+    CPU_MS_MAX,
     AllocationDesired,
     Exceptions,
     FailureSet,
@@ -211,7 +212,7 @@ def fold(work: Work, allocation: Allocation) -> None:
             tally.succeeded + len(succeeded),
             tally.failed + len(failed),
             tally.cancelled + len(cancelled),
-            tally.cpu_ms + status.cpu_ms,
+            min(tally.cpu_ms + status.cpu_ms, CPU_MS_MAX),
             max(tally.memory_peak_bytes, status.memory_peak_bytes),
             tally.unsuccessful | failed | cancelled,
         ),

@@ -210,11 +210,14 @@ class Granting:
         if ended.cause == Cause.EXIT and ended.code == 0:
             self._streaks.pop(job, None)
             return
-        if allocation.never_stall or (ended.cause != Cause.EXIT and ended.cause not in _FAILURES):
+        # What could not be started is this node's fault, whatever the job.
+        unstarted = ended.cause == Cause.AGENT_ERROR and not ended.started
+        counts = ended.cause == Cause.EXIT or ended.cause in _FAILURES or unstarted
+        if allocation.never_stall or not counts:
             return
         failures, start_failures = self._streaks.pop(job, (0, 0))
         failures += 1
-        start_failures += ended.cause == Cause.START_FAILED
+        start_failures += ended.cause == Cause.START_FAILED or unstarted
         if start_failures < START_FAILURES_MAX and failures < max(
             FAILURES_MAX, FAILURES_PER_SLOT_MAX * slot_count
         ):
