@@ -297,7 +297,13 @@ class Supervisor:
             spawn.line,
             spawn.start_before_ms,
         )
-        self._spawners.launch(launch, lambda: self._prepare(spawn.job, spawn.version))
+        try:
+            self._spawners.launch(launch, lambda: self._prepare(spawn.job, spawn.version))
+        except OSError as error:
+            # No descriptor for another spawner, or no memory: the others go on.
+            message = f"cannot start another process: {error.strerror}"
+            self._inputs.append(SpawnFailed(spawn.attempt, message, Cause.AGENT_ERROR))
+            return
         if self._machine.template(spawn.job, spawn.version).spec.stdin:
             self._feed(spawn.attempt, spawn.job)
 

@@ -1,9 +1,9 @@
 """Deletes the output of jobs: out of the way at once, and from the disk by a process of its own."""
 
-import contextlib
 import itertools
 import logging
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,14 +27,18 @@ class Trash:
 
     def throw_away(self, jobs: Iterable[int]) -> None:
         """Deletes what these jobs have left here."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         moved = []
         for job in jobs:
             for left in (output.job_folder(self._home, job), *files.script_folders(self._home, str(job))):
-                target = self._folder / f"{os.getpid()}.{next(self._numbers)}"
-                with contextlib.suppress(FileNotFoundError):
+                target = self._folder / f"{os.getpid()}.{time.time_ns()}.{next(self._numbers)}"
+                try:
+                    self._folder.mkdir(mode=0o700, exist_ok=True)
                     left.rename(target)
                     moved.append(target)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    _log.warning("cannot delete %s: %s", left, error.strerror)
         self._delete(moved)
 
     def _delete(self, paths: list[Path]) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol
@@ -81,6 +82,9 @@ class _Stream:
     writing_since_s: float | None = None
     end: _End | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    ending: asyncio.Event = field(default_factory=asyncio.Event)
+    # Nothing that waits is worth waiting for.
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
     room: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, data: bytes) -> None:
@@ -93,6 +97,7 @@ class _Stream:
         stalled = self.waiting_bytes > STALLED_BYTES_MIN and self._stalled_s() > STALLED_S_MAX
         if stalled or self.waiting_bytes > QUEUE_BYTES_MAX:
             self.waiting.clear()
+            self.given_up.set()
             self.finish(_End(grpc.StatusCode.RESOURCE_EXHAUSTED, "the node does not read what it is sent"))
         self.changed.set()
 
@@ -104,7 +109,15 @@ class _Stream:
         """The stream ends once what waits is sent."""
         self.end = self.end or end
         self.changed.set()
+        self.ending.set()
         self.room.set()
+
+    async def overdue(self) -> None:
+        """Until its end has been wanted for as long as it takes a node that reads to see it."""
+        await self.ending.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STALLED_S_MAX):
+                await self.given_up.wait()
 
 
 class Links:
@@ -187,23 +200,25 @@ class Links:
         self._streams[stream.number] = self._latest[node] = stream
         reader = asyncio.create_task(self._receive(stream, context), name=f"stream {stream.number} up")
         writer = asyncio.create_task(_send(stream, context), name=f"stream {stream.number} down")
+        overdue = asyncio.create_task(stream.overdue(), name=f"stream {stream.number} overdue")
         try:
-            done, _ = await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({reader, writer, overdue}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            if reader.done() and not writer.done() and stream.end is not None:
+            if done == {reader} and stream.end is not None:
                 # What is wrong with the node's message is said by the status; what was queued before it
                 # still goes.
-                await writer
+                await asyncio.wait({writer, overdue}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stream.room.set()
             del self._streams[stream.number]
             if self._latest[node] is stream:
                 del self._latest[node]
-            reader.cancel()
-            writer.cancel()
+            tasks = (reader, writer, overdue)
+            for task in tasks:
+                task.cancel()
             self._inbox.closed(StreamClosed(node, stream.number))
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
         if stream.end is not None:
             context.set_code(stream.end.code)
             context.set_details(stream.end.details)

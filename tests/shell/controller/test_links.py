@@ -153,6 +153,28 @@ async def test_a_node_that_never_reads_is_cut_off(tmp_path: Path) -> None:
         assert "does not read" in details
 
 
+async def test_a_node_that_stops_to_read_loses_its_session_though_it_goes_on_to_speak(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await node.come_up()
+        carrier = run.controller._links
+        stream = next(iter(carrier._streams.values()))
+        flood = Down(1, 1, 1, Grant(1, 1, 1, 1, 1, 1, ((0, 0),), lines=("x" * 200_000,)))
+        carrier.carry_out(Send(node.node, stream.number, flood))
+        async with asyncio.timeout(20):
+            while stream.writing_since_s is None or stream.waiting:
+                # What the transport takes is not known beforehand: more, until a message is not taken.
+                if not stream.waiting:
+                    carrier.carry_out(Send(node.node, stream.number, flood))
+                await asyncio.sleep(0)
+        for _ in range(2 * links.QUEUE_BYTES_MAX // 200_000):
+            carrier.carry_out(Send(node.node, stream.number, flood))
+        async with asyncio.timeout(20):
+            while stream.number in carrier._streams:
+                await node.say(heartbeat=link_pb2.Heartbeat(sent_ms=1))
+        assert not stream.waiting
+
+
 async def test_what_was_sent_before_a_close_still_arrives(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         node = await run.join("n1")

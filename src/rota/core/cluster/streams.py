@@ -66,6 +66,8 @@ def receive(work: Work, item: FromNode) -> None:
     node = work.cluster.nodes[item.node]
     nodes.heard(work, node)
     match item.message:
+        case Holding() | HoldingEnd() if session.holding_ended:
+            pass  # once more, of what has been compared
         case Holding(leases, allocations):
             session.holding_count += 1
             session.held_leases.update((held.lease, held) for held in leases)
