@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -376,3 +377,20 @@ def test_a_job_that_has_to_wait_says_why_without_a_terminal_too(
     assert (code, capfd.readouterr().out) == (0, "hello\n")
     (line,) = said
     assert f"waits for job {first} to succeed" in line
+
+
+def test_output_that_cannot_be_read_is_no_success(new_home: Cluster) -> None:
+    new_home.ok("up", "--detach")
+    link, before = new_home.pid("link-0"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    # It can open no file, and no inotify instance.
+    resource.prlimit(link, resource.RLIMIT_NOFILE, (3, before[1]))
+    done = new_home("run", "--", "echo", "said")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.splitlines() == [
+        "rota: the output cannot be read: Too many open files",
+        "rota: job 1 succeeded, but not all of its output could be read; try 'rota logs 1'",
+    ]
+    assert new_home("run", "--", "sh", "-c", "echo said; exit 3").returncode == 3
+    assert new_home("run", "--stdout", "none", "--stderr", "none", "--", "echo", "said").returncode == 0
+    resource.prlimit(link, resource.RLIMIT_NOFILE, before)
+    assert new_home.ok("logs", "1") == "said\n"

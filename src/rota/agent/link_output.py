@@ -7,11 +7,12 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
 
-from rota.agent.output import SUFFIXES, Reader, folder, path
+from rota.agent.output import LOOK_AGAIN_S, SUFFIXES, Reader, folder, path
 from rota.core.model.protocol import ReadOutput
 from rota.wire.gen.v1 import link_pb2, link_pb2_grpc
 
@@ -153,6 +154,10 @@ class _One(_Sending):
                 await self._wait_for_more(reader)
 
     async def _wait_for_more(self, reader: Reader) -> None:
+        if reader.fileno() < 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), LOOK_AGAIN_S)
+            return
         loop = asyncio.get_running_loop()
         loop.add_reader(reader.fileno(), self._changed.set)
         try:

@@ -19,6 +19,8 @@ STREAM_BYTES_MIN = ATTEMPT_BYTES_MAX // 2
 # So much beyond the limit is waited for while an attempt runs, so that holes are punched in large pieces.
 SLACK_BYTES = 4 * 1024 * 1024
 TAIL_BYTES_MAX = 16 * 1024 * 1024
+# A file that the system has no watch for is looked at so often.
+LOOK_AGAIN_S = 0.1
 
 SUFFIXES = {1: "out", 2: "err"}
 _BLOCK_BYTES = 4096
@@ -141,26 +143,36 @@ class Reader:
     """Reads one file from its offset on; it may not be there yet.
 
     With `follow`, `fileno` is readable when there may be more (an inotify descriptor): call `read`
-    until it gives None, then wait. That no more will come is not seen in the file; whoever knows the
-    attempt knows.
+    until it gives None, then wait. Where the account has used up its watches there is none: then read
+    again every `LOOK_AGAIN_S`. That no more will come is not seen in the file; whoever knows the attempt
+    knows.
     """
 
     def __init__(self, file: Path, offset: int = 0, tail_lines: int = 0, *, follow: bool = False) -> None:
-        """Raises OSError where the system has no inotify instance left."""
+        """Raises OSError where the file cannot be read."""
         self._path = file
         self._offset = offset
         self._tail_lines = tail_lines
         self._file = -1
         self._watch = _inotify_init() if follow else -1
-        if not self._open() and follow:
-            # It is not there: its folder tells when it comes.
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _inotify_add(self._watch, file.parent, _IN_CREATE | _IN_MOVED_TO)
+        try:
+            if not self._open() and follow:
+                # It is not there: its folder tells when it comes.
+                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._look_at(file.parent, _IN_CREATE | _IN_MOVED_TO)
+        except OSError:
+            self.close()
+            raise
 
     def fileno(self) -> int:
-        """For a selector; only with `follow`."""
-        assert self._watch >= 0
+        """For a selector; -1 where nothing tells of more."""
         return self._watch
+
+    def _look_at(self, file: Path, mask: int) -> None:
+        """Has the descriptor tell of it, or gives the descriptor up."""
+        if self._watch >= 0 and not _inotify_add(self._watch, file, mask):
+            os.close(self._watch)
+            self._watch = -1
 
     def _open(self) -> bool:
         if self._file >= 0:
@@ -169,8 +181,7 @@ class Reader:
             self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
-        if self._watch >= 0:
-            _inotify_add(self._watch, self._path, _IN_MODIFY)
+        self._look_at(self._path, _IN_MODIFY)
         if self._tail_lines:
             self._offset = max(self._offset, _tail(self._file, self._tail_lines))
         return True
@@ -230,15 +241,11 @@ def _tail(file: int, lines: int) -> int:
 
 
 def _inotify_init() -> int:
+    """An inotify instance; -1 where there is none left (128 for each account, by default)."""
     descriptor: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-    if descriptor < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
     return descriptor
 
 
-def _inotify_add(watch: int, file: Path, mask: int) -> None:
-    if _libc.inotify_add_watch(watch, os.fsencode(file), mask) < 0:
-        error = ctypes.get_errno()
-        if error != errno.ENOENT:
-            raise OSError(error, os.strerror(error), str(file))
+def _inotify_add(watch: int, file: Path, mask: int) -> bool:
+    """Whether there is a watch now, or need not be: the file has gone."""
+    return _libc.inotify_add_watch(watch, os.fsencode(file), mask) >= 0 or ctypes.get_errno() == errno.ENOENT

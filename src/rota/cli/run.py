@@ -114,7 +114,7 @@ class _Run:
                     if self._stop():
                         return EXIT_CANCELLED
                 case _AllRead():
-                    return self._outcome()
+                    return self._outcome(follower)
                 case BrokenPipeError():
                     # Nobody reads any more: as a program would, the job ends with it.
                     self._rota.cancel(self._number)
@@ -174,7 +174,7 @@ class _Run:
         self._rota.cancel(self._number)
         self._cancelled.set()
 
-    def _outcome(self) -> int:
+    def _outcome(self, follower: Follower) -> int:
         """The exit code of the ended job; says on standard error what the task itself could not."""
         job, number = self._job, self._number
         if job.state == JobState.JOB_STATE_CANCELLED:
@@ -192,6 +192,11 @@ class _Run:
                 app.say(f"job {number} ended by {end}" + (f": {formats.safe(message)}" if message else ""))
                 if groups[0].cause == Cause.CAUSE_START_FAILED and (hint := start_hint(job.spec)):
                     app.say(hint)
+        elif follower.missed:
+            app.say(
+                f"job {number} succeeded, but not all of its output could be read; try 'rota logs {number}'"
+            )
+            return EXIT_ROTA
         return job.exit_code if job.HasField("exit_code") else EXIT_ROTA
 
     # ------------------------------------------------------------ threads

@@ -72,12 +72,18 @@ class Follower:
     ) -> None:
         self._client = client
         self._job = job.id
+        # What goes to a file of the user's, or nowhere, is missed by nobody.
+        self._elsewhere = {OutputStream.OUTPUT_STREAM_STDOUT} if job.spec.stdout else set()
+        if job.spec.stderr:
+            self._elsewhere.add(OutputStream.OUTPUT_STREAM_STDERR)
         self._sink = sink
         self._failed = failed
         self._choice = choice
         self._ended = threading.Event()
         # How many attempts there were to read.
         self.attempt_count = 0
+        # Of a task's last attempt there is, or may be, more than could be read.
+        self.missed = False
         self._counting = threading.Lock()
         self._waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._readers: list[threading.Thread] = []
@@ -152,6 +158,7 @@ class Follower:
                 try:
                     self._read_portion(portion)
                 except RotaError as error:
+                    self.missed = True
                     self._sink.unread(portion, f"not read to the end: {error}")
 
     def _read_portion(self, indices: str) -> None:
@@ -167,6 +174,7 @@ class Follower:
         )
         for answer in answers:
             for output in answer.outputs:
+                self.missed = self.missed or bool(output.unavailable)
                 self._sink.take(output.index, output)
             for unread in answer.unread:
                 self._sink.unread(unread.indices, unread.why)
@@ -188,6 +196,7 @@ class Follower:
             try:
                 self._read(index)
             except RotaError as error:
+                self.missed = True
                 self._sink.unread(str(index), f"not read to the end: {error}")
             except BaseException as error:  # noqa: BLE001 (this thread's end must not go unnoticed)
                 self._failed(error)
@@ -198,7 +207,9 @@ class Follower:
     def _read(self, index: int) -> None:
         """Attempt after attempt, until there is none."""
         choice, attempt, tail_lines = self._choice, self._choice.attempt, self._choice.tail_lines
+        missed = False
         while True:
+            missed_before, missed = missed, False
             answers = self._client.output(
                 self._job,
                 index,
@@ -210,11 +221,14 @@ class Follower:
             )
             for answer in answers:
                 if not answer.attempt and answer.unavailable:
+                    self.missed = self.missed or missed_before
                     return
                 attempt = answer.attempt
+                missed = missed or bool(answer.unavailable and answer.stream not in self._elsewhere)
                 self._sink.take(index, answer)
             self._count(1)
             if choice.alone:
+                self.missed = self.missed or missed
                 return
             attempt += 1
             tail_lines = 0

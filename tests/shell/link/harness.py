@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -89,7 +89,9 @@ async def enrol(run: Running, home: Path, name: str = "n1") -> None:
 
 
 @asynccontextmanager
-async def linked(home: Path, cluster: str = "") -> AsyncIterator[Supervised]:
+async def linked(
+    home: Path, cluster: str = "", program: Sequence[str] = ("-m", "rota.agent.link")
+) -> AsyncIterator[Supervised]:
     """A link that runs in an agent's home, killed at the end if it still does."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -97,8 +99,7 @@ async def linked(home: Path, cluster: str = "") -> AsyncIterator[Supervised]:
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-m",
-                "rota.agent.link",
+                *program,
                 "--home",
                 str(home),
                 "--fd",

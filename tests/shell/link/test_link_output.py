@@ -1,6 +1,7 @@
 """Output through all of it: a file on a node, the real link, the real controller, a reader."""
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,19 @@ from tests.shell.controller.harness import Running, running
 from tests.shell.link.harness import Supervised, enrol, linked
 
 STDOUT = job_service_pb2.OUTPUT_STREAM_STDOUT
+
+# The link where the account has no inotify instance, or no watch, left.
+WITHOUT_WATCHES = """
+import ctypes, runpy
+from rota.agent import output
+
+def refused(*_):
+    ctypes.set_errno({number})
+    return -1
+
+output._libc.{call} = refused
+runpy.run_module("rota.agent.link", run_name="__main__")
+"""
 
 
 async def start(run: Running, link: Supervised) -> tuple[int, Grant]:
@@ -80,6 +94,28 @@ async def test_what_is_written_is_followed_to_the_end(tmp_path: Path) -> None:
             rest = [answer async for answer in answers]
             assert b"".join(answer.data for answer in rest) == b"three"
             assert (rest[-1].end, rest[-1].offset) == (True, 13)
+
+
+@pytest.mark.parametrize(
+    ("call", "number"), [("inotify_init1", errno.EMFILE), ("inotify_add_watch", errno.ENOSPC)]
+)
+async def test_without_watches_it_is_followed_all_the_same(call: str, number: int, tmp_path: Path) -> None:
+    program = ("-c", WITHOUT_WATCHES.format(call=call, number=number))
+    async with running(tmp_path / "home") as run:
+        await enrol(run, tmp_path / "n1")
+        async with linked(tmp_path / "n1", run.controller.authority.cluster, program) as link:
+            stream, grant = await start(run, link)
+            file = file_of(link, grant)
+            answers = aiter(read(run, follow=True))
+            first = asyncio.ensure_future(anext(answers))
+            await pass_on(link, stream, live=True)  # the file is not there yet
+            with file.open("wb", buffering=0) as writing:
+                writing.write(b"one\n")
+                assert (await first).data == b"one\n"
+                writing.write(b"two\n")
+                assert (await anext(answers)).data == b"two\n"
+            await end(link, grant)
+            assert [(answer.data, answer.end) async for answer in answers] == [(b"", True)]
 
 
 @pytest.mark.parametrize(
