@@ -119,6 +119,13 @@ def test_up_again_brings_back_what_there_was(new_home: Cluster) -> None:
     ]
     new_home.ok("down")
     assert ", 1 node ready, " in new_home.ok("up", "--detach")
+    new_home.ok("down")
+    new_home.ok("up", "--detach", "--nodes", "0")
+    new_home.ok("down")
+    done = new_home("up", "--detach")
+    assert ", 0 nodes ready, " in done.stdout
+    assert f"rota: {one}, {other} are not started: 'rota up --nodes 2' does" in done.stderr
+    new_home.ok("up", "--detach", "--nodes", "1")
     capacity = new_home.json("node", "show", one)["capacity"]
     assert capacity["cpu"] == str(1000 * len(os.sched_getaffinity(0))), "--cpu '' took back what was said"
 
@@ -298,6 +305,8 @@ def test_a_port_in_use_is_said_in_a_line(new_home: Cluster) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert f"cannot listen on 127.0.0.1:{port}" in line
+    assert f"if none has joined yet, remove {new_home.home / 'ports.json'}" in line
+    (new_home.home / "ports.json").unlink()
     new_home.ok("up", "--detach")
 
 
@@ -381,7 +390,7 @@ def test_a_controller_and_an_agent_by_hand(new_home: Cluster) -> None:
     ("arguments", "code", "says"),
     [
         ([], 2, "this is no node yet"),
-        (["--join", "nonsense"], 2, "is no address"),
+        (["--join", "127.0.0.1"], 2, "'127.0.0.1' is no address; try 10.0.0.1:7071"),
         (["--join", "127.0.0.1:1", "--token", "x"], 2, "no join token"),
     ],
 )
@@ -418,20 +427,21 @@ def test_an_agent_that_may_not_join_says_why(cluster: Cluster, tmp_path: Path) -
 
 
 def test_a_node_that_was_removed_can_join_again(new_home: Cluster) -> None:
-    new_home.ok("up", "--detach")
-    (node,) = new_home.json("node", "ls")["nodes"]
+    new_home.ok("up", "--detach", "--nodes", "2")
+    (node, _) = new_home.json("node", "ls")["nodes"]
     agent = new_home.pid("agent-0")
     new_home.ok("node", "rm", "--force", node["name"])
     until_gone(agent)
     done = new_home("up", "--detach")
     assert done.returncode == 1
+    assert ", 1 node ready, " in done.stdout, "what runs is said all the same"
     (line,) = done.stderr.splitlines()
     folder = new_home.home / "agent-0"
     assert f"it was removed, or it belongs to another cluster; to join again, remove {folder}, then" in line
     shutil.rmtree(folder)
     new_home.ok("up", "--detach")
-    (again,) = new_home.json("node", "ls")["nodes"]
-    assert (again["name"], again["id"] != node["id"]) == (node["name"], True)
+    again = {each["name"]: each["id"] for each in new_home.json("node", "ls")["nodes"]}
+    assert (len(again), again[node["name"]] != node["id"]) == (2, True)
 
 
 def test_what_an_agent_declares_is_checked(cluster: Cluster) -> None:
@@ -535,3 +545,23 @@ def test_after_ten_seconds_an_unreachable_controller_is_given_up(new_home: Clust
     assert 9.5 < time.monotonic() - began < 15
     (line,) = done.stderr.splitlines()
     assert line.endswith("(connection refused); is it running? 'rota up' starts it")
+
+
+def test_a_clients_home_is_left_to_its_cluster(new_home: Cluster, tmp_path: Path) -> None:
+    new_home.ok("up", "--detach", "--nodes", "0")
+    address = new_home.json("cluster", "info")["leader"]
+    desk = tmp_path / "desk"
+    shutil.copytree(new_home.home / "client", desk / "client")
+    before = {file: file.read_bytes() for file in (desk / "client").iterdir()}
+    done = new_home("up", "--detach", "--home", desk)
+    assert (done.returncode, done.stdout) == (4, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"rota: {desk} is a client of the cluster at {address}; ")
+    assert "--home" in line
+    assert list(desk.iterdir()) == [desk / "client"]
+    assert {file: file.read_bytes() for file in (desk / "client").iterdir()} == before
+    new_home.ok("down")
+    with Client(load_context(desk), patience_s=0.1) as rota, pytest.raises(Unreachable) as away:
+        rota.cluster()
+    assert f"no controller answers at {address}" in str(away.value)
+    assert "rota up" not in str(away.value)

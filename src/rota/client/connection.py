@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from rota.client.context import Context
+from rota.client.context import Context, is_controllers
 from rota.client.errors import (
     ControllerFailed,
     InvalidRequest,
@@ -211,7 +211,7 @@ class Connection:
         code, text = failed.code(), failed.details() or ""
         kind = _ERRORS.get(code, ControllerFailed)
         if kind is Unreachable:
-            return Unreachable(_unreachable_text(self._context.address, code, text))
+            return Unreachable(_unreachable_text(self._context, code, text))
         if kind is ControllerFailed:
             return ControllerFailed(f"the controller failed: {text or code.name} (its log says more)")
         return kind(_violations(failed) or [text or code.name])
@@ -227,15 +227,19 @@ def _credentials(context: Context) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(ca, key, cert)
 
 
-def _unreachable_text(address: str, code: grpc.StatusCode, text: str) -> str:
+def _unreachable_text(context: Context, code: grpc.StatusCode, text: str) -> str:
     """One line for people instead of gRPC's."""
+    address = context.address
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"the controller at {address} did not answer within {CALL_S_MAX:.0f} s"
     if "failed to connect" in text or "Socket closed" in text or "GOAWAY" in text or "recvmsg" in text:
         why = "connection refused" if "refused" in text.lower() else "no connection"
         if "CERTIFICATE_VERIFY_FAILED" in text or "handshake" in text.lower():
             why = "its certificate is not of this cluster"
-        return f"no controller answers at {address} ({why}); is it running? 'rota up' starts it"
+        says = f"no controller answers at {address} ({why})"
+        if not is_controllers(context.home):
+            return f"{says}; is it running on its machine? {context.home} is a client of it alone"
+        return f"{says}; is it running? 'rota up' starts it"
     return text or f"no controller answers at {address}"
 
 

@@ -38,6 +38,11 @@ def join_address(context: Context) -> str | None:
         return None
 
 
+def is_controllers(home: Path) -> bool:
+    """Whether a controller has been started in this home; else it is a client, or has an agent alone."""
+    return (home / "tls").is_dir()
+
+
 def load_context(home: Path | None = None) -> Context:
     """The context in a home (nothing: the one of `home_directory`). Raises NoCluster."""
     home = home or home_directory()

@@ -180,8 +180,9 @@ class Controller:
             bound = server.add_secure_port(where, _credentials(self.authority, with_clients=with_clients))
         except RuntimeError as taken:
             raise PortError(
-                f"cannot listen on {where}: another program has it, or it is no address of this machine; "
-                f"free it, or choose another with --listen (ports are kept in {self.home / 'ports.json'})"
+                f"cannot listen on {where}: another program has it ('ss -ltnp' shows which), or it is no "
+                "address of this machine; free it, for this cluster's nodes call the controller there; if "
+                f"none has joined yet, remove {self.home / 'ports.json'}: free ports are chosen then"
             ) from taken
         assert bound == port, (bound, port)
 

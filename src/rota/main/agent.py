@@ -85,7 +85,11 @@ Examples:
 """
 )
 @home_option
-@click.option("--join", type=Address(), help="Where the controller lets machines join.")
+@click.option(
+    "--join",
+    type=Address("10.0.0.1:7071, as 'rota token create' says it"),
+    help="Where the controller lets machines join.",
+)
 @click.option(
     "--token", envvar="ROTA_TOKEN", show_envvar=True, help="A join token; not needed once it has joined."
 )

@@ -26,6 +26,10 @@ class Address(click.ParamType[tuple[str, int]]):
 
     name = "HOST:PORT"
 
+    def __init__(self, example: str) -> None:
+        """The example is shown to whoever gives no address."""
+        self._example = example
+
     def convert(
         self, value: str | tuple[str, int], param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, int]:
@@ -35,9 +39,7 @@ class Address(click.ParamType[tuple[str, int]]):
         host, colon, port = value.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
         if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
-            self.fail(
-                f"'{value}' is no address; try 0.0.0.0:7070, or 127.0.0.1:0 for any free port", param, ctx
-            )
+            self.fail(f"'{value}' is no address; try {self._example}", param, ctx)
         return host, int(port)
 
 
@@ -50,7 +52,11 @@ Examples:
 )
 @home_option
 @click.option(
-    "--listen", type=Address(), default="127.0.0.1:0", show_default=True, help="Where users and nodes call."
+    "--listen",
+    type=Address("0.0.0.0:7070, or 127.0.0.1:0 for any free port"),
+    default="127.0.0.1:0",
+    show_default=True,
+    help="Where users and nodes call.",
 )
 @click.option(
     "--join-port", type=click.IntRange(0, 65_535), default=0, help="Where machines join (0: a free one)."

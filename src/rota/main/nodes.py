@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 
-import click
-
 from rota.cli.app import say
 from rota.client.client import Client
 from rota.client.errors import RotaError
@@ -21,8 +19,8 @@ from rota.main.processes import living
 QUIET_S = 2.0
 
 
-def until_ready(rota: Client, home: Home, names: Mapping[int, str], seconds: float) -> None:
-    """Returns once the nodes of these agents, by number, are ready. Raises ClickException."""
+def until_ready(rota: Client, home: Home, names: Mapping[int, str], seconds: float) -> list[str]:
+    """Returns once the nodes of these agents, by number, are ready; what is wrong with those that are not."""
     news: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     _spawn(partial(_hear, rota, news))
     for number in names:
@@ -30,18 +28,20 @@ def until_ready(rota: Client, home: Home, names: Mapping[int, str], seconds: flo
     began_s = time.monotonic()
     said = False
     missing = dict(names)
+    problems: list[str] = []
     while True:
         ready = {node.name for node in rota.nodes() if node.state == NodeState.NODE_STATE_READY}
         missing = {number: name for number, name in missing.items() if name not in ready}
         if not missing:
-            return
+            return problems
         waited_s = time.monotonic() - began_s
         if waited_s >= seconds:
-            number = next(iter(missing))
-            raise click.ClickException(
-                f"node {missing[number]} is not ready after {seconds:.0f} s "
+            problems += [
+                f"node {name} is not ready after {seconds:.0f} s "
                 f"(its log: {home.log / f'agent-{number}.log'})"
-            )
+                for number, name in missing.items()
+            ]
+            return problems
         if waited_s >= QUIET_S and not said:
             said = True
             say(f"waiting until {', '.join(missing.values())} can be reached")
@@ -50,7 +50,7 @@ def until_ready(rota: Client, home: Home, names: Mapping[int, str], seconds: flo
             dead = news.get(timeout=(seconds if said else QUIET_S) - waited_s)
         if dead in missing:
             log = home.log / f"agent-{dead}.log"
-            raise click.ClickException(f"agent {missing[dead]} ended: {last_line(log)} (its log: {log})")
+            problems.append(f"agent {missing.pop(dead)} ended: {last_line(log)} (its log: {log})")
 
 
 def _hear(rota: Client, news: "queue.SimpleQueue[int | None]") -> None:

@@ -76,7 +76,8 @@ def say_who_is_left(home: Home, rota: Client, given: Settings, count: int, runni
         for number in further
         if number not in running and (name := home.node_name(number)) in nodes
     ]
-    if idle and given.nodes is not None:
+    # With none at all, what the cluster lacks is said each time.
+    if idle and (given.nodes is not None or count == 0):
         names = [node.name for node in idle]
         say(
             f"{', '.join(names)} {_is(names)} not started: 'rota up --nodes {further.stop}' does, "

@@ -13,7 +13,8 @@ from click.core import ParameterSource
 
 from rota.cli.app import say
 from rota.client.client import Client
-from rota.client.context import join_address
+from rota.client.context import is_controllers, join_address, load_context
+from rota.client.errors import Refused
 from rota.main import daemon, settings
 from rota.main.agent import machine_arguments, machine_flags, machine_name, machine_options, share_text
 from rota.main.controller import LOST_AFTER_MS_DEFAULT
@@ -58,6 +59,7 @@ def up(home: Home, detach: bool, nodes: int | None, lost_after: int | None, **op
     """Start what is missing of a cluster on this machine: a controller, and agents."""
     given = settings.said(nodes, lost_after, options)
     machine_flags(given.machine)
+    _refuse_in_clients_home(home)
     home.make()
     try:
         with home.starting():
@@ -71,6 +73,16 @@ def up(home: Home, detach: bool, nodes: int | None, lost_after: int | None, **op
         click.echo("all of it runs already, in the background: 'rota down' stops it")
         return 0
     return _stay(home)
+
+
+def _refuse_in_clients_home(home: Home) -> None:
+    """A controller started there would take the place of the credentials for another. Raises Refused."""
+    if home.context.exists() and not is_controllers(home.path):
+        address = load_context(home.path).address
+        raise Refused(
+            f"{home.path} is a client of the cluster at {address}; "
+            "for a cluster here take another home (--home)"
+        )
 
 
 def _start(home: Home, given: Settings) -> bool:
@@ -89,9 +101,14 @@ def _start(home: Home, given: Settings) -> bool:
             share = ["--share", share_text(number, count)]
             _start_agent(home, rota, number, [*share, *machine_arguments(wanted.machine)])
         names = {number: home.node_name(number) or "" for number in sorted({*missing, *running})}
-        until_ready(rota, home, names, START_S_MAX)
+        problems = until_ready(rota, home, names, START_S_MAX)
+        # What runs goes on, and is named, whatever became of the rest.
         _say_where(home, rota, first=first)
         say_who_is_left(home, rota, given, count, running)
+        if problems:
+            for problem in problems[:-1]:
+                say(problem)
+            raise click.ClickException(problems[-1])
     return started or bool(missing)
 
 
