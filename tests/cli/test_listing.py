@@ -145,6 +145,13 @@ def test_lists_are_named_as_in_the_contract() -> None:
         assert listing.key in answer.DESCRIPTOR.fields_by_name
 
 
+def test_indices_are_cut_between_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    FAILURES.print([FailureGroup(indices=",".join(map(str, range(800, 830, 2))))], "table", "")
+    assert ",814,816,... " in capsys.readouterr().out
+    FAILURES.print([FailureGroup(indices="0-9,20")], "table", "")
+    assert " 0-9,20 " in capsys.readouterr().out
+
+
 def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     evil = "a\x1b[31mred\n\r\x07\u202e\x9b31m"
     NODES.print([Node(name=evil, labels={evil: evil})], "wide", "")

@@ -39,8 +39,11 @@ def _cause(group: FailureGroup) -> str:
     return short(Cause, group.cause)
 
 
-def _shortened(text: str, length: int = 40) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
+def _shortened(indices: str, length: int = 40) -> str:
+    """The first of them, none of them cut."""
+    if len(indices) <= length:
+        return indices
+    return indices[: length - 3].rpartition(",")[0] + ",..."
 
 
 FAILURES = Listing[FailureGroup](
