@@ -47,6 +47,12 @@ NO_JOB = "is not the number of a job; 'rota ls' lists jobs"
         ("wait", ["--timeout", "90", "1"], "invalid value for '--timeout': '90' has no unit; try 90s"),
         ("ls", ["--label", "a"], "'a' is no label; try --label team=video"),
         ("node label", ["a", "b"], "'b' is no label; try disk=ssd, or disk=- to remove it"),
+        ("ls", ["--queue", ""], "--queue is empty; give a value, or leave the option out"),
+        (
+            "run",
+            ["--idempotency-key", "", "a"],
+            "--idempotency-key is empty; give a value, or leave the option out",
+        ),
         ("queue create", ["a", "--quota", "x"], "'x' is no quota; try --quota cpu=64"),
         (
             "completion",

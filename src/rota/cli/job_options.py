@@ -117,7 +117,7 @@ def spec_of(
     ):
         for text in options.get(parameter) or ():
             made.try_to(parameter, f"--{parameter}", partial(act, text))
-    if options.get("each_line"):
+    if options.get("each_line") is not None:
         made.try_to("each_line", "--each-line", partial(made.lines, options["each_line"]))
     made.spec.cwd = absolute(made.spec.cwd)
     made.spec.stdin = stdin and not made.spec.array and not made.spec.lines
@@ -178,6 +178,7 @@ class _Made:
         self.problems.append(f"{says} ({place})" if place else says)
 
     def field(self, path: str, text: str) -> None:
+        refuse_empty(text)
         if path == "array" and (hint := slurm.array_hint(text)):
             raise UnitError(f"'{text}' is how Slurm says it; here it is {hint}")
         set_text(self.spec, path, text)
@@ -197,6 +198,7 @@ class _Made:
         self.spec.env[key] = text
 
     def after(self, text: str) -> None:
+        refuse_empty(text)
         job, colon, when = text.partition(":")
         if colon and when not in choices(DependencyWhen):
             raise UnitError(f"'{text}' is no dependency; try {job or 41}:finished")
@@ -207,12 +209,19 @@ class _Made:
         self.spec.labels[key] = text
 
     def lines(self, name: str) -> None:
+        refuse_empty(name)
         text = _read_text(name, LINES_BYTES_MAX)
         self.spec.lines.extend(
             line.removesuffix("\r") for line in text.removesuffix("\n").split("\n") if text
         )
         if not self.spec.lines:
             raise UnitError(f"{name} has no lines, so there is nothing to run")
+
+
+def refuse_empty(text: str) -> None:
+    """An empty text is a shell's variable that is not set, and never meant. Raises UnitError."""
+    if not text.strip():
+        raise UnitError("is empty; give a value, or leave the option out")
 
 
 def _option_of(path: str) -> tuple[str, str]:

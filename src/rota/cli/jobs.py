@@ -6,7 +6,7 @@ import click
 
 from rota.cli import formats
 from rota.cli.listing import Column, Listing, output_option
-from rota.cli.session import JobNumber, QueueName, TasksOfJob, client, each, one_index, pairs
+from rota.cli.session import JobNumber, QueueName, TasksOfJob, client, each, not_empty, one_index, pairs
 from rota.cli.states import short, state_option, value
 from rota.cli.units import Duration
 from rota.client.client import JOB_ENDS
@@ -58,9 +58,16 @@ Examples:
 """
 )
 @state_option(JobState)
-@click.option("--queue", default="", metavar="NAME", type=QueueName(), help="Only jobs of this queue.")
-@click.option("--owner", default="", metavar="USER", help="Only jobs of this user.")
-@click.option("--name", default="", metavar="NAME", help="Only jobs of this name.")
+@click.option(
+    "--queue",
+    default="",
+    metavar="NAME",
+    type=QueueName(),
+    callback=not_empty,
+    help="Only jobs of this queue.",
+)
+@click.option("--owner", default="", metavar="USER", callback=not_empty, help="Only jobs of this user.")
+@click.option("--name", default="", metavar="NAME", callback=not_empty, help="Only jobs of this name.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Only jobs with this label.")
 @click.option(
     "--limit",

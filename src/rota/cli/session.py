@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from rota.cli import app
@@ -153,6 +154,14 @@ class TasksOfJob(_OfJob[tuple[int, str]]):
         if not number or (slash and not indices):
             self.fail(f"'{value}' is no job and no task; try 42, 42/7 or 42/0-9", param, ctx)
         return number, indices
+
+
+def not_empty(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A callback: an empty text that is given is a shell's variable that is not set, and never meant."""
+    given = ctx.get_parameter_source(param.name)
+    if given is ParameterSource.COMMANDLINE and not value.strip():
+        raise click.UsageError(f"{param.opts[-1]} is empty; give a value, or leave the option out", ctx)
+    return value
 
 
 def one_index(indices: str) -> int | None:
