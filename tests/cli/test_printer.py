@@ -82,22 +82,29 @@ def test_what_is_missing_is_said_on_standard_error(capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("prefixed", [False, True])
-def test_a_gap_is_marked_where_it_is(prefixed: bool, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_gap_is_marked_beside_the_data(prefixed: bool, capfd: pytest.CaptureFixture[str]) -> None:
     printer = Printer(prefixed=prefixed)
     take(printer, 3, b"head\nbegun")
     take(printer, 3, b"ended\n", gap_bytes=5_000)
     take(printer, 3, b"tail\n", gap_bytes=7)
     out, err = capfd.readouterr()
-    assert [line.removeprefix("[3] ") if prefixed else line for line in out.splitlines()] == [
-        "head",
-        "begun",
-        "[rota: 5,000 bytes are not kept]",
-        "ended",
-        "[rota: 7 bytes are not kept]",
-        "tail",
+    if prefixed:
+        assert out == "[3] head\n[3] begun\n[3] ended\n[3] tail\n"
+    else:
+        assert out == "head\nbegunended\ntail\n"
+    mark = "[3] " if prefixed else ""
+    assert err.splitlines() == [
+        f"{mark}[rota: 5,000 bytes are not kept]",
+        f"{mark}[rota: 7 bytes are not kept]",
     ]
-    assert out.count("[3] ") == (6 if prefixed else 0)
-    assert err == ""
+    assert printer.cut == {STDOUT}
+
+
+def test_a_gap_of_standard_error_is_a_line_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    printer = Printer(prefixed=False)
+    take(printer, 0, b"begun", STDERR)
+    take(printer, 0, b"ended\n", STDERR, gap_bytes=7)
+    assert capfd.readouterr() == ("", "begun\n[rota: 7 bytes are not kept]\nended\n")
 
 
 def test_threads_do_not_mix_lines(capfd: pytest.CaptureFixture[str]) -> None:

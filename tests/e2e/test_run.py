@@ -394,3 +394,28 @@ def test_output_that_cannot_be_read_is_no_success(new_home: Cluster) -> None:
     assert new_home("run", "--stdout", "none", "--stderr", "none", "--", "echo", "said").returncode == 0
     resource.prlimit(link, resource.RLIMIT_NOFILE, before)
     assert new_home.ok("logs", "1") == "said\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("node", "ls"), ("submit", "--help"), ("run", "--", "sh", "-c", "echo out; exec sleep 600")]
+)
+def test_output_that_cannot_be_written_is_said_in_a_line(
+    arguments: tuple[str, ...], cluster: Cluster
+) -> None:
+    with Path("/dev/full").open("wb") as full, cluster.begin(*arguments, stdout=full) as process:
+        _, err = process.communicate(timeout=CALL_S_MAX)
+    line = b"rota: cannot write to standard output: No space left on device\n"
+    assert (process.returncode, err) == (1, line)
+    newest = cluster.json("ls", "--limit", "1")["jobs"]
+    assert not newest or newest[0]["cancelled"] or newest[0]["state"] != "RUNNING"
+
+
+def test_what_is_not_kept_is_said_and_is_not_in_the_data(cluster: Cluster) -> None:
+    done = cluster.raw("run", "--", "sh", "-c", "yes 0123456789 | head -c 150000000")
+    assert done.returncode == 0
+    assert len(done.stdout) < 150_000_000
+    assert b"rota" not in done.stdout
+    *marks, hint = done.stderr.decode().splitlines()
+    missing = sum(int(mark.split()[1].replace(",", "")) for mark in marks)
+    assert len(done.stdout) + missing == 150_000_000
+    assert hint == "rota: not all of the output was kept; to keep more: --stdout PATH"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -140,6 +141,13 @@ def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> N
         ctx.exit()
 
 
+class CannotWrite(click.ClickException):
+    """What is printed cannot be written: a full disk, say."""
+
+    def __init__(self, stream: str, error: OSError) -> None:
+        super().__init__(f"cannot write to {stream}: {error.strerror}")
+
+
 def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code. Every error has become a line on standard error."""
     try:
@@ -153,20 +161,36 @@ def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
         command = wrong.ctx.command_path if wrong.ctx is not None else "rota"
         return _say(wrong.ctx, [f"{usage_text(wrong)} (see '{command} --help')"], EXIT_USAGE)
     except click.ClickException as wrong:
-        return _say(None, [wrong.format_message()], wrong.exit_code)
+        return present(wrong)
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return broken_pipe()
+    except OSError as error:
+        if not _is_of_stdout(error):
+            return present(error)
+        _let_go_of_stdout()
+        return present(CannotWrite("standard output", error))
     except Exception as error:  # noqa: BLE001 (the last resort: a user sees a line, not a traceback)
         return present(error)
 
 
 def broken_pipe() -> int:
     """Whoever read our output is gone: ends quietly."""
+    _let_go_of_stdout()
+    return EXIT_PIPE
+
+
+def _let_go_of_stdout() -> None:
+    """What is still to be written there is not, and Python says nothing of it at the end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
-    return EXIT_PIPE
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Whether printing raised it: such an error does not say which file it is about."""
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    return last.f_code in (click.echo.__code__, run.__code__)
 
 
 def say(text: str) -> None:
@@ -184,6 +208,8 @@ def problem_lines(problems: Sequence[str], limit: int = 10) -> list[str]:
 
 def present(error: Exception) -> int:
     """Says what went wrong; returns the exit code for it."""
+    if isinstance(error, click.ClickException):
+        return _say(None, [error.format_message()], error.exit_code)
     # gRPC and protobuf are imported where a client was used, and not on an early error.
     from rota.client import errors
 
@@ -232,7 +258,6 @@ def usage_text(wrong: click.UsageError) -> str:
 
 def _report_bug(error: Exception) -> int:
     import tempfile
-    import traceback
 
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+from typing import TextIO
 
 from rota.cli import app
 from rota.client.messages import OutputStream, ReadOutputResponse
@@ -35,6 +36,8 @@ class Printer:
         # The long line that is being printed.
         self._open: Key | None = None
         self._progress = False
+        # The streams of which not all was kept.
+        self.cut: set[int] = set()
 
     def take(self, index: int, answer: ReadOutputResponse) -> None:
         """Prints a piece of output, and what is to be said of it."""
@@ -92,10 +95,18 @@ class Printer:
             self._begun[key] = begun
 
     def _mark(self, key: Key, gap_bytes: int) -> None:
-        """Where the node kept no more: a line of its own, in its place, so that it is in a saved log too."""
+        """Where the node kept no more: on standard error, and never in what is read as the task's data."""
         self._flush(key)
-        newline = b"\n" if key[1] in self._inside and not self._prefixed else b""
-        self._write(key, newline + b"[rota: %s bytes are not kept]\n" % f"{gap_bytes:,}".encode())
+        self.cut.add(key[1])
+        if self._open is not None:
+            self._wait_for_turn(key)
+        # To an eye the line that has not ended is on the same terminal.
+        inside = (
+            bool(self._inside) if sys.stderr.isatty() else STDERR in self._inside and not self._one_stream
+        )
+        mark = f"{f'[{key[0]}] ' if self._prefixed else ''}[rota: {gap_bytes:,} bytes are not kept]\n"
+        self.end_progress()
+        _write_all(sys.stderr, ("\n" if inside else "").encode() + mark.encode())
 
     def _wait_for_turn(self, key: Key) -> None:
         """Until no line of another's is open."""
@@ -128,7 +139,16 @@ class Printer:
     def _put(self, stream: int, data: bytes) -> None:
         """Writes all at once, past Python's buffers, so that nothing is held back."""
         self.end_progress()
-        to = sys.stdout if self._one_stream or stream == STDOUT else sys.stderr
-        left = memoryview(data)
-        while left:
+        _write_all(sys.stdout if self._one_stream or stream == STDOUT else sys.stderr, data)
+
+
+def _write_all(to: TextIO, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        try:
             left = left[os.write(to.fileno(), left) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            name = "standard output" if to is sys.stdout else "standard error"
+            raise app.CannotWrite(name, error) from error

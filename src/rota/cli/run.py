@@ -15,7 +15,7 @@ import click
 from rota.cli import app, formats, stdin
 from rota.cli.hints import start_hint
 from rota.cli.job_options import given_options, job_options, named_by_options, spec_of
-from rota.cli.printer import Printer
+from rota.cli.printer import STDERR, STDOUT, Printer
 from rota.cli.session import client, not_empty, submit_jobs
 from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, Client
 from rota.client.errors import ControllerFailed, NotFound, Refused
@@ -29,6 +29,8 @@ PATIENT_S = 2.0
 PATIENT_IN_LOG_S = 10.0
 # How long a second Ctrl-C waits for the controller to have heard of the first.
 CANCEL_S_MAX = 2.0
+
+_FILES = {STDOUT: "--stdout", STDERR: "--stderr"}
 
 
 class _Interrupted:
@@ -100,6 +102,7 @@ class _Run:
         self._job = Job()
         self._interrupts = 0
         self._told_why = False
+        self._printer = Printer(prefixed=bool(spec.array or spec.lines))
         # The controller has heard that the job is to end.
         self._cancelled = threading.Event()
 
@@ -110,7 +113,7 @@ class _Run:
         with named_by_options():
             self._number = submit_jobs(self._rota, [self._spec], self._key).ids[0]
         self._submitted_s = time.monotonic()
-        follower = self._follower()
+        follower = Follower(self._rota, Job(id=self._number, spec=self._spec), self._printer, self._news.put)
         self._spawn(self._watch)
         if self._spec.stdin:
             self._spawn(self._feed)
@@ -125,6 +128,9 @@ class _Run:
                     # Nobody reads any more: as a program would, the job ends with it.
                     self._rota.cancel(self._number)
                     return app.broken_pipe()
+                case app.CannotWrite() as failed:
+                    self._rota.cancel(self._number)
+                    raise failed
                 case BaseException() as failed:
                     raise failed
                 case job:
@@ -183,6 +189,9 @@ class _Run:
     def _outcome(self, follower: Follower) -> int:
         """The exit code of the ended job; says on standard error what the task itself could not."""
         job, number = self._job, self._number
+        if cut := self._printer.cut:
+            options = " and ".join(f"{option} PATH" for stream, option in _FILES.items() if stream in cut)
+            app.say(f"not all of the output was kept; to keep more: {options}")
         if job.state == JobState.JOB_STATE_CANCELLED:
             app.say(f"job {number} was cancelled" + (f": {job.reason}" if job.reason else ""))
         elif job.state == JobState.JOB_STATE_FAILED:
@@ -217,11 +226,6 @@ class _Run:
                 self._news.put(error)
 
         threading.Thread(target=guarded, daemon=True).start()
-
-    def _follower(self) -> Follower:
-        job = Job(id=self._number, spec=self._spec)
-        prefixed = bool(self._spec.array or self._spec.lines)
-        return Follower(self._rota, job, Printer(prefixed=prefixed), self._news.put)
 
     def _watch(self) -> None:
         for job in self._rota.watch(self._number):
