@@ -43,6 +43,21 @@ def test_all_wrong_options_are_named_at_once(rota: Rota) -> None:
         ),
         (["--env", "1=2"], "rota: --env: '1' is no name for it; use letters, digits and '_', no digit first"),
         (["--after", "41:soon"], "rota: --after: '41:soon' is no dependency; try 41:finished"),
+        (["--after", "afterok:41"], "rota: --after: 'afterok:41' is no dependency; here it is --after 41"),
+        (
+            ["--after", "afternotok:4:5"],
+            "rota: --after: 'afternotok:4:5' is no dependency; here it is --after 4:failed --after 5:failed",
+        ),
+        (["--after", "41:ok"], "rota: --after: '41:ok' is no dependency; here it is --after 41"),
+        (["--after", "41,42"], "rota: --after: '41,42' is no dependency; here it is --after 41 --after 42"),
+        (
+            ["--stdout", "slurm-%A_%a.out"],
+            "rota: --stdout: 'slurm-%A_%a.out' is how Slurm says it; here it is slurm-{index}.out",
+        ),
+        (
+            ["--stderr", "%j.err"],
+            "rota: --stderr: '%j.err' is how Slurm says it; here it is a path without it",
+        ),
         (["--after", "other"], "rota: --after: "),
         (["--array", ""], "rota: --array: is empty; give a value, or leave the option out"),
         (["--node", " "], "rota: --node: is empty; give a value, or leave the option out"),
@@ -94,6 +109,7 @@ def test_a_scripts_lines_are_checked_where_they_stand(rota: Rota, tmp_path: Path
     answer = rota("submit", "job.sh")
     assert answer.code == 2
     assert answer.lines == [
+        "rota: job.sh:9: is not read: '#ROTA' lines stand ahead of the first command",
         "rota: there is no option '--cpus'; did you mean '--cpu'? (job.sh:5)",
         "rota: no closing quotation (job.sh:6)",
         "rota: got unexpected extra argument (stray) (job.sh:7)",
@@ -112,6 +128,55 @@ def test_a_file_that_is_not_there_may_have_been_meant_as_a_command(rota: Rota) -
     assert answer.code == 2
     assert answer.lines == [
         "rota: make cannot be read: No such file or directory; to submit a command, try: rota submit -- make"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "taken"),
+    [
+        ("job.sh", "echo\n", True),
+        ("job", "#!/bin/sh\necho\n", True),
+        ("job", "# mine\n#ROTA --cpu 1\necho\n", True),
+        ("job", "#SBATCH -n 1\necho\n", True),
+        ("job", "echo\n", False),
+        ("jobs.yaml.txt", "command: [echo]\n", False),
+        ("job", "#ROTARY\n", False),
+    ],
+)
+def test_a_script_is_known_by_its_name_or_its_text(
+    name: str, text: str, taken: bool, rota: Rota, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    answer = rota("submit", name)
+    # 5: there is no cluster to take it.
+    assert answer.code == (5 if taken else 2)
+    (line,) = answer.lines[-1:]
+    assert taken or line.startswith(
+        f"rota: {name} is no job file (*.yaml, *.yml, *.json), and no script (*.sh"
+    )
+
+
+def test_a_program_is_no_script(rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "prog").write_bytes(b"\x7fELF\2\1\1\0" + b"\0" * 2_000_000)
+    answer = rota("submit", "prog")
+    assert answer.code == 2
+    assert answer.lines == ["rota: prog is a program, and no script; try: rota submit -- ./prog"]
+
+
+def test_a_json_file_is_a_job_file(rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text('{"command": ["true"], "retrys": 3}')
+    answer = rota("submit", "job.json")
+    assert answer.code == 2
+    assert answer.lines == ["rota: retrys: unknown key; did you mean retries? (job.json:1:23)"]
+
+
+@pytest.mark.parametrize("line", ["# ROTA --cpu 2", "#rota --cpu 2", "#ROTA: --cpu 2"])
+def test_a_line_that_is_nearly_one_for_rota_is_named(line: str, rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text(f"#!/bin/sh\n# Rota runs this\n{line}\n{line}\necho\n#ROTA --gpu 1\n")
+    says = rota("submit", "job.sh").lines
+    assert says[:2] == [
+        "rota: job.sh:3: is not read: options stand in lines that begin with '#ROTA '",
+        "rota: job.sh:6: is not read: '#ROTA' lines stand ahead of the first command",
     ]
 
 

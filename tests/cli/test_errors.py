@@ -37,6 +37,11 @@ NO_JOB = "is not the number of a job; 'rota ls' lists jobs"
             "-n means --no-stdin and takes no number; for 4 tasks try --array 0-3",
         ),
         ("run", ["--mem", "4G"], "there is no option '--mem'; Slurm's '--mem' is '--memory' here"),
+        (
+            "submit",
+            ["--wrap", "echo hi"],
+            "there is no option '--wrap'; Slurm's '--wrap \"CMD\"' is '-- sh -c \"CMD\"' here",
+        ),
         ("submit", ["-p", "x"], "there is no option '-p'; Slurm's '-p' is '--queue' here"),
         ("submit", [], "what shall run? try 'rota submit -- COMMAND' or 'rota submit FILE'"),
         ("show", ["4x"], f"invalid value for 'ID[/INDEX]': '4x' {NO_TASK}"),

@@ -28,6 +28,12 @@ Options = dict[str, Any]
 SCRIPT_MARK = "#ROTA"
 SCRIPT_BYTES_MAX = 1_048_576
 LINES_BYTES_MAX = 1_048_576
+# So much of a file tells whether it is a text.
+PROGRAM_BYTES_READ = 4_096
+
+_MARKED = re.compile(rf"^({SCRIPT_MARK}|{slurm.SCRIPT_MARK})(?!\w)", re.MULTILINE)
+# `# ROTA`, `#rota`, `#ROTA:`
+_NEARLY_MARKED = re.compile(rf"#\s*{SCRIPT_MARK[1:]}(\s*:|\s+-)", re.IGNORECASE)
 
 # What an option's text becomes: option, field of the contract, placeholder, help.
 _FIELDS = [
@@ -181,6 +187,8 @@ class _Made:
         refuse_empty(text)
         if path == "array" and (hint := slurm.array_hint(text)):
             raise UnitError(f"'{text}' is how Slurm says it; here it is {hint}")
+        if path in ("stdout", "stderr") and (hint := slurm.path_hint(text)):
+            raise UnitError(f"'{text}' is how Slurm says it; here it is {hint}")
         set_text(self.spec, path, text)
 
     def resource(self, text: str) -> None:
@@ -200,6 +208,8 @@ class _Made:
     def after(self, text: str) -> None:
         refuse_empty(text)
         job, colon, when = text.partition(":")
+        if hint := slurm.after_hint(text):
+            raise UnitError(f"'{text}' is no dependency; here it is {hint}")
         if colon and when not in choices(DependencyWhen):
             raise UnitError(f"'{text}' is no dependency; try {job or 41}:finished")
         self.spec.after.add(job=job, when=value(DependencyWhen, when) if colon else 0)
@@ -265,10 +275,52 @@ def _read_text(name: str, bytes_max: int) -> str:
 def read_script(path: str) -> str:
     """The text of a script. Raises InvalidRequest."""
     try:
-        return _read_text(path, SCRIPT_BYTES_MAX)
+        if _is_program(path):
+            name = path if "/" in path else f"./{path}"
+            raise InvalidRequest(f"{path} is a program, and no script; try: rota submit -- {name}")
+        text = _read_text(path, SCRIPT_BYTES_MAX)
+        if path.endswith(".sh") or text.startswith("#!") or _MARKED.search(text):
+            return text
+        name = "standard input" if path == "-" else path
+        raise InvalidRequest(
+            f"{name} is no job file (*.yaml, *.yml, *.json), and no script (*.sh, or a text that begins with"
+            f" '#!' or has a line '{SCRIPT_MARK}')"
+        )
     except UnitError as error:
         hint = "" if Path(path).exists() else f"; to submit a command, try: rota submit -- {path}"
         raise InvalidRequest(f"{error}{hint}") from error
+
+
+def _is_program(path: str) -> bool:
+    """Whether a file is no text at all. One that cannot be read is not."""
+    try:
+        if not Path(path).is_file():
+            return False
+        with Path(path).open("rb") as file:
+            return b"\0" in file.read(PROGRAM_BYTES_READ)
+    except OSError:
+        return False
+
+
+def doubtful_lines(path: str, text: str) -> list[str]:
+    """A line for people where lines look as if they were options, and are not read; the first is named."""
+    misspelt, late = [], []
+    ahead = True
+    for number, line in enumerate(text.split("\n"), 1):
+        ahead = ahead and (not line.strip() or line.startswith("#"))
+        if line.split(" ", 1)[0].strip() == SCRIPT_MARK:
+            if not ahead:
+                late.append(number)
+        elif ahead and _NEARLY_MARKED.match(line):
+            misspelt.append(number)
+    said = []
+    if misspelt:
+        said.append(
+            f"{path}:{misspelt[0]}: is not read: options stand in lines that begin with '{SCRIPT_MARK} '"
+        )
+    if late:
+        said.append(f"{path}:{late[0]}: is not read: '{SCRIPT_MARK}' lines stand ahead of the first command")
+    return said
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from rota.cli import app, formats, slurm, stdin
 from rota.cli.job_options import (
     SCRIPT_MARK,
     absolute,
+    doubtful_lines,
     given_options,
     job_options,
     merge,
@@ -95,7 +96,7 @@ def submit(
 
 def is_job_file(file: str | None) -> bool:
     """Whether a file says all of its jobs; else it is a script."""
-    return file is not None and file.endswith((".yaml", ".yml"))
+    return file is not None and file.endswith((".yaml", ".yml", ".json"))
 
 
 def _jobs(ctx: click.Context, file: str | None, arguments: Sequence[str]) -> list[JobSpec]:
@@ -114,6 +115,8 @@ def _jobs(ctx: click.Context, file: str | None, arguments: Sequence[str]) -> lis
     if count := slurm.line_count(script):
         lines = f"{count} {slurm.SCRIPT_MARK} line{'s' if count > 1 else ''}"
         app.say(f"{file}: {lines} not read; '{SCRIPT_MARK}' lines are, see {slurm.GUIDE}")
+    for doubt in doubtful_lines(file, script):
+        app.say(doubt)
     found = script_options(file, script)
     merge(found.options, options)
     for name in options:
