@@ -63,7 +63,7 @@ RIGHT: list[dict[str, Any]] = [
     {"after": [job_pb2.Dependency(job="41")]},
     {"env": {"A": "", "_b9": "x" * 130_000}},
     {"resources": job_pb2.Resources(cpu=0, memory=2**50, named={"power.x": 10**12})},
-    {"grace": 0, "retention": 0},
+    {"grace": 0, "retention": 60_000},
 ]
 
 
@@ -90,6 +90,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"array": "a\nb"}, r"jobs[0].array: 'a\nb' is not a list of indices; try 0-99 or 0-9,20"),
     ({"retries": 1001}, "jobs[0].retries: '1001' is too large; the most is 1000"),
     ({"priority": -1001}, "jobs[0].priority: '-1001' is too small; the least is -1000"),
+    ({"retention": 59_000}, "jobs[0].retention: '59s' is too small; the least is 1m"),
     ({"time_limit": -1}, "jobs[0].time_limit: '-1ms' is too small; the least is 0"),
     ({"grace": 86_400_001}, "jobs[0].grace: '1d1ms' is too large; the most is 1d"),
     ({"resources": job_pb2.Resources(memory=-1)}, "jobs[0].resources.memory: '-1' is too small; the least is 0"),

@@ -64,7 +64,12 @@ _FIELDS = [
     ("--node", "node", "NAME", "Run on this node alone."),
     ("--stdout", "stdout", "PATH|none", "Write standard output to a file on the node, or keep none."),
     ("--stderr", "stderr", "PATH|none", "The same for standard error."),
-    ("--retention", "retention", "DURATION", "Keep the ended job and its output so long (default: 7d)."),
+    (
+        "--retention",
+        "retention",
+        "DURATION",
+        "Keep the ended job and its output so long, 1m or more (default: 7d).",
+    ),
 ]
 # Beside texts: what a shell completes.
 _TYPES = {"--queue": QueueName(), "--node": NodeName()}
