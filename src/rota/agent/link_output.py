@@ -83,7 +83,10 @@ class _Sending:
         crediting = asyncio.create_task(self._take_credit(call))
         try:
             await call.write(Piece(request=self._read.request))
-            await self._send(call)
+            try:
+                await self._send(call)
+            except OSError as error:
+                await call.write(Piece(error=f"the output cannot be read: {error.strerror}"))
             await call.done_writing()
             await crediting
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as gone:
@@ -119,15 +122,9 @@ class _One(_Sending):
     async def _send(self, call: Call) -> None:
         read = self._read
         file = path(self._home, read.job, *self.attempt, read.stream)
-        try:
-            reader = Reader(file, read.offset, read.tail_lines, follow=read.follow and not self._over)
-        except OSError as error:
-            await call.write(Piece(error=f"the output cannot be read: {error.strerror}"))
-            return
+        reader = Reader(file, read.offset, read.tail_lines, follow=read.follow and not self._over)
         try:
             await self._send_from(reader, call)
-        except OSError as error:
-            await call.write(Piece(error=f"the output cannot be read: {error.strerror}"))
         finally:
             reader.close()
 

@@ -363,6 +363,9 @@ async def _asked_for(reading: Reading, asked: Iterable[_Place]) -> AsyncIterator
     """What a node sends of these attempts, to the end. Raises OutputLost."""
     wanted = {(place.index, place.attempt) for place in asked}
     async for message in reading.pieces():
+        if message.error:
+            # Of all of them: another try may find it otherwise.
+            raise OutputLost(message.error)
         for piece in message.many:
             if (piece.index, piece.attempt) in wanted:
                 yield piece
