@@ -56,6 +56,8 @@ class _Pass:
         ]
         # (shape, queue, name of the one node) that found no room; what idle leases are kept for.
         self.parked: set[tuple[Resources, str, str]] = set()
+        # Of these also every slot has work: a job that is to have one task a slot gets nothing more.
+        self.full: set[tuple[Resources, str, str]] = set()
         self.hungry = False
         self.wanted_shapes: set[tuple[Resources, str]] = set()
 
@@ -82,7 +84,9 @@ class _Pass:
         for _, node in self.nodes:
             whole = whole.plus(node.capacity())
         while waiting:
-            name = min(waiting, key=lambda queue: (self._share(queue, whole), queue))
+            name = next(iter(waiting))
+            if len(waiting) > 1:
+                name = min(waiting, key=lambda queue: (self._share(queue, whole), queue))
             yield waiting[name].pop()
             if not waiting[name]:
                 del waiting[name]
@@ -99,6 +103,11 @@ class _Pass:
 
     def _serve(self, job: Job) -> None:
         spec = job.spec
+        kind = (spec.resources, spec.queue, spec.node)
+        alike = not job.status.avoid
+        if alike and kind in self.full and job.id not in self.work.soft.averages:
+            # Thousands of jobs may wait for the same: they are not looked at one by one.
+            return
         nodes = self._able(job)
         leases = [
             lease
@@ -113,6 +122,8 @@ class _Pass:
             leases += self._widen(job, nodes)
         if grantable_count(job):
             self._queue_ahead(job, leases)
+        if alike and kind in self.parked and all(lease.load >= lease.desired.target for lease in leases):
+            self.full.add(kind)
         if job.pending:
             self.wanted_shapes.add((spec.resources, spec.queue))
 
