@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,3 +21,11 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
     """Tasks wait at it until the test opens it."""
     with Gate(tmp_path / "gate") as made:
         yield made
+
+
+# What nohup or a background shell ignores would be ignored by all that the tests start.
+for _number in (signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
