@@ -363,3 +363,20 @@ def test_tasks_that_ask_for_nothing_have_a_bound() -> None:
         scene.submit(array="0-1999", resources=Resources())
     leases = [lease for node in scene.machine.cluster.nodes.values() for lease in node.leases.values()]
     assert sum(len(lease.desired.slots) for lease in leases) == SLOTS_OF_UNIT_MAX
+
+
+def test_a_node_that_comes_back_with_less_memory_keeps_the_leases_that_ask_for_none() -> None:
+    scene = Scene()
+    whole = Pool(resources=Resources(cpu=4_000, memory=4_000))
+    node = scene.node("n", 0, whole)
+    scene.submit(resources=Resources(cpu=1_000, memory=4_000))
+    (heavy,) = scene.sent(Grant)
+    scene.submit(resources=Resources(cpu=1_000))
+    (light,) = scene.sent(Grant)
+    slots = tuple(HeldLease(grant.lease, (0,)) for grant in (heavy, light))
+    waiting = tuple(HeldAllocation(grant.allocation, ((0, 0),), ()) for grant in (heavy, light))
+    scene.silence(node, 1_000)
+    less = Pool(resources=Resources(cpu=4_000, memory=1_000))
+    with pytest.raises(InvariantBroken, match="oversubscribed"):
+        scene.hello(node, 0, Holding(slots, waiting), pools=(less,))
+    assert [(resize.lease, resize.target) for resize in scene.sent(Resize)] == [(heavy.lease, 0)]

@@ -46,7 +46,8 @@ def fit_leases(work: Work, node: Node) -> None:
             free = free.plus(lease.desired.shape, len(lease.desired.slots) - lease.desired.target)
         for lease in reversed(leases):
             target = lease.desired.target
-            while free.negative and target:
+            # One that asks for nothing of what is short would give nothing back.
+            while target and any(free.get(name) < 0 for name, _ in lease.desired.shape.items()):
                 target -= 1
                 free = free.plus(lease.desired.shape)
             shrink(work, lease, target)

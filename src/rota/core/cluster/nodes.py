@@ -9,6 +9,7 @@ from dataclasses import replace
 from pyroaring import BitMap
 
 from rota.core.cluster.records import ResultBlock, allocation_key, empty, node_status_key
+from rota.core.cluster.soft import Soft
 from rota.core.cluster.state import Allocation, Job, Node
 from rota.core.cluster.tasks import (
     TaskWriter,
@@ -60,9 +61,10 @@ def connected(work: Work, node: str) -> bool:
     return session is not None and session.compared
 
 
-def takes_work(work: Work, node: Node) -> bool:
+def takes_work(soft: Soft, node: Node) -> bool:
     """Whether something new may go to the node."""
-    return node.placeable and connected(work, node.id) and not work.soft.sessions[node.id].leaving
+    session = soft.sessions.get(node.id)
+    return node.placeable and session is not None and session.compared and not session.leaving
 
 
 def heard(work: Work, node: Node) -> None:

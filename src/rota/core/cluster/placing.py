@@ -52,7 +52,9 @@ class _Pass:
         self.work = work
         self.cluster = work.cluster
         self.nodes = [
-            (rank, node) for rank, node in enumerate(work.cluster.nodes.values()) if takes_work(work, node)
+            (rank, node)
+            for rank, node in enumerate(work.cluster.nodes.values())
+            if takes_work(work.soft, node)
         ]
         # (shape, queue, name of the one node) that found no room; what idle leases are kept for.
         self.parked: set[tuple[Resources, str, str]] = set()

@@ -11,6 +11,7 @@ from functools import cached_property
 from pyroaring import BitMap
 
 from rota.core.cluster.leases import devices_free, devices_room, units_of
+from rota.core.cluster.nodes import takes_work
 from rota.core.cluster.settling import waits_for
 from rota.core.cluster.soft import Soft
 from rota.core.cluster.state import Allocation, Cluster, Job, Node
@@ -173,17 +174,13 @@ class Reasons:
         if not able and any(node.pools for node in known):
             most = _most(shape, known, _wholes)
             return Waiting(PendingReason.TOO_LARGE, f"can run on no node: needs {most or _all_of(shape)}")
-        taking = [node for node in able if self._takes_work(node) and node.id not in avoid]
+        taking = [node for node in able if takes_work(self._soft, node) and node.id not in avoid]
         if not taking:
             return Waiting(PendingReason.NODES_UNAVAILABLE, self._unavailable(able or known, avoid))
         if any(_has_room(node, shape) for node in taking):
             return Waiting(PendingReason.QUEUED, "waits for its turn")
         most = _most(shape, taking, _frees, free=True)
         return Waiting(PendingReason.NO_ROOM, f"waits for room: needs {most or _all_of(shape, free=True)}")
-
-    def _takes_work(self, node: Node) -> bool:
-        session = self._soft.sessions.get(node.id)
-        return node.placeable and session is not None and session.compared and not session.leaving
 
     def _unavailable(self, nodes: Iterable[Node], avoid: tuple[str, ...]) -> str:
         """How many nodes take no work, by why."""
