@@ -15,7 +15,6 @@ from rota.core.cluster.records import (
     JobBlock,
     JobConfig,
     ResultBlock,
-    TaskDetail,
 )
 from rota.wire.gen.store.v1 import records_pb2
 from rota.wire.records import RecordError, decode, decode_job, decode_results, encode, encode_block
@@ -53,14 +52,6 @@ def test_every_record_has_a_key_here() -> None:
 def test_a_record_survives_as_bytes(record_type: type, data: st.DataObject) -> None:
     record: Any = data.draw(values(record_type))
     assert decode(KEYS[record_type], encode(record)) == record
-
-
-@given(st.permutations([1, 5, 3, 2**32 - 1]))
-def test_equal_records_have_equal_bytes(order: list[int]) -> None:
-    tasks = {index: TaskDetail(index, failures=index % 7) for index in order}
-    data = encode(Exceptions(tasks=tasks))
-    assert data == encode(Exceptions(tasks=dict(sorted(tasks.items()))))
-    assert [task.index for task in records_pb2.Exceptions.FromString(data).tasks] == sorted(order)
 
 
 @pytest.mark.parametrize("key", [META_COMMIT, core.segment_key(7, 1)])

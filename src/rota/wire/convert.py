@@ -12,7 +12,6 @@ value                                 message
 `Ranges`                              `rota.v1.Ranges`, flattened; absent for none
 `BitMap`                              bytes, Roaring's portable serialisation; no bytes for the empty set
 pairs `(key, value)`, sorted by key   map
-`Mapping[key, X]`                     messages, ascending by their first field, which is the key
 an `IntEnum`                          enum; `UNSPECIFIED` is the field's default, or None where it may be
 `X | None`                            `optional`, or a message or enum; absent for None
 `Resources`                           `rota.v1.Resources`; an absent `cpu` is that of the field's default
@@ -22,7 +21,7 @@ anything else                         the same; where zero is not the field's de
 
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import IntEnum
 from itertools import chain
@@ -147,8 +146,6 @@ def _field(hint: Any, default: Any, field: Any) -> tuple[Write, Read]:
         return _ranges(field.name)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return _map(origin, arguments, field)
-    if origin is Mapping:
-        return _keyed(arguments[0], arguments[1], field)
     if origin in (tuple, list):
         return _repeated(origin, arguments[0], field)
     _expect(not field.is_repeated, hint, field)
@@ -447,21 +444,6 @@ def _each(name: str, read: Read, items: Sequence[Any]) -> Iterator[Any]:
             yield read(item)
     except ConvertError as error:
         raise error.within(f"[{number}]").within(name) from None
-
-
-def _keyed(key: Any, item: Any, field: Any) -> tuple[Write, Read]:
-    """A mapping of messages that carry their key: their first field. Ascending by key on the wire."""
-    key_of = attrgetter(fields(item)[0].name)
-    _expect(typing.get_type_hints(item)[fields(item)[0].name] is key, key, field)
-    write_values, read_values = _repeated_messages(tuple, item, field)
-
-    def write(message: Any, value: Any) -> None:
-        write_values(message, [value[key] for key in sorted(value)])
-
-    def read(message: Any) -> Any:
-        return {key_of(item): item for item in read_values(message)}
-
-    return write, read
 
 
 def _map(origin: Any, arguments: tuple[Any, ...], field: Any) -> tuple[Write, Read]:

@@ -40,6 +40,7 @@ from rota.core.model.protocol import (
 from rota.core.model.resources import Resources
 from rota.core.model.spec import Dependency, JobSpec
 from rota.core.model.states import Cause, JobKind, JobState, NodeState, OnNodeLoss, StopReason
+from rota.wire.records import encode
 from tests.core.cluster.scene import Scene
 
 
@@ -330,7 +331,9 @@ def test_an_agent_that_can_start_nothing_is_not_asked_as_fast_as_it_answers() ->
         node, AllocationReport(grant.allocation, ended=(Ended(0, Cause.AGENT_ERROR, started=False),))
     )
     assert scene.sent(Grant) == []
-    scene.step(after_ms=UNSTARTED_BACKOFF_MS)
+    scene.step(after_ms=UNSTARTED_BACKOFF_MS - 1)
+    assert scene.sent(Grant) == []
+    scene.step(after_ms=1 + UNSTARTED_BACKOFF_MS // 16)
     assert len(scene.sent(Grant)) == 1
 
 
@@ -380,3 +383,34 @@ def test_a_node_that_comes_back_with_less_memory_keeps_the_leases_that_ask_for_n
     with pytest.raises(InvariantBroken, match="oversubscribed"):
         scene.hello(node, 0, Holding(slots, waiting), pools=(less,))
     assert [(resize.lease, resize.target) for resize in scene.sent(Resize)] == [(heavy.lease, 0)]
+
+
+def test_what_is_recorded_of_failures_does_not_grow_with_their_number() -> None:
+    scene = Scene()
+    node = scene.node("n", 64)
+    job = scene.submit(array="0-4095", retries=3, backoff=60_000)
+    failed = BitMap()
+    while len(failed) < 4096:
+        grant = scene.sent(Grant)[0]
+        indices = indexset.from_ranges(grant.indices)
+        failed |= indices
+        ended = tuple(Ended(index, Cause.EXIT, 1, started=True) for index in indices)
+        scene.now_ms += 7
+        scene.report(node, AllocationReport(grant.allocation, ended=ended))
+    said = scene.job(job).exceptions_of(0)
+    assert len(encode(said)) < 200
+    assert scene.job(job).delayed == failed
+    assert {scene.job(job).failures(index) for index in failed} == {1}
+
+
+def test_the_last_end_is_what_is_said_of_a_task_that_a_lost_node_had_too() -> None:
+    scene = Scene()
+    first, second = scene.node("a", 1), scene.node("b", 0)
+    job = scene.submit()
+    scene.report(first, AllocationReport(scene.sent(Grant)[0].allocation, started=((0, 0),)))
+    scene.silence(first, Settings().lost_after_ms + 1)
+    scene.hello(second, 1)
+    (grant,) = scene.sent(Grant)
+    scene.report(second, AllocationReport(grant.allocation, ended=(Ended(0, Cause.EXIT, 7, started=True),)))
+    (group,) = scene.job(job).exceptions_of(0).groups
+    assert (group.cause, group.code) == (Cause.EXIT, 7)

@@ -139,9 +139,10 @@ def test_a_back_off_says_until_when() -> None:
     scene.report(node, AllocationReport(grant.allocation, ended=failures[:1]))
     scene.step(after_ms=1_000)
     scene.report(node, AllocationReport(grant.allocation, ended=failures[1:]))
-    expected = Waiting(PendingReason.BACKOFF, "waits to be tried again", 21_000)
+    # Rounded up to a sixteenth of the wait.
+    expected = Waiting(PendingReason.BACKOFF, "waits to be tried again", 21_250)
     assert why(scene, job) == why(scene, job, 0) == expected
-    assert why(scene, job, 1).until_ms == 22_000
+    assert why(scene, job, 1).until_ms == 22_500
 
 
 def test_a_held_job_and_tasks_kept_for_a_lost_node() -> None:

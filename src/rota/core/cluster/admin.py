@@ -285,7 +285,6 @@ def _end_on_removal(work: Work, allocation: Allocation, fenced_until_ms: int) ->
     again = remaining & job.pending
     if job.spec.on_node_loss is OnNodeLoss.RERUN_FENCED and again and fenced_until_ms > work.now_ms:
         writer = TaskWriter(work, job)
-        for index in again:
-            writer.set_detail(replace(writer.detail(index), retry_at_ms=fenced_until_ms))
+        writer.wait(again, fenced_until_ms)
         writer.flush()
         work.soft.timers.arm_earlier("retry", str(job.id), fenced_until_ms)

@@ -67,9 +67,26 @@ def check_job(job: Job) -> None:
         "started": job.count_started,
     }
     require(derived == counts, "counters", f"job {job.id}: {derived}, recounted {counts}")
+    _check_exceptions(job)
     _check_tallies(job)
     if job.ended:
         require(job.count_ended == len(job.all), "ended-is-all", f"job {job.id} ended with {counts}")
+
+
+def _check_exceptions(job: Job) -> None:
+    """A task is said once to have ended so, and waits for one time."""
+    for number, said in job.exceptions.items():
+        name = f"job {job.id}: exceptions {number}"
+        waiting, grouped = BitMap(), BitMap()
+        for backoff in said.backoffs:
+            require(backoff.indices.isdisjoint(waiting), "exceptions", f"{name}: {backoff} and another")
+            waiting |= backoff.indices
+        for group in said.groups:
+            require(group.indices.isdisjoint(grouped), "exceptions", f"{name}: {group} and another")
+            grouped |= group.indices
+        times = [backoff.until_ms for backoff in said.backoffs]
+        require(times == sorted(set(times)), "exceptions", f"{name}: {times}")
+        require(waiting <= job.delayed and said.held <= job.held, "counters", f"{name}: {said}")
 
 
 def _check_tallies(job: Job) -> None:

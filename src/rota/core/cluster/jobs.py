@@ -297,8 +297,7 @@ def release(work: Work, item: ReleaseJob) -> None:
         work.put(job_key(job.id), replace(job.config, held=False))
     if job.held:
         writer = TaskWriter(work, job)
-        for index in job.held.copy():
-            writer.set_detail(replace(writer.detail(index), held=False))
+        writer.release(job.held)
         writer.flush()
     for allocation in list(job.lost.values()):
         kept = allocation.remaining.copy()

@@ -235,8 +235,7 @@ def cancel_lost(work: Work, allocation: Allocation, indices: BitMap) -> None:
     writer.failed_by(indices, Cause.NODE_LOST, 0)
     writer.finish(indices, TaskState.CANCELLED)
     if allocation.job.spec.on_node_loss is OnNodeLoss.HOLD:
-        for index in indices:
-            writer.set_detail(replace(writer.detail(index), held=True))
+        writer.hold(indices)
     let_go(work, allocation, indices)
     writer.flush()
     close_if_done(work, allocation)
@@ -262,7 +261,7 @@ def _take_back(work: Work, allocation: Allocation, indices: BitMap) -> None:
     job, node = allocation.job, allocation.node
     if indices:
         writer = TaskWriter(work, job)
-        writer.count_attempts(indices, -1)
+        writer.uncount_attempts(indices)
         writer.flush()
         done = indices & allocation.status.succeeded
         if done:

@@ -4,11 +4,11 @@ The fields are those of `proto/rota/store/v1/records.proto`; `rota.wire.records`
 A record is never changed, and no bitmap within one is: a changed record is a new one.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pyroaring import BitMap
 
+from rota.core.model.planes import Planes
 from rota.core.model.protocol import Inventory, Slot
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
@@ -214,12 +214,12 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """`attempts[k]`: the indices whose number of attempts that ended other than by success has bit k."""
+    """`attempts`: how many attempts at each task have ended other than by success."""
 
     succeeded: BitMap = field(default_factory=empty)
     failed: BitMap = field(default_factory=empty)
     cancelled: BitMap = field(default_factory=empty)
-    attempts: tuple[BitMap, ...] = ()
+    attempts: Planes = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,22 +233,29 @@ class FailureSet:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskDetail:
-    """What is to be said of one task beyond its sets."""
+class BackoffSet:
+    """Tasks that wait until `until_ms` of cluster time to be tried again."""
 
-    index: int
-    retry_at_ms: int = 0
-    failures: int = 0
-    crashes: int = 0
-    held: bool = False
+    until_ms: int
+    indices: BitMap
 
 
 @dataclass(frozen=True, slots=True)
 class Exceptions:
-    """`tasks` by index; ascending in the store."""
+    """How tasks of a segment ended that did not simply succeed, and what they wait for.
+
+    `failures` (that count towards the retries) and `crashes` (of a node or agent, under the task) are bit
+    planes, as a segment's `attempts`; `backoffs` ascend by time, and no index is in two.
+    """
 
     groups: tuple[FailureSet, ...] = ()
-    tasks: Mapping[int, TaskDetail] = field(default_factory=dict)
+    failures: Planes = ()
+    crashes: Planes = ()
+    held: BitMap = field(default_factory=empty)
+    backoffs: tuple[BackoffSet, ...] = ()
+
+
+NO_EXCEPTIONS = Exceptions()
 
 
 @dataclass(frozen=True, slots=True)

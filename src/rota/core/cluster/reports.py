@@ -13,7 +13,6 @@ from rota.core.cluster.records import (
     AllocationStatus,
     NodeTally,
     ResultBlock,
-    TaskDetail,
     allocation_status_key,
     lease_key,
     tally_key,
@@ -60,6 +59,16 @@ class Verdict(Enum):
     HOLD = "hold"
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A verdict, and what is remembered for the next: a failure that counts, a crash, how long it waits."""
+
+    verdict: Verdict
+    failure: bool = False
+    crash: bool = False
+    wait_ms: int = 0
+
+
 @dataclass(slots=True)
 class _Ends:
     """What one report does to one allocation."""
@@ -71,8 +80,21 @@ class _Ends:
     dropped: BitMap = field(default_factory=BitMap)
     # Counted attempts among `left`.
     attempted: BitMap = field(default_factory=BitMap)
+    # What is to be remembered of them: by cause and code, with a message of one;
+    causes: dict[tuple[Cause, int], tuple[BitMap, str]] = field(default_factory=dict)
+    failures: BitMap = field(default_factory=BitMap)
+    crashes: BitMap = field(default_factory=BitMap)
+    held: BitMap = field(default_factory=BitMap)
+    # by the time until which they wait.
+    waits: dict[int, BitMap] = field(default_factory=dict)
     cpu_ms: int = 0
     memory_peak_bytes: int = 0
+
+    def fail(self, index: int, cause: Cause, code: int, message: str) -> None:
+        """An attempt ended so."""
+        indices, said = self.causes.get((cause, code), (BitMap(), message))
+        indices.add(index)
+        self.causes[cause, code] = (indices, said or message)
 
 
 def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
@@ -94,7 +116,6 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
     succeeded = indexset.from_ranges(report.succeeded) & open_
     open_ -= succeeded
     _take_successes(work, allocation, report, succeeded, block, ends)
-    writer = TaskWriter(work, job)
     started = (indexset.from_ranges(report.started) & open_) | succeeded
     for ended in report.ended:
         if ended.index not in open_:
@@ -107,11 +128,11 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
             if ended.index in allocation.owned:
                 _add_row(block, allocation, ended)
         else:
-            _take_end(work, allocation, ended, writer, block, ends)
+            _take_end(work, allocation, ended, block, ends)
     ends.dropped = indexset.from_ranges(report.dropped) & open_
     if block.index:
         work.outcome.blocks.append(block)
-    _apply(work, allocation, writer, started, succeeded, ends)
+    _apply(work, allocation, started, succeeded, ends)
     if report.stalled:
         _stalled(work, node, job)
 
@@ -193,20 +214,18 @@ def _add_row(block: ResultBlock, allocation: Allocation, ended: Ended) -> None:
         block.messages[ended.index] = ended.message[:MESSAGE_CHARS_MAX]
 
 
-def _take_end(
-    work: Work, allocation: Allocation, ended: Ended, writer: TaskWriter, block: ResultBlock, ends: _Ends
-) -> None:
+def _take_end(work: Work, allocation: Allocation, ended: Ended, block: ResultBlock, ends: _Ends) -> None:
     """One attempt that did not succeed."""
     job, index = allocation.job, ended.index
     ends.cpu_ms += ended.cpu_user_ms + ended.cpu_system_ms
     ends.memory_peak_bytes = max(ends.memory_peak_bytes, ended.memory_peak_kib * 1024)
-    only = BitMap([index])
     _add_row(block, allocation, ended)
-    writer.failed_by(only, ended.cause, ended.code, ended.message[:MESSAGE_CHARS_MAX])
+    message = ended.message[:MESSAGE_CHARS_MAX]
     if index not in allocation.owned:
         # A lost node's attempt that is not wanted any more: it ended, and that is all. Its number
         # was counted when the node was called lost.
         ends.left.add(index)
+        ends.fail(index, ended.cause, ended.code, message)
         return
     said = say_ended(
         work,
@@ -216,83 +235,96 @@ def _take_end(
         allocation.node.config.name,
         ended.cause,
         ended.code,
-        ended.message[:MESSAGE_CHARS_MAX],
+        message,
     )
-    detail = writer.detail(index)
-    verdict, detail = judge(job, allocation, ended, detail, work.now_ms)
-    writer.set_detail(detail)
-    if detail.retry_at_ms:
-        work.soft.timers.arm_earlier("retry", str(job.id), detail.retry_at_ms)
-    match verdict:
-        case Verdict.FAIL:
+    judged = judge(job, allocation, ended)
+    if judged.failure:
+        ends.failures.add(index)
+    if judged.crash:
+        ends.crashes.add(index)
+    if judged.wait_ms:
+        until_ms = _later_ms(work.now_ms, judged.wait_ms)
+        ends.waits.setdefault(until_ms, BitMap()).add(index)
+    if judged.verdict is Verdict.POISON:
+        ends.fail(index, Cause.POISON, 0, f"its node or agent died under it {CRASHES_MAX} times")
+    else:
+        ends.fail(index, ended.cause, ended.code, message)
+    match judged.verdict:
+        case Verdict.FAIL | Verdict.POISON:
             ends.failed.add(index)
-        case Verdict.POISON:
-            ends.failed.add(index)
-            writer.failed_by(only, Cause.POISON, 0, f"its node or agent died under it {CRASHES_MAX} times")
         case Verdict.CANCEL:
             ends.cancelled.add(index)
         case Verdict.AGAIN | Verdict.HOLD:
             ends.left.add(index)
             ends.attempted.add(index)
-            if verdict is Verdict.HOLD and said:
-                work.event(EventKind.TASK_HELD, job=job.id, index=index, node=allocation.node.config.name)
+            if judged.verdict is Verdict.HOLD:
+                ends.held.add(index)
+                if said:
+                    name = allocation.node.config.name
+                    work.event(EventKind.TASK_HELD, job=job.id, index=index, node=name)
 
 
-def judge(
-    job: Job, allocation: Allocation, ended: Ended, detail: TaskDetail, now_ms: int
-) -> tuple[Verdict, TaskDetail]:
+def judge(job: Job, allocation: Allocation, ended: Ended) -> Judged:
     """What becomes of a task after an end that is no success, and what is to be remembered of it."""
     cancelled = job.ending or any(
         stop.reason is StopReason.CANCEL and ended.index in stop.indices for stop in allocation.desired.stops
     )
     if ended.cause is Cause.STOPPED or ended.cause in NOT_THE_TASKS_FAULT:
         if cancelled:
-            return Verdict.CANCEL, detail
-        if ended.cause in (Cause.AGENT_ERROR, Cause.NODE_REBOOT) and ended.started:
-            detail = replace(detail, crashes=detail.crashes + 1)
-            if detail.crashes >= CRASHES_MAX:
-                return Verdict.POISON, detail
+            return Judged(Verdict.CANCEL)
+        crash = ended.cause in (Cause.AGENT_ERROR, Cause.NODE_REBOOT) and ended.started
+        if crash and job.crashes(ended.index) + 1 >= CRASHES_MAX:
+            return Judged(Verdict.POISON, crash=True)
         if job.spec.stdin and ended.started:
             # What it has read of its input is gone.
-            return Verdict.FAIL, detail
+            return Judged(Verdict.FAIL, crash=crash)
         if ended.cause in (Cause.NODE_LOST, Cause.AGENT_ERROR, Cause.NODE_REBOOT):
             if job.spec.on_node_loss is OnNodeLoss.HOLD:
-                return Verdict.HOLD, replace(detail, held=True)
+                return Judged(Verdict.HOLD, crash=crash)
             if job.spec.on_node_loss is OnNodeLoss.CANCEL:
-                return Verdict.CANCEL, detail
+                return Judged(Verdict.CANCEL, crash=crash)
         if ended.cause is Cause.AGENT_ERROR and not ended.started:
             # Its agent may be unable to start anything: that must not go round as fast as it can.
-            return Verdict.AGAIN, replace(detail, retry_at_ms=now_ms + UNSTARTED_BACKOFF_MS)
-        return Verdict.AGAIN, detail
-    failures = detail.failures + 1
-    if ended.cause is Cause.DEADLINE or failures > job.spec.retries:
-        return Verdict.FAIL, detail
-    if cancelled:
-        return Verdict.FAIL, detail
-    retry_at_ms = 0
-    if job.spec.backoff:
-        factor = min(2 ** min(failures - 1, 30), BACKOFF_DOUBLINGS_FACTOR_MAX)
-        retry_at_ms = now_ms + job.spec.backoff * factor
-    return Verdict.AGAIN, replace(detail, failures=failures, retry_at_ms=retry_at_ms)
+            return Judged(Verdict.AGAIN, wait_ms=UNSTARTED_BACKOFF_MS)
+        return Judged(Verdict.AGAIN, crash=crash)
+    failures = job.failures(ended.index) + 1
+    if ended.cause is Cause.DEADLINE or failures > job.spec.retries or cancelled:
+        return Judged(Verdict.FAIL)
+    factor = min(2 ** min(failures - 1, 30), BACKOFF_DOUBLINGS_FACTOR_MAX)
+    return Judged(Verdict.AGAIN, failure=True, wait_ms=job.spec.backoff * factor)
 
 
-def _apply(
-    work: Work, allocation: Allocation, writer: TaskWriter, started: BitMap, succeeded: BitMap, ends: _Ends
-) -> None:
+def _later_ms(now_ms: int, wait_ms: int) -> int:
+    """When a wait from now is over, rounded up by a sixteenth of it at most.
+
+    So the times that tasks of a job wait for are few, however many fail one after the other.
+    """
+    step = max(wait_ms // 16, 1)
+    return -(-(now_ms + wait_ms) // step) * step
+
+
+def _apply(work: Work, allocation: Allocation, started: BitMap, succeeded: BitMap, ends: _Ends) -> None:
     """Makes the changes that a report's ends add up to."""
     job = allocation.job
     if job.lost:
         # An attempt that has started, or ended, has taken the lost one's place.
         news = (started - allocation.status.started) | ends.failed | ends.cancelled | ends.attempted
-        # Both write the same records: what is collected so far goes first.
-        writer.flush()
-        writer = TaskWriter(work, job)
         supersede_others(work, allocation, news & allocation.owned)
+    writer = TaskWriter(work, job)
+    for (cause, code), (indices, message) in ends.causes.items():
+        writer.failed_by(indices, cause, code, message)
     cancelled_waiting = ends.dropped & allocation.owned
     if not job.ending:
         cancelled_waiting &= allocation.desired.cancelled
     writer.finish(cancelled_waiting, TaskState.CANCELLED)
     writer.count_attempts(ends.attempted)
+    writer.count_failures(ends.failures)
+    writer.count_crashes(ends.crashes)
+    writer.hold(ends.held)
+    writer.wait(ends.left & job.delayed, 0)
+    for until_ms, indices in ends.waits.items():
+        writer.wait(indices, until_ms)
+        work.soft.timers.arm_earlier("retry", str(job.id), until_ms)
     if ends.attempted and allocation.node.id not in job.tallies:
         # There is output to forget one day, also where nothing ends for good.
         work.put(tally_key(job.id, allocation.node.id), NodeTally())

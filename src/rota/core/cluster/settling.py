@@ -1,11 +1,9 @@
 """Jobs as wholes: when they end, stop, wait, and go on. Runs at the end of each step over what moved."""
 
-from dataclasses import replace
-
 from pyroaring import BitMap
 
 from rota.core.cluster import nodes
-from rota.core.cluster.records import After, TaskDetail
+from rota.core.cluster.records import After
 from rota.core.cluster.state import Cluster, Job
 from rota.core.cluster.tasks import TaskWriter, ask_stop, put_job_status, supersede
 from rota.core.cluster.work import Work
@@ -124,9 +122,8 @@ def _stop_lost(work: Work, number: int, job: Job) -> None:
 
 def forget_waiting(writer: TaskWriter, job: Job, indices: BitMap) -> None:
     """Back-offs and holds of tasks that will not run any more."""
-    for index in (job.delayed | job.held) & indices:
-        detail = writer.detail(index)
-        writer.set_detail(replace(detail, retry_at_ms=0, held=False))
+    writer.wait(job.delayed & indices, 0)
+    writer.release(job.held & indices)
 
 
 # ---------------------------------------------------------------- retries and ends
@@ -134,12 +131,7 @@ def forget_waiting(writer: TaskWriter, job: Job, indices: BitMap) -> None:
 
 def arm_retry(work: Work, job: Job) -> None:
     """Sets the timer for the earliest back-off of the job."""
-    times = [
-        detail.retry_at_ms
-        for exceptions in job.exceptions.values()
-        for detail in exceptions.tasks.values()
-        if detail.retry_at_ms
-    ]
+    times = [said.backoffs[0].until_ms for said in job.exceptions.values() if said.backoffs]
     if times:
         work.soft.timers.arm("retry", str(job.id), min(times))
 
@@ -149,16 +141,14 @@ def retry_due(work: Work, name: str) -> None:
     job = work.cluster.jobs.get(int(name))
     if job is None or job.ended:
         return
-    due: list[TaskDetail] = [
-        detail
-        for exceptions in job.exceptions.values()
-        for detail in exceptions.tasks.values()
-        if 0 < detail.retry_at_ms <= work.now_ms
-    ]
+    due = BitMap()
+    for said in job.exceptions.values():
+        for backoff in said.backoffs:
+            if backoff.until_ms <= work.now_ms:
+                due |= backoff.indices
     if due:
         writer = TaskWriter(work, job)
-        for detail in due:
-            writer.set_detail(replace(detail, retry_at_ms=0))
+        writer.wait(due, 0)
         writer.flush()
     arm_retry(work, job)
 

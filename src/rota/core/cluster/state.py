@@ -14,6 +14,7 @@ from typing import Any
 from pyroaring import BitMap
 
 from rota.core.cluster.records import (
+    NO_EXCEPTIONS,
     AllocationDesired,
     AllocationStatus,
     ClusterMeta,
@@ -37,7 +38,7 @@ from rota.core.cluster.records import (
     UserConfig,
     parse_key,
 )
-from rota.core.model import indexset
+from rota.core.model import indexset, planes
 from rota.core.model.protocol import Inventory, Pool
 from rota.core.model.resources import NOTHING, Resources
 from rota.core.model.spec import QUEUE_DEFAULT, TASK_COUNT_MAX, JobSpec
@@ -45,7 +46,6 @@ from rota.core.model.states import JOB_ENDS, NodeState
 
 _NO_STATUS = AllocationStatus()
 _NO_SEGMENT = Segment()
-_NO_EXCEPTIONS = Exceptions()
 _EMPTY = BitMap()
 
 
@@ -224,8 +224,15 @@ class Job:
         """Attempts at a task that ended other than by success (a lost one counts until it is taken back)."""
         if index not in self.attempted:
             return 0
-        planes = self.segments[index // indexset.SEGMENT_SIZE].attempts
-        return sum(1 << bit for bit, plane in enumerate(planes) if index in plane)
+        return planes.number(self.segments[index // indexset.SEGMENT_SIZE].attempts, index)
+
+    def failures(self, index: int) -> int:
+        """Failures of a task that count towards its retries."""
+        return planes.number(self.exceptions_of(index // indexset.SEGMENT_SIZE).failures, index)
+
+    def crashes(self, index: int) -> int:
+        """How often a node or agent has died under a task."""
+        return planes.number(self.exceptions_of(index // indexset.SEGMENT_SIZE).crashes, index)
 
     def moved(self, changed: BitMap) -> None:
         """Decides anew for these indices whether they are pending."""
@@ -236,7 +243,7 @@ class Job:
         return self.segments.get(number, _NO_SEGMENT)
 
     def exceptions_of(self, number: int) -> Exceptions:
-        return self.exceptions.get(number, _NO_EXCEPTIONS)
+        return self.exceptions.get(number, NO_EXCEPTIONS)
 
 
 class Cluster:
@@ -426,10 +433,9 @@ class Cluster:
         if changed:
             job.finals ^= changed
             job.moved(changed)
-        for plane in old.attempts:
-            job.attempted -= plane
-        for plane in record.attempts:
-            job.attempted |= plane
+        if record.attempts != old.attempts:
+            job.attempted -= planes.any_of(old.attempts)
+            job.attempted |= planes.any_of(record.attempts)
 
     def _put_exceptions(self, key: Key, record: Exceptions) -> None:
         self._set_exceptions(self.jobs[key.job], key.number, record)
@@ -437,19 +443,18 @@ class Cluster:
     def _drop_exceptions(self, key: Key) -> None:
         job = self.jobs.get(key.job)
         if job is not None:
-            self._set_exceptions(job, key.number, _NO_EXCEPTIONS)
+            self._set_exceptions(job, key.number, NO_EXCEPTIONS)
 
     def _set_exceptions(self, job: Job, number: int, record: Exceptions) -> None:
-        old = job.exceptions.pop(number, None)
-        if old is not None and old.tasks:
-            before = BitMap(old.tasks)
-            job.delayed -= before
-            job.held -= before
-        if record.groups or record.tasks:
+        old = job.exceptions.pop(number, NO_EXCEPTIONS)
+        for backoff in old.backoffs:
+            job.delayed -= backoff.indices
+        job.held -= old.held
+        if record != NO_EXCEPTIONS:
             job.exceptions[number] = record
-        if record.tasks:
-            job.delayed |= BitMap([index for index, detail in record.tasks.items() if detail.retry_at_ms])
-            job.held |= BitMap([index for index, detail in record.tasks.items() if detail.held])
+        for backoff in record.backoffs:
+            job.delayed |= backoff.indices
+        job.held |= record.held
 
     def _put_tally(self, key: Key, record: NodeTally) -> None:
         self.jobs[key.job].tallies[key.node] = record

@@ -10,16 +10,18 @@ from pyroaring import BitMap
 from rota.core.cluster.leases import close_lease_if_empty
 from rota.core.cluster.records import (
     CPU_MS_MAX,
+    NO_EXCEPTIONS,
     AllocationDesired,
+    BackoffSet,
     Exceptions,
     FailureSet,
     NodeTally,
     ResultBlock,
     Segment,
     StopDesired,
-    TaskDetail,
     allocation_key,
     allocation_status_key,
+    empty,
     exceptions_key,
     job_status_key,
     segment_key,
@@ -27,7 +29,7 @@ from rota.core.cluster.records import (
 )
 from rota.core.cluster.state import Allocation, Job
 from rota.core.cluster.work import EVENTS_OF_ENDS_MAX, Work
-from rota.core.model import indexset
+from rota.core.model import indexset, planes
 from rota.core.model.protocol import Stop
 from rota.core.model.states import Cause, EventKind, StopReason, TaskState
 
@@ -38,137 +40,121 @@ class TaskWriter:
     def __init__(self, work: Work, job: Job) -> None:
         self._work = work
         self._job = job
-        self._ends: dict[int, dict[TaskState, BitMap]] = {}
-        self._attempts: dict[int, list[BitMap]] = {}
-        self._groups: dict[int, dict[tuple[Cause, int], tuple[BitMap, str]]] = {}
-        self._details: dict[int, dict[int, TaskDetail]] = {}
+        self._segments: dict[int, Segment] = {}
+        self._exceptions: dict[int, Exceptions] = {}
 
     def finish(self, indices: BitMap, state: TaskState) -> None:
         """These tasks have ended."""
-        for segment, part in indexset.segments_of(indices):
-            self._ends_of(segment)[state] |= part
+        for number, part in indexset.segments_of(indices):
+            old = self._segment(number)
+            match state:
+                case TaskState.SUCCEEDED:
+                    new = replace(old, succeeded=old.succeeded | part)
+                case TaskState.FAILED:
+                    new = replace(old, failed=old.failed | part)
+                case _:
+                    new = replace(old, cancelled=old.cancelled | part)
+            self._segments[number] = new
 
     def reopen(self, indices: BitMap) -> None:
-        """Failed and cancelled tasks are put back, their failures forgiven."""
-        for segment, part in indexset.segments_of(indices):
-            ends = self._ends_of(segment)
-            ends[TaskState.FAILED] -= part
-            ends[TaskState.CANCELLED] -= part
-            if self._job.exceptions_of(segment).tasks or segment in self._details:
-                details = self._details_of(segment)
-                for index in part:
-                    known = details.pop(index, None)
-                    if known is not None and known.held:
-                        # An attempt may still run on a lost node; that is an operator's to say.
-                        details[index] = TaskDetail(index, held=True)
+        """Failed and cancelled tasks are put back, their failures forgiven.
 
-    def count_attempts(self, indices: BitMap, sign: int = 1) -> None:
-        """One more (or fewer) ended attempt each: addition by carrying over the planes of bits."""
-        for segment, part in indexset.segments_of(indices):
-            planes = self._attempts.get(segment)
-            if planes is None:
-                planes = [plane.copy() for plane in self._job.segment(segment).attempts]
-                self._attempts[segment] = planes
-            carry, bit = part, 0
-            while carry:
-                if bit == len(planes):
-                    assert sign > 0, "an attempt taken back that was not counted"
-                    planes.append(BitMap())
-                carried = carry & planes[bit] if sign > 0 else carry - planes[bit]
-                planes[bit] ^= carry
-                carry, bit = carried, bit + 1
-            while planes and not planes[-1]:
-                planes.pop()
+        Holds stay: an attempt may still run on a lost node; that is an operator's to say.
+        """
+        for number, part in indexset.segments_of(indices):
+            old = self._segment(number)
+            self._segments[number] = replace(old, failed=old.failed - part, cancelled=old.cancelled - part)
+            said = self._said(number)
+            self._exceptions[number] = replace(
+                said,
+                failures=planes.cleared(said.failures, part),
+                crashes=planes.cleared(said.crashes, part),
+            )
+        self.wait(indices, 0)
+
+    def count_attempts(self, indices: BitMap) -> None:
+        """One more ended attempt each."""
+        for number, part in indexset.segments_of(indices):
+            old = self._segment(number)
+            self._segments[number] = replace(old, attempts=planes.increased(old.attempts, part))
+
+    def uncount_attempts(self, indices: BitMap) -> None:
+        """One ended attempt less each: it has not ended after all."""
+        for number, part in indexset.segments_of(indices):
+            old = self._segment(number)
+            self._segments[number] = replace(old, attempts=planes.decreased(old.attempts, part))
 
     def failed_by(self, indices: BitMap, cause: Cause, code: int, message: str = "") -> None:
         """The last attempt at these that did not succeed ended so."""
-        for segment, part in indexset.segments_of(indices):
-            groups = self._groups_of(segment)
-            for group, _ in groups.values():
-                group -= part
-            known, said = groups.get((cause, code), (BitMap(), message))
-            groups[cause, code] = (known | part, said or message)
+        for number, part in indexset.segments_of(indices):
+            said = self._said(number)
+            groups = {(group.cause, group.code): group for group in said.groups}
+            for key, group in groups.items():
+                if not group.indices.isdisjoint(part):
+                    groups[key] = replace(group, indices=group.indices - part)
+            known = groups.get((cause, code), FailureSet(cause, code, empty()))
+            groups[cause, code] = replace(
+                known, indices=known.indices | part, message=known.message or message
+            )
+            rest = (groups[key] for key in sorted(groups) if groups[key].indices)
+            self._exceptions[number] = replace(said, groups=tuple(rest))
 
-    def detail(self, index: int) -> TaskDetail:
-        """What is said of one task so far."""
-        segment = index // indexset.SEGMENT_SIZE
-        details = self._details.get(segment)
-        if details is None:
-            details = dict(self._job.exceptions_of(segment).tasks)
-        return details.get(index) or TaskDetail(index)
+    def count_failures(self, indices: BitMap) -> None:
+        """One more failure each that counts towards the retries."""
+        for number, part in indexset.segments_of(indices):
+            said = self._said(number)
+            self._exceptions[number] = replace(said, failures=planes.increased(said.failures, part))
 
-    def set_detail(self, detail: TaskDetail) -> None:
-        """Replaces what is said of one task; a detail that says nothing is removed."""
-        details = self._details_of(detail.index // indexset.SEGMENT_SIZE)
-        if detail == TaskDetail(detail.index):
-            details.pop(detail.index, None)
-        else:
-            details[detail.index] = detail
+    def count_crashes(self, indices: BitMap) -> None:
+        """A node or agent has died under these once more."""
+        for number, part in indexset.segments_of(indices):
+            said = self._said(number)
+            self._exceptions[number] = replace(said, crashes=planes.increased(said.crashes, part))
+
+    def hold(self, indices: BitMap) -> None:
+        """These wait for an operator."""
+        for number, part in indexset.segments_of(indices):
+            said = self._said(number)
+            self._exceptions[number] = replace(said, held=said.held | part)
+
+    def release(self, indices: BitMap) -> None:
+        """These wait for an operator no longer."""
+        for number, part in indexset.segments_of(indices):
+            said = self._said(number)
+            if not said.held.isdisjoint(part):
+                self._exceptions[number] = replace(said, held=said.held - part)
+
+    def wait(self, indices: BitMap, until_ms: int) -> None:
+        """These are tried again at that cluster time; with 0 they wait for no time any more."""
+        for number, part in indexset.segments_of(indices):
+            said = self._said(number)
+            if not until_ms and not said.backoffs:
+                continue
+            sets = {one.until_ms: one.indices - part for one in said.backoffs}
+            if until_ms:
+                sets[until_ms] = sets.get(until_ms, empty()) | part
+            backoffs = (BackoffSet(until_ms, sets[until_ms]) for until_ms in sorted(sets) if sets[until_ms])
+            self._exceptions[number] = replace(said, backoffs=tuple(backoffs))
 
     def flush(self) -> None:
         """Puts what has changed."""
         job, work = self._job, self._work
-        for segment in sorted(self._ends.keys() | self._attempts.keys()):
-            old = job.segment(segment)
-            ends = self._ends.get(segment)
-            attempts = self._attempts.get(segment)
-            new = Segment(
-                ends[TaskState.SUCCEEDED] if ends else old.succeeded,
-                ends[TaskState.FAILED] if ends else old.failed,
-                ends[TaskState.CANCELLED] if ends else old.cancelled,
-                tuple(attempts) if attempts is not None else old.attempts,
-            )
-            for bitmap in (new.succeeded, new.failed, new.cancelled, *new.attempts):
-                bitmap.run_optimize()
-            work.put(segment_key(job.id, segment), new)
-        for segment in sorted(self._groups.keys() | self._details.keys()):
-            self._flush_exceptions(segment)
+        for number, segment in sorted(self._segments.items()):
+            work.put(segment_key(job.id, number), segment)
+        for number, said in sorted(self._exceptions.items()):
+            key = exceptions_key(job.id, number)
+            if said != NO_EXCEPTIONS:
+                work.put(key, said)
+            elif number in job.exceptions:
+                work.drop(key)
+        self._segments, self._exceptions = {}, {}
         work.touch(job)
 
-    def _flush_exceptions(self, segment: int) -> None:
-        old = self._job.exceptions_of(segment)
-        groups = self._groups.get(segment)
-        details = self._details.get(segment)
-        new = Exceptions(
-            old.groups
-            if groups is None
-            else tuple(
-                FailureSet(cause, code, indices, message)
-                for (cause, code), (indices, message) in sorted(groups.items(), key=lambda item: item[0])
-                if indices
-            ),
-            old.tasks if details is None else dict(sorted(details.items())),
-        )
-        key = exceptions_key(self._job.id, segment)
-        if new.groups or new.tasks:
-            self._work.put(key, new)
-        else:
-            self._work.drop(key)
+    def _segment(self, number: int) -> Segment:
+        return self._segments.get(number) or self._job.segment(number)
 
-    def _ends_of(self, segment: int) -> dict[TaskState, BitMap]:
-        ends = self._ends.get(segment)
-        if ends is None:
-            old = self._job.segment(segment)
-            ends = self._ends[segment] = {
-                TaskState.SUCCEEDED: old.succeeded.copy(),
-                TaskState.FAILED: old.failed.copy(),
-                TaskState.CANCELLED: old.cancelled.copy(),
-            }
-        return ends
-
-    def _groups_of(self, segment: int) -> dict[tuple[Cause, int], tuple[BitMap, str]]:
-        groups = self._groups.get(segment)
-        if groups is None:
-            old = self._job.exceptions_of(segment).groups
-            groups = {(group.cause, group.code): (group.indices.copy(), group.message) for group in old}
-            self._groups[segment] = groups
-        return groups
-
-    def _details_of(self, segment: int) -> dict[int, TaskDetail]:
-        details = self._details.get(segment)
-        if details is None:
-            details = self._details[segment] = dict(self._job.exceptions_of(segment).tasks)
-        return details
+    def _said(self, number: int) -> Exceptions:
+        return self._exceptions.get(number) or self._job.exceptions_of(number)
 
 
 # ---------------------------------------------------------------- allocations

@@ -212,9 +212,10 @@ def _kept(allocation: Allocation) -> Waiting:
 
 def _backoff(job: Job, delayed: BitMap) -> Waiting:
     until_ms = min(
-        job.exceptions_of(segment).tasks[index].retry_at_ms
+        backoff.until_ms
         for segment, part in indexset.segments_of(delayed)
-        for index in part
+        for backoff in job.exceptions_of(segment).backoffs
+        if not backoff.indices.isdisjoint(part)
     )
     return Waiting(PendingReason.BACKOFF, "waits to be tried again", until_ms)
 
