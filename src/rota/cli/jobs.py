@@ -184,14 +184,19 @@ Examples:
 """
 )
 @click.argument("tasks", nargs=-1, required=True, type=TasksOfJob(), metavar="ID[/TASKS]...")
+@click.option(
+    "--ignore-dependencies",
+    is_flag=True,
+    help="Let it wait for no other job.",
+)
 @output_option
-def retry(tasks: Sequence[tuple[int, str]], output: str) -> int:
+def retry(tasks: Sequence[tuple[int, str]], ignore_dependencies: bool, output: str) -> int:
     """Run failed and cancelled tasks again."""
     with client() as rota:
 
         def act(item: tuple[int, str]) -> None:
             number, indices = item
-            answer = rota.retry(number, indices=indices)
+            answer = rota.retry(number, indices=indices, ignore_dependencies=ignore_dependencies)
             count = f"{answer.task_count:,} task{'s' if answer.task_count != 1 else ''} put back"
             nothing = "none of its tasks has failed or was cancelled: nothing to put back"
             if indices:

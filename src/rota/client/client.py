@@ -157,9 +157,11 @@ class Client:
         """Ends a hold."""
         return self._connection.ask(methods.RELEASE_JOB, job_service_pb2.ReleaseJobRequest(id=number))
 
-    def retry(self, number: int, *, indices: str = "") -> RetryJobResponse:
+    def retry(self, number: int, *, indices: str = "", ignore_dependencies: bool = False) -> RetryJobResponse:
         """Puts failed and cancelled tasks back, and reopens the job."""
-        request = job_service_pb2.RetryJobRequest(id=number, indices=indices)
+        request = job_service_pb2.RetryJobRequest(
+            id=number, indices=indices, ignore_dependencies=ignore_dependencies
+        )
         return self._connection.ask(methods.RETRY_JOB, request)
 
     # ------------------------------------------------------------ output and input

@@ -75,13 +75,12 @@ class Checkers:
     world: World
     disk: Disk = field(init=False)
     truth: Truth = field(default_factory=Truth)
-    # Accepted jobs, those that users retried, those whose retention was over.
+    # Accepted jobs, those that users retried (to wait for no other job), those whose retention was over.
     accepted: dict[int, JobSpec] = field(default_factory=dict)
     retried: set[int] = field(default_factory=set)
+    dependencies_ignored: set[int] = field(default_factory=set)
     forgotten: set[int] = field(default_factory=set)
     _jobs: dict[int, _Seen] = field(default_factory=dict)
-    # Jobs that have ended once, and the states in which they did.
-    _ends: dict[int, set[JobState]] = field(default_factory=dict)
     _nodes: dict[str, NodeState] = field(default_factory=dict)
     _job_of: dict[int, int] = field(default_factory=dict)
     _slots: dict[int, int] = field(default_factory=dict)
@@ -189,6 +188,8 @@ class Checkers:
 
     def _check_dependencies(self, cluster: Cluster, job: Job) -> None:
         """What it was submitted to wait for has ended as was asked, or with a retry was given up."""
+        if job.id in self.dependencies_ignored:
+            return
         for wanted in job.spec.after:
             others = (
                 [after.job for after in job.config.after] if not wanted.job.isdecimal() else [int(wanted.job)]
@@ -196,8 +197,7 @@ class Checkers:
             for number in others:
                 other = cluster.jobs.get(number)
                 met = other is None or other.status.state in _MET[wanted.when]
-                given_up = job.id in self.retried and self._ends.get(number, set()) - _MET[wanted.when]
-                require(met or given_up, "dependencies", f"job {job.id} runs before job {number} has ended")
+                require(met, "dependencies", f"job {job.id} runs before job {number} has ended")
 
     def _check_quota(self, cluster: Cluster, key: Key, record: LeaseDesired) -> None:
         """No slot is added to a queue's leases beyond its quota."""
@@ -236,8 +236,6 @@ class Checkers:
         if retried and JobState.PENDING in JOB_MOVES[old_state]:
             legal = legal or new_state in JOB_MOVES[JobState.PENDING]
         require(legal, "moves", f"job {job.id}: {old_state.name} -> {new_state.name}")
-        if new_state in JOB_ENDS:
-            self._ends.setdefault(job.id, set()).add(new_state)
         now = _Seen(new_state, _tasks(job), _holders(job))
         for after, indices in now.tasks.items():
             for before, were in seen.tasks.items():

@@ -113,8 +113,11 @@ class Users:
         return tasks[chance.randint(0, 1) :: 2] or tasks
 
     def _retry(self, job: int, some: BitMap | None) -> None:
-        self._cast.checkers.retried.add(job)
-        self._cast.ask(lambda ticket: RetryJob(ticket, "user", job, some))
+        checkers, ignore = self._cast.checkers, self._world.chance.random() < 0.5
+        checkers.retried.add(job)
+        if ignore:
+            checkers.dependencies_ignored.add(job)
+        self._cast.ask(lambda ticket: RetryJob(ticket, "user", job, some, ignore))
 
     def _release(self, ticket: int, job: int) -> Input:
         """Whoever gives a lost node's work up answers for it: that machine is off, or it runs twice."""

@@ -6,6 +6,7 @@ from pyroaring import BitMap
 from rota.core.cluster.check import InvariantBroken
 from rota.core.cluster.inputs import (
     CancelJob,
+    Done,
     EditNode,
     NodeEdit,
     Refusal,
@@ -39,7 +40,7 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.resources import Resources
 from rota.core.model.spec import Dependency, JobSpec
-from rota.core.model.states import Cause, JobKind, JobState, NodeState, OnNodeLoss, StopReason
+from rota.core.model.states import Cause, DependencyWhen, JobKind, JobState, NodeState, OnNodeLoss, StopReason
 from rota.wire.records import encode
 from tests.core.cluster.scene import Scene
 
@@ -414,3 +415,24 @@ def test_the_last_end_is_what_is_said_of_a_task_that_a_lost_node_had_too() -> No
     scene.report(second, AllocationReport(grant.allocation, ended=(Ended(0, Cause.EXIT, 7, started=True),)))
     (group,) = scene.job(job).exceptions_of(0).groups
     assert (group.cause, group.code) == (Cause.EXIT, 7)
+
+
+def test_a_job_whose_dependency_failed_is_not_retried_as_if_it_had_none() -> None:
+    scene = Scene()
+    node = scene.node("n", 1)
+    first = scene.submit()
+    (grant,) = scene.sent(Grant)
+    second = scene.submit(after=(Dependency(str(first), DependencyWhen.SUCCEEDED),))
+    scene.report(node, AllocationReport(grant.allocation, ended=(Ended(0, Cause.EXIT, 1, started=True),)))
+    assert scene.job(second).status.cause is Cause.DEPENDENCY
+    refused = scene.ask(RetryJob(0, "user", second))
+    assert isinstance(refused, Refusal)
+    (says,) = refused.problems
+    assert says.startswith(f"job {second} waits for job {first}, which has failed: retry job {first} first")
+    assert says.endswith(f"rota retry {second} --ignore-dependencies")
+    scene.ask(RetryJob(0, "user", first))
+    assert isinstance(scene.ask(RetryJob(0, "user", second)), Done)
+    assert scene.job(second).pending, "it waits again"
+    scene.ask(CancelJob(0, "user", second))
+    scene.ask(RetryJob(0, "user", second, None, ignore_dependencies=True))
+    assert scene.job(second).config.after == ()

@@ -61,6 +61,7 @@ class RetryJob:
     by: str
     job: int
     indices: BitMap | None = None
+    ignore_dependencies: bool = False
 
 
 @dataclass(slots=True)

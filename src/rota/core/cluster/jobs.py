@@ -337,6 +337,10 @@ def retry(work: Work, item: RetryJob) -> None:
     if job.spec.stdin:
         work.refuse(item.ticket, Why.REFUSED, f"job {job.id} read standard input, which is gone; run it anew")
         return
+    in_vain = "" if item.ignore_dependencies else _waits_in_vain(work, job)
+    if in_vain:
+        work.refuse(item.ticket, Why.REFUSED, in_vain)
+        return
     for allocation in list(job.allocations.values()):
         if allocation.owned & (allocation.status.failed | allocation.status.cancelled) & indices:
             fold(work, allocation)
@@ -351,8 +355,7 @@ def retry(work: Work, item: RetryJob) -> None:
     writer = TaskWriter(work, job)
     writer.reopen(back)
     writer.flush()
-    # Of what it waited for it waits on, but for what has ended otherwise than was asked.
-    after = tuple(one for one in job.config.after if not cannot_be_met(work.cluster, one))
+    after = () if item.ignore_dependencies else job.config.after
     work.put(job_key(job.id), replace(job.config, cancelled=False, cancel_grace_ms=None, after=after))
     if job.ended or job.status.stopping:
         put_job_status(
@@ -371,6 +374,28 @@ def retry(work: Work, item: RetryJob) -> None:
     put_job_status(work, job, retried_at_ms=work.wall_ms)
     work.event(EventKind.JOB_RETRIED, job=job.id, by=item.by, message=f"{len(back)} tasks")
     work.touch(job)
+
+
+def _waits_in_vain(work: Work, job: Job) -> str:
+    """Why a job cannot be put back that waits for others; nothing if it can."""
+    for after in job.config.after:
+        other = work.cluster.jobs.get(after.job)
+        if other is None:
+            if job.status.cause is not Cause.DEPENDENCY:
+                continue
+            first, how = "", "is no longer kept"
+        elif cannot_be_met(work.cluster, after):
+            succeeded = other.status.state is JobState.SUCCEEDED
+            first = "" if succeeded else f"retry job {other.id} first, or "
+            how = other.status.state.name.lower()
+            how = f"was {how}" if other.status.state is JobState.CANCELLED else f"has {how}"
+        else:
+            continue
+        return (
+            f"job {job.id} waits for job {after.job}, which {how}: {first}let it wait for none: "
+            f"rota retry {job.id} --ignore-dependencies"
+        )
+    return ""
 
 
 # ---------------------------------------------------------------- retention

@@ -95,7 +95,9 @@ class Jobs:
         indices = _indices(request.indices)
         by = call.caller.name
         view, done = await self._change(
-            request.id, call, lambda ticket: RetryJob(ticket, by, request.id, indices)
+            request.id,
+            call,
+            lambda ticket: RetryJob(ticket, by, request.id, indices, request.ignore_dependencies),
         )
         return job_service_pb2.RetryJobResponse(job=view, task_count=done.count)
 
