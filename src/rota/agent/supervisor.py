@@ -134,7 +134,13 @@ class Supervisor:
         fresh = os.urandom(16).hex()
         boot_id = facts.boot_id()
         entries = self._journal.load(boot_id)
-        recovered = recover(entries, boot_id=boot_id, journal_id=fresh, cluster=self._config.cluster)
+        recovered = recover(
+            entries,
+            boot_id=boot_id,
+            journal_id=fresh,
+            pools=facts.inventory(self._config.home, self._config.declared, ()).pools,
+            cluster=self._config.cluster,
+        )
         try:
             if recovered.begun:
                 self._journal.begin(recovered.entries)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pyroaring import BitMap
 
-from rota.core.cluster.check import check_cluster, check_job, check_node, require, same
+from rota.core.cluster.check import check_cluster, check_job, check_node, check_room, require, same
 from rota.core.cluster.inputs import Outcome, Refusal, Reply, Send, Submitted
 from rota.core.cluster.records import (
     META_COMMIT,
@@ -26,8 +26,9 @@ from rota.core.cluster.records import (
     version_key,
 )
 from rota.core.cluster.state import Cluster, Job
-from rota.core.model.protocol import Ack, Grant, Lease, Template
-from rota.core.model.resources import NOTHING
+from rota.core.cluster.state import Node as ClusterNode
+from rota.core.model.protocol import Ack, Grant, Lease, Pool, Template
+from rota.core.model.resources import NOTHING, Resources
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import (
     JOB_ENDS,
@@ -83,6 +84,8 @@ class Checkers:
     _jobs: dict[int, _Seen] = field(default_factory=dict)
     _nodes: dict[str, NodeState] = field(default_factory=dict)
     _job_of: dict[int, int] = field(default_factory=dict)
+    # What nodes declare, and what is left of their units.
+    _room: dict[str, tuple[tuple[Pool, ...], dict[tuple[str, int], Resources]]] = field(default_factory=dict)
     _slots: dict[int, int] = field(default_factory=dict)
     _next_number: int = 0
 
@@ -167,9 +170,17 @@ class Checkers:
                 self._check_limits(found)
         for node in [cluster.nodes[node] for node in sorted(nodes)]:
             check_node(node)
+            self._check_room(node)
             self._check_node_move(node.id, node.status.state)
         if self.world.event_count % LOAD_CHECK_EVENTS == 0:
             self._check_load(cluster)
+
+    def _check_room(self, node: ClusterNode) -> None:
+        """One that has come back with less than is charged to it gets nothing more until it has room."""
+        pools, short = self._room.get(node.id, ((), {}))
+        if pools == node.pools:
+            check_room(node, short)
+        self._room[node.id] = node.pools, {unit: node.free(*unit) for unit in node.charged}
 
     def _check_granted(self, cluster: Cluster, key: Key, record: AllocationDesired) -> None:
         """A new allocation: its job may run, there and now."""
@@ -287,6 +298,7 @@ class Checkers:
             else:
                 require(found.spec == spec, "accepted-is-kept", f"job {job} was accepted and is another")
         for node in cluster.nodes.values():
+            self._check_room(node)
             self._slots.update((lease.id, len(lease.desired.slots)) for lease in node.leases.values())
         self._next_number = max(self._next_number, cluster.commit.next_number)
         self._check_load(cluster)

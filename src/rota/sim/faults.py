@@ -5,13 +5,15 @@ from collections.abc import Callable
 from rota.sim.cast import SETTINGS, Cast
 from rota.sim.leader import Leader
 from rota.sim.node import Node
-from rota.sim.workload import EXTRA_POOL
+from rota.sim.words import describe
+from rota.sim.workload import EXTRA_POOL, less_of
 
 CLONE_MS_MAX = 1_500
 CUTS_MS = (500, 4_000, 15_000, 25_000)
 # A node that was shut down has left after so long; a copy of it lives so long at most.
 COPY_MS = 6_000
 COPY_MS_MAX = 4_000
+STOPPED_MS = (500, SETTINGS.suspect_ms, SETTINGS.lost_after_ms, 3 * SETTINGS.lost_after_ms)
 OFF_MS = (50, 500, 4_000, 8_000, 15_000)
 
 
@@ -50,11 +52,11 @@ class Faults:
             return
         elif kind == "kill":
             node.crash_agent()
+            self._refit(node)
             world.after(off_ms, f"{node} starts again", self._back(node, node.start_agent))
         elif kind == "power":
             node.crash_power()
-            if world.chance.random() < 0.1 and EXTRA_POOL not in node.pools:
-                node.pools.append(EXTRA_POOL)
+            self._refit(node)
             world.after(off_ms, f"{node} boots", self._back(node, node.boot))
         elif kind == "shutdown":
             node.shut_down()
@@ -65,6 +67,21 @@ class Faults:
             )
         else:
             self._clone(node)
+
+    def _refit(self, node: Node) -> None:
+        """Now and then a node comes back with more than it had, or with less."""
+        chance = self._world.chance
+        if chance.random() < 0.85:
+            return
+        whole = list(self._cast.mix.pools)
+        if chance.random() < 0.3:
+            node.pools = [*whole, EXTRA_POOL]
+        elif node.pools == whole:
+            chance.shuffle(whole)
+            node.pools = [*less_of(chance, whole[0]), *whole[1:]]
+        else:
+            node.pools = whole
+        self._world.say(lambda: f"{node} will come back with {[describe(pool) for pool in node.pools]}")
 
     def _cut(self, node: Node, time_ms: int) -> None:
         """A partition, of both directions or one."""
@@ -128,14 +145,14 @@ class Faults:
         if kind == "leader killed":
             leader.die("is killed")
             return
-        # Frozen, and followed by another: a stale leader when it goes on.
         leader.freeze()
+        if kind == "leader stopped":
+            # Nobody follows: it goes on after nodes would have been lost, and has not heard them meanwhile.
+            self._world.say(lambda: f"{leader} is stopped")
+            self._world.after(chance.choice(STOPPED_MS), f"{leader} goes on", leader.thaw)
+            return
+        # Followed by another: a stale leader when it goes on.
         cast.leader = None
         self._world.say(lambda: f"{leader} freezes")
         self._world.after(chance.randint(100, 3_000), "a controller starts", cast.start_leader)
-
-        def thaw() -> None:
-            if leader.alive:
-                leader.thaw()
-
-        self._world.after(chance.randint(500, 6_000), f"{leader} goes on", thaw)
+        self._world.after(chance.randint(500, 6_000), f"{leader} goes on", leader.thaw)

@@ -172,9 +172,10 @@ class Leader:
 
     def thaw(self) -> None:
         """SIGCONT: it goes on as if nothing had been, and may have been followed by another."""
-        self.stopped = False
-        self._scheduled = False
-        self._soon()
+        if self.alive and self.stopped:
+            self.stopped = False
+            self._scheduled = False
+            self._soon()
 
 
 def _now(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -125,6 +125,7 @@ class Node:
             self.entries,
             boot_id=f"{self.id}-boot-{self.boots}",
             journal_id=f"{self.id}-journal-{self.journals}",
+            pools=self.pools,
         )
         self.entries = recovered.entries if recovered.begun else self.entries + recovered.entries
         self.machine = recovered.machine

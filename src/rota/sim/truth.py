@@ -12,6 +12,7 @@ from rota.core.cluster.records import (
     ResultBlock,
     parse_key,
 )
+from rota.core.model.protocol import Pool
 from rota.core.model.resources import NOTHING, Resources
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, OnNodeLoss
@@ -80,13 +81,15 @@ class Truth:
             left = self._devices[unit, device] = self._devices.get((unit, device), 0) + sign * share
             require(left <= 1000, "oversubscribed", f"{device} of {unit}: {left} thousandths")
         if sign > 0:
-            whole = next(one for one in node.pools if one.name == pool)
+            whole = next((one for one in node.pools if one.name == pool), Pool(units=0))
             free = whole.resources.plus(used, -1)
             require(
                 number < whole.units and not free.negative,
                 "oversubscribed",
                 f"{unit}: {used} of {whole.resources}",
             )
+            there = {device.id for device in whole.devices}
+            require(there.issuperset(process.devices), "devices", f"{process.attempt} got {process.devices}")
             enough = not whole.devices or len(process.devices) * 1000 >= process.shape.gpu
             require(enough, "devices", f"{process.attempt} got {process.devices} for {process.shape}")
 

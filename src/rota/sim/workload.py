@@ -89,7 +89,17 @@ _PACES = (
 )
 
 
-FAULTS = ("cut", "cut", "kill", "power", "shutdown", "clone", "leader killed", "leader frozen")
+FAULTS = (
+    "cut",
+    "cut",
+    "kill",
+    "power",
+    "shutdown",
+    "clone",
+    "leader killed",
+    "leader frozen",
+    "leader stopped",
+)
 # Those after which a node says what it holds, all of it.
 _WIDE_FAULTS = ("cut", "kill", "leader killed")
 
@@ -181,6 +191,19 @@ def _random_after(chance: Random, known: Sequence[int], named: Sequence[str]) ->
         # One that is not there: to be refused, or it would wait for itself.
         return (Dependency(str(max(known, default=0) + 1), when),)
     return ()
+
+
+def less_of(chance: Random, pool: Pool) -> tuple[Pool, ...]:
+    """A pool that a unit, a device or part of its resources has gone of; or nothing."""
+    whole = pool.resources
+    half = replace(whole, cpu=whole.cpu // 2, memory=whole.memory // 2)
+    ways: list[tuple[Pool, ...]] = [(), (replace(pool, resources=half),)]
+    if pool.units > 1:
+        ways.append((replace(pool, units=pool.units - 1),))
+    if pool.devices:
+        gone = replace(whole, gpu=whole.gpu - 1000)
+        ways.append((replace(pool, resources=gone, devices=pool.devices[1:]),))
+    return chance.choice(ways)
 
 
 def random_queue(chance: Random, mix: Mix) -> QueueConfig:

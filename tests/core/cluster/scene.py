@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from rota.core.cluster.check import check_cluster
+from rota.core.cluster.check import check_cluster, check_room
 from rota.core.cluster.inputs import (
     Enrol,
     Found,
@@ -62,6 +62,8 @@ class Scene:
         self.last = self.machine.step(inputs, self.now_ms, WALL_MS + self.now_ms)
         self.blocks += self.last.blocks
         check_cluster(self.machine.cluster)
+        for node in self.machine.cluster.nodes.values():
+            check_room(node)
         return self.last
 
     def ask(self, item: Any) -> Any:

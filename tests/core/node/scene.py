@@ -9,6 +9,7 @@ from rota.core.model.protocol import (
     Hello,
     Inventory,
     Lease,
+    Pool,
     Ranges,
     Report,
     Slot,
@@ -36,6 +37,7 @@ from rota.core.node.inputs import (
 from rota.core.node.recovery import recover
 
 SHAPE = Resources(cpu=1000)
+POOLS = (Pool(resources=Resources(cpu=100_000)),)
 WALL_MS = 1_700_000_000_000
 HEARTBEAT_MS = 5_000
 LOST_AFTER_MS = 300_000
@@ -63,12 +65,13 @@ class Scene:
     grants: int = 0
     pids: int = 100
     check: bool = True
+    pools: tuple[Pool, ...] = POOLS
 
     def __post_init__(self) -> None:
         self._start("journal-1")
 
     def _start(self, journal_id: str) -> None:
-        recovered = recover(self.journal, boot_id=self.boot_id, journal_id=journal_id)
+        recovered = recover(self.journal, boot_id=self.boot_id, journal_id=journal_id, pools=self.pools)
         if recovered.begun:
             self.journal = []
         self.journal += recovered.entries
@@ -115,8 +118,8 @@ class Scene:
 
     # ------------------------------------------------------------ work
 
-    def lease(self, lease: int = 1, slots: int = 1) -> Outcome:
-        return self.down(Lease(lease, SHAPE, tuple(Slot(slot) for slot in range(slots)), "default"))
+    def lease(self, lease: int = 1, slots: int = 1, shape: Resources = SHAPE) -> Outcome:
+        return self.down(Lease(lease, shape, tuple(Slot(slot) for slot in range(slots)), "default"))
 
     def grant(
         self,

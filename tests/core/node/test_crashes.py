@@ -43,7 +43,7 @@ from rota.core.node.inputs import (
     StreamOpened,
 )
 from rota.core.node.recovery import recover
-from tests.core.node.scene import SHAPE, replay, welcome
+from tests.core.node.scene import POOLS, SHAPE, replay, welcome
 
 SPECS = [
     JobSpec(command=("a",)),
@@ -114,7 +114,9 @@ class Node(RuleBasedStateMachine):
         self.lease(1, 2, None)
 
     def _recover(self) -> None:
-        recovered = recover(self.journal, boot_id=f"boot-{self.boot}", journal_id=f"journal-{self.boot}")
+        recovered = recover(
+            self.journal, boot_id=f"boot-{self.boot}", journal_id=f"journal-{self.boot}", pools=POOLS
+        )
         if recovered.begun:
             self.journal = []
         self.journal += recovered.entries

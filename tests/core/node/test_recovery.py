@@ -1,16 +1,29 @@
 """After a crash a node goes on where its journal ends."""
 
-from rota.core.model.protocol import Ended, HeldLease, Hello, Holding, Inventory, Recall, Resize
+from rota.core.model.protocol import (
+    Device,
+    Ended,
+    HeldLease,
+    Hello,
+    Holding,
+    Inventory,
+    Lease,
+    Pool,
+    Recall,
+    Resize,
+    Slot,
+)
+from rota.core.model.resources import NOTHING, Resources
 from rota.core.model.states import Cause
 from rota.core.node.entries import Begin, Drop, End, Entry, Session, Unacknowledged
 from rota.core.node.entries import Resize as Resized
 from rota.core.node.inputs import StreamOpened
 from rota.core.node.recovery import recover
-from tests.core.node.scene import WALL_MS, Scene, reports, spawns
+from tests.core.node.scene import POOLS, SHAPE, WALL_MS, Scene, reports, spawns
 
 
 def test_an_empty_journal_is_begun() -> None:
-    recovered = recover([], boot_id="b", journal_id="j")
+    recovered = recover([], boot_id="b", journal_id="j", pools=POOLS)
     assert recovered.begun
     assert recovered.entries == [Begin("j", "b")]
 
@@ -41,9 +54,11 @@ def test_recovery_itself_may_be_cut_off_anywhere() -> None:
     scene.lease(slots=2)
     scene.grant(((0, 9),))
     scene.spawned((10, 0, 1))
-    whole = recover(scene.journal, boot_id="boot-1", journal_id="x").entries
+    less = (Pool(resources=SHAPE),)
+    whole = recover(scene.journal, boot_id="boot-1", journal_id="x", pools=less).entries
+    assert whole[-1] == Resized(1, (1,))
     for cut in range(len(whole)):
-        again = recover(scene.journal + whole[:cut], boot_id="boot-1", journal_id="x").entries
+        again = recover(scene.journal + whole[:cut], boot_id="boot-1", journal_id="x", pools=less).entries
         assert whole[:cut] + again == whole
 
 
@@ -96,12 +111,48 @@ def test_freed_slots_stay_freed() -> None:
     assert list(scene.machine.held.leases[1].slots) == [0, 1]
 
 
+def test_an_agent_that_starts_with_less_frees_slots_before_anything_starts() -> None:
+    """The newest first, and of those only what asks for what is short."""
+    scene = Scene()
+    scene.connect()
+    scene.lease(1, slots=2)
+    scene.lease(2, slots=2, shape=Resources(memory=100))
+    scene.lease(3, slots=3)
+    scene.grant(((0, 99),), allocation=10, lease=1)
+    scene.grant(((0, 99),), allocation=11, lease=3)
+    scene.spawned(*((10, index, 1) for index in range(2)), *((11, index, 1) for index in range(3)))
+    before = len(scene.journal)
+    scene.pools = (Pool(resources=Resources(cpu=1000, memory=1000)),)
+    scene.crash()
+    freed = [entry for entry in scene.journal[before:] if isinstance(entry, Resized)]
+    assert freed == [Resized(1, (1,)), Resized(3, (0, 1, 2))]
+    assert [entry for entry in scene.journal[before:] if isinstance(entry, Drop)] == [Drop(11, ((64, 99),))]
+    assert len(spawns(scene.step())) == 1
+    assert scene.machine.held.leases[2].slots.keys() == {0, 1}
+
+
+def test_slots_whose_device_or_unit_is_gone_are_freed() -> None:
+    scene = Scene(pools=(Pool("gpus", devices=(Device("gpu", "a"), Device("gpu", "b")), units=2),))
+    scene.connect()
+    slots = (Slot(0, ("a",)), Slot(1, ("b",)))
+    scene.down(
+        Lease(1, NOTHING, slots, "default", "gpus", 0),
+        Lease(2, NOTHING, slots, "default", "gpus", 1),
+    )
+    scene.pools = (Pool("gpus", devices=(Device("gpu", "b"),), units=1),)
+    scene.crash()
+    assert [entry for entry in scene.journal if isinstance(entry, Resized)] == [
+        Resized(1, (0,)),
+        Resized(2, (0, 1)),
+    ]
+
+
 def test_a_snapshot_is_a_journal() -> None:
     scene = Scene()
     scene.connect()
     scene.lease(slots=2)
     scene.grant(((0, 9),), lines=tuple(map(str, range(10))))
     scene.spawned((10, 0, 1))
-    before: list[Entry] = recover(scene.journal, boot_id="boot-1", journal_id="x").entries
+    before: list[Entry] = recover(scene.journal, boot_id="boot-1", journal_id="x", pools=POOLS).entries
     scene.journal = list(scene.machine.snapshot())
-    assert recover(scene.journal, boot_id="boot-1", journal_id="x").entries == before
+    assert recover(scene.journal, boot_id="boot-1", journal_id="x", pools=POOLS).entries == before

@@ -3,7 +3,8 @@
 For tests and the simulator. A failure is an `InvariantBroken` that names the invariant.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from pyroaring import BitMap
 
@@ -132,7 +133,7 @@ def _check_allocation(job: Job, allocation: Allocation, owned: BitMap) -> None:
 
 
 def check_node(node: Node) -> None:
-    """Nothing is charged beyond what there is, and the charges are those of the leases."""
+    """The charges are those of the leases, and no device is given twice."""
     charged: dict[tuple[str, int], Resources] = {}
     for lease in node.leases.values():
         desired = lease.desired
@@ -153,13 +154,22 @@ def check_node(node: Node) -> None:
         charged == node.charged, "counters", f"node {node.config.name}: charged {node.charged}, is {charged}"
     )
     for name, number in node.charged:
-        free = node.free(name, number)
-        require(not free.negative, "oversubscribed", f"node {node.config.name}: {free} is free")
         pool = node.pool(name)
         if pool is not None:
             devices = devices_free(node, pool, number)
             shared = [device for device, left in devices.items() if left < 0]
             require(not shared, "oversubscribed", f"node {node.config.name}: {shared} are given twice")
+
+
+def check_room(node: Node, short: Mapping[tuple[str, int], Resources] = MappingProxyType({})) -> None:
+    """Nothing is charged beyond what there is.
+
+    Of a node that came back with less than is charged to it, `short` says by how much: no more than that.
+    """
+    for unit in node.charged:
+        free, least = node.free(*unit), short.get(unit, NOTHING)
+        more = [name for name, amount in free.items() if amount < min(least.get(name), 0)]
+        require(not more, "oversubscribed", f"node {node.config.name}: {free} is free of {unit}")
 
 
 def check_cluster(cluster: Cluster, jobs: Iterable[Job] | None = None) -> None:

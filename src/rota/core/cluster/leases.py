@@ -7,6 +7,7 @@ from itertools import islice
 from rota.core.cluster.records import lease_key
 from rota.core.cluster.state import Lease, Node
 from rota.core.cluster.work import Work
+from rota.core.model import protocol
 from rota.core.model.protocol import Pool, Resize
 from rota.core.model.states import EventKind
 
@@ -20,6 +21,15 @@ def close_lease_if_empty(work: Work, lease: Lease) -> None:
         work.drop(lease_key(lease.node.id, lease.id))
         message = f"lease {lease.id} closed"
         work.event(EventKind.LEASE_CLOSED, node=lease.node.config.name, message=message)
+
+
+def tell_lease(work: Work, lease: Lease) -> None:
+    """Sends the lease as it is, all of it, to its node."""
+    desired = lease.desired
+    message = protocol.Lease(
+        lease.id, desired.shape, desired.slots, desired.queue, desired.pool, desired.unit
+    )
+    work.send(lease.node.id, message)
 
 
 def shrink(work: Work, lease: Lease, target: int) -> None:

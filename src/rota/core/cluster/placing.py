@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pyroaring import BitMap
 
-from rota.core.cluster.leases import devices_free, devices_room, shrink, take_devices, units_of
+from rota.core.cluster.leases import devices_free, devices_room, shrink, take_devices, tell_lease, units_of
 from rota.core.cluster.nodes import takes_work
 from rota.core.cluster.records import AllocationDesired, LeaseDesired, allocation_key, lease_key
 from rota.core.cluster.settling import waits_for
@@ -20,7 +20,7 @@ from rota.core.cluster.streams import send_grant
 from rota.core.cluster.tasks import put_job_status
 from rota.core.cluster.waiting import grantable_count, quota_slots, ready_count
 from rota.core.cluster.work import Work
-from rota.core.model import indexset, protocol
+from rota.core.model import indexset
 from rota.core.model.protocol import Pool, Recall, Slot
 from rota.core.model.resources import NOTHING, Resources
 from rota.core.model.spec import JobSpec
@@ -229,7 +229,7 @@ class _Pass:
                 next_slot=first + len(slots),
             )
             self.work.put(lease_key(node.id, number), desired)
-        self.work.send(node.id, protocol.Lease(number, shape, desired.slots, queue))
+        tell_lease(self.work, lease)
         return lease
 
     # ------------------------------------------------------------ grants

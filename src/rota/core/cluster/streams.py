@@ -11,7 +11,7 @@ from pyroaring import BitMap
 
 from rota.core.cluster import nodes, reports
 from rota.core.cluster.inputs import Done, FromNode, Send, StreamClosed, ToNode, Why
-from rota.core.cluster.leases import fit_leases
+from rota.core.cluster.leases import fit_leases, tell_lease
 from rota.core.cluster.records import (
     NodeInventory,
     allocation_key,
@@ -40,7 +40,6 @@ from rota.core.model.protocol import (
     Hello,
     Holding,
     HoldingEnd,
-    Lease,
     OutputHeld,
     Recall,
     Refused,
@@ -355,7 +354,7 @@ def _compare_leases(work: Work, node: Node, session: Session) -> None:
             continue
         desired = lease.desired
         if desired.slots and (held is None or set(held.slots) != {slot.slot for slot in desired.slots}):
-            work.send(node.id, Lease(lease.id, desired.shape, desired.slots, desired.queue))
+            tell_lease(work, lease)
         if desired.target < len(desired.slots):
             work.send(node.id, Resize(lease.id, desired.target))
 

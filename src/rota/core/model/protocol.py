@@ -225,6 +225,8 @@ class Lease:
     shape: Resources
     slots: tuple[Slot, ...]
     queue: str
+    pool: str = ""
+    unit: int = 0
 
 
 @dataclass(slots=True)

@@ -62,6 +62,8 @@ class LeaseKept:
     slots: tuple[Slot, ...]
     next_slot: int
     gone_sequence: int = 0
+    pool: str = ""
+    unit: int = 0
 
 
 @dataclass(slots=True)

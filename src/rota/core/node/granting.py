@@ -60,7 +60,15 @@ class Granting:
 
     def _keep_lease(self, message: Lease, slots: dict[int, Slot], next_slot: int) -> None:
         self._book.write(
-            LeaseKept(message.lease, message.shape, message.queue, tuple(slots.values()), next_slot)
+            LeaseKept(
+                message.lease,
+                message.shape,
+                message.queue,
+                tuple(slots.values()),
+                next_slot,
+                pool=message.pool,
+                unit=message.unit,
+            )
         )
 
     def resize(self, message: Resize) -> None:

@@ -39,7 +39,17 @@ TEMPLATES_BYTES_MAX = 4 * 1024 * 1024
 class LeaseHeld:
     """Slots of one shape, and the allocations that wait for them, in order."""
 
-    __slots__ = ("gone_sequence", "lease", "next_slot", "queue", "shape", "slots", "waiting")
+    __slots__ = (
+        "gone_sequence",
+        "lease",
+        "next_slot",
+        "pool",
+        "queue",
+        "shape",
+        "slots",
+        "unit",
+        "waiting",
+    )
 
     def __init__(self, entry: LeaseKept) -> None:
         self.lease = entry.lease
@@ -48,12 +58,21 @@ class LeaseHeld:
         self.slots: dict[int, Slot] = {slot.slot: slot for slot in entry.slots}
         self.next_slot = entry.next_slot
         self.gone_sequence = entry.gone_sequence
+        self.pool = entry.pool
+        self.unit = entry.unit
         self.waiting: OrderedDict[int, None] = OrderedDict()
 
     def kept(self) -> LeaseKept:
         """All of it but the allocations."""
         return LeaseKept(
-            self.lease, self.shape, self.queue, tuple(self.slots.values()), self.next_slot, self.gone_sequence
+            self.lease,
+            self.shape,
+            self.queue,
+            tuple(self.slots.values()),
+            self.next_slot,
+            self.gone_sequence,
+            self.pool,
+            self.unit,
         )
 
 
