@@ -127,23 +127,25 @@ class Cast:
     ) -> None:
         """Asks until it is answered: with the same key, or something that may be repeated.
 
-        `make` gets the ticket each time, and may think better of it.
+        `make` gets a ticket each time, and may think better of it. An answer to an earlier time, which
+        was given up, reaches nobody.
         """
-        self._ticket_count += 1
-        ticket = self._ticket_count
 
         def replied(reply: Reply) -> None:
-            del self.tickets[ticket]
+            del self.tickets[reply.ticket]
             self.world.say(lambda: f"answered: {describe(reply)}")
             if isinstance(reply.answer, Refusal):
                 self.checkers.refused(reply.answer)
             if on_reply is not None:
                 on_reply(reply)
 
-        def ask() -> None:
-            if ticket not in self.tickets:
+        def ask(earlier: int) -> None:
+            if earlier and self.tickets.pop(earlier, None) is None:
                 self.world.void()
                 return
+            self._ticket_count += 1
+            ticket = self._ticket_count
+            self.tickets[ticket] = replied
             if self.leader is not None:
                 item = make(ticket)
                 if item is None:
@@ -151,10 +153,9 @@ class Cast:
                     return
                 self.world.say(lambda: f"asked: {describe(item)}")
                 self.leader.put(item)
-            self.world.after(ASK_AGAIN_MS, "somebody asks again", ask)
+            self.world.after(ASK_AGAIN_MS, "somebody asks again", lambda: ask(ticket))
 
-        self.tickets[ticket] = replied
-        ask()
+        ask(0)
 
     def _replied(self, reply: Reply) -> None:
         waiting = self.tickets.get(reply.ticket)
