@@ -32,6 +32,7 @@ from rota.core.model.protocol import (
     HeldAllocation,
     HeldLease,
     Holding,
+    Lease,
     OutputHeld,
     Pool,
     Resize,
@@ -436,3 +437,16 @@ def test_a_job_whose_dependency_failed_is_not_retried_as_if_it_had_none() -> Non
     scene.ask(CancelJob(0, "user", second))
     scene.ask(RetryJob(0, "user", second, None, ignore_dependencies=True))
     assert scene.job(second).config.after == ()
+
+
+def test_a_lease_that_was_lost_goes_out_again_with_what_the_node_has_room_for_now() -> None:
+    """Slots that a Resize takes back only afterwards would have begun work (simulator, seed 3247)."""
+    scene = Scene()
+    node = scene.node("n", 3)
+    scene.submit(array="0-2")
+    scene.silence(node, 1_000)
+    with pytest.raises(InvariantBroken, match="oversubscribed"):
+        scene.hello(node, 1)
+    sent = scene.sent(Lease)
+    assert [(len(lease.slots), lease.target) for lease in sent] == [(3, 1)]
+    assert scene.sent(Resize) == []

@@ -27,7 +27,7 @@ def tell_lease(work: Work, lease: Lease) -> None:
     """Sends the lease as it is, all of it, to its node."""
     desired = lease.desired
     message = protocol.Lease(
-        lease.id, desired.shape, desired.slots, desired.queue, desired.pool, desired.unit
+        lease.id, desired.shape, desired.slots, desired.queue, desired.pool, desired.unit, desired.target
     )
     work.send(lease.node.id, message)
 

@@ -289,6 +289,8 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
         or node.status.acknowledged < session.hello.last_sequence
     ):
         return
+    # Before anything is sent: a lease goes out with the size that it is to have.
+    fit_leases(work, node)
     session.compared = True
     for allocation in list(node.allocations.values()):
         _end_what_is_gone(work, node, session, allocation)
@@ -308,7 +310,6 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
     if node.status.journal_new:
         work.put(node_status_key(node.id), replace(node.status, journal_new=False))
     nodes.become(work, node, NodeState.READY, "")
-    fit_leases(work, node)
     for allocation in list(node.allocations.values()):
         nodes.reclaim(work, allocation.job, ask=True)
     work.place_wanted = True
@@ -355,7 +356,7 @@ def _compare_leases(work: Work, node: Node, session: Session) -> None:
         desired = lease.desired
         if desired.slots and (held is None or set(held.slots) != {slot.slot for slot in desired.slots}):
             tell_lease(work, lease)
-        if desired.target < len(desired.slots):
+        elif desired.target < len(desired.slots):
             work.send(node.id, Resize(lease.id, desired.target))
 
 

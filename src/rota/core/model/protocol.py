@@ -227,6 +227,7 @@ class Lease:
     queue: str
     pool: str = ""
     unit: int = 0
+    target: int | None = None
 
 
 @dataclass(slots=True)

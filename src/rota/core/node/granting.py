@@ -54,7 +54,7 @@ class Granting:
             self._keep_lease(message, slots | fresh, max(next_slot, *fresh) + 1)
         place = self._attempts.places.setdefault(message.lease, Place())
         place.free.extend(fresh)
-        place.target = 0 if self.leaving else None
+        place.target = 0 if self.leaving else message.target
         place.surplus = frozenset(slots) - frozenset(listed)
         self._attempts.changed[message.lease] = None
 
