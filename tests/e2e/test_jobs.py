@@ -119,6 +119,12 @@ def test_a_job_starts_after_another(cluster: Cluster, gate: Gate) -> None:
     assert cluster("wait", first, after_success, after_end).returncode == 1
     states = [cluster.json("show", number)["state"] for number in (first, after_success, after_end)]
     assert states == ["JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_SUCCEEDED"]
+    retried = cluster("retry", first)
+    assert (retried.returncode, retried.stdout) == (0, f"job {first}: 1 task put back\n")
+    hint = (
+        f"job {after_success} was cancelled because of job {first}: 'rota retry {after_success}' runs it too"
+    )
+    assert retried.stderr == f"rota: {hint}\n"
 
 
 def test_a_request_no_node_can_carry_is_refused_and_names_the_largest(cluster: Cluster) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import click
 
-from rota.cli import formats
+from rota.cli import app, formats
 from rota.cli.listing import Column, Listing, output_option
 from rota.cli.session import JobNumber, QueueName, TasksOfJob, client, each, not_empty, one_index, pairs
 from rota.cli.states import short, state_option, value
@@ -13,6 +13,7 @@ from rota.client.client import JOB_ENDS
 from rota.client.messages import CancelJobResponse, Job, JobState
 
 LIMIT_DEFAULT = 50
+DEPENDENTS_SHOWN_MAX = 50
 
 
 def state_name(job: Job) -> str:
@@ -192,6 +193,7 @@ Examples:
 @output_option
 def retry(tasks: Sequence[tuple[int, str]], ignore_dependencies: bool, output: str) -> int:
     """Run failed and cancelled tasks again."""
+    given = {number for number, _ in tasks}
     with client() as rota:
 
         def act(item: tuple[int, str]) -> None:
@@ -202,8 +204,23 @@ def retry(tasks: Sequence[tuple[int, str]], ignore_dependencies: bool, output: s
             if indices:
                 nothing = f"none of its tasks {indices} has failed or was cancelled: nothing to put back"
             _say_done(answer.job, output, f"job {number}: {count if answer.task_count else nothing}")
+            _say_dependents(number, [each for each in answer.cancelled_dependents if each not in given])
 
         return each(tasks, act)
+
+
+def _say_dependents(number: int, dependents: Sequence[int]) -> None:
+    """The jobs that stay cancelled, which had been because of the one that runs again."""
+    if not dependents:
+        return
+    shown = [str(each) for each in dependents[:DEPENDENTS_SHOWN_MAX]]
+    says = f"{'jobs' if len(shown) > 1 else 'job'} {', '.join(shown)}"
+    hint = f"'rota retry {' '.join(shown)}' runs {'them' if len(shown) > 1 else 'it'} too"
+    if more := len(dependents) - len(shown):
+        says += f" and {more:,} more"
+        hint += f", and then 'rota retry {number}' names more"
+    was = "was" if len(dependents) == 1 else "were"
+    app.say(f"{says} {was} cancelled because of job {number}: {hint}")
 
 
 def _say_done(job: Job, output: str, text: str) -> None:

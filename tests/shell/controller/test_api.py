@@ -187,6 +187,29 @@ async def test_hold_release_cancel_and_retry_change_the_job(tmp_path: Path) -> N
         assert (back.task_count, back.job.tasks.pending, back.job.state) == (2, 2, job_pb2.JOB_STATE_PENDING)
 
 
+async def test_a_retry_names_the_jobs_that_its_job_had_cancelled(tmp_path: Path) -> None:
+    def after(name: str, *others: str) -> job_pb2.JobSpec:
+        return job_pb2.JobSpec(name=name, command=["true"], after=[job_pb2.Dependency(job=o) for o in others])
+
+    async with running(tmp_path) as run:
+        jobs = run.admin().jobs
+        specs = [after("a"), after("last", "a", "mid"), after("mid", "a"), after("x", "a", "b"), after("b")]
+        a, last, mid, x, b = (await jobs.SubmitJobs(submit(*specs))).ids
+        for number in (a, b):
+            await jobs.CancelJob(job_service_pb2.CancelJobRequest(id=number))
+        back = await jobs.RetryJob(job_service_pb2.RetryJobRequest(id=a))
+        assert back.cancelled_dependents == [mid, last], "in the order in which they can be retried"
+        again = await jobs.RetryJob(job_service_pb2.RetryJobRequest(id=a))
+        assert (again.task_count, list(again.cancelled_dependents)) == (0, [mid, last])
+        back = await jobs.RetryJob(job_service_pb2.RetryJobRequest(id=mid))
+        assert back.cancelled_dependents == [last]
+        back = await jobs.RetryJob(job_service_pb2.RetryJobRequest(id=b))
+        assert back.cancelled_dependents == [x], "nothing else keeps it from running now"
+        await jobs.CancelJob(job_service_pb2.CancelJobRequest(id=a))
+        back = await jobs.RetryJob(job_service_pb2.RetryJobRequest(id=b))
+        assert back.cancelled_dependents == []
+
+
 async def test_a_job_that_waits_says_for_what(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         jobs = run.admin().jobs

@@ -1,12 +1,15 @@
 """The cluster as the contract shows it: functions of committed state, which change nothing."""
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from urllib.parse import unquote
 
 from pyroaring import BitMap
 
 from rota.core.cluster.records import Event, QueueConfig, ResultBlock, TokenConfig
+from rota.core.cluster.settling import cannot_be_met
 from rota.core.cluster.soft import Soft
 from rota.core.cluster.state import Allocation, Cluster, Job, Node
 from rota.core.cluster.waiting import Reasons, Waiting
@@ -227,6 +230,31 @@ def failures(one: Job) -> list[job_pb2.FailureGroup]:
         for (cause, code), (indices, message) in sorted(groups.items(), key=lambda item: -len(item[1][0]))
         if indices
     ]
+
+
+def cancelled_dependents(cluster: Cluster, one: Job) -> list[int]:
+    """The jobs that a job which goes on again has left cancelled, each behind those that it is to run after.
+
+    Those that another job keeps from running are not among them.
+    """
+    found: dict[int, set[int]] = {one.id: set()}
+    waiting = deque([one.id])
+    while waiting:
+        for number in cluster.dependents.get(waiting.popleft(), ()):
+            job = cluster.jobs[number]
+            if number not in found and job.ended and job.status.cause is Cause.DEPENDENCY:
+                found[number] = {after.job for after in job.config.after}
+                waiting.append(number)
+    graph = {number: after & found.keys() for number, after in found.items()}
+    order: dict[int, None] = {}
+    for number in TopologicalSorter(graph).static_order():
+        stays = any(
+            after.job not in order and cannot_be_met(cluster, after)
+            for after in cluster.jobs[number].config.after
+        )
+        if number != one.id and not stays:
+            order[number] = None
+    return list(order)
 
 
 # ---------------------------------------------------------------- tasks

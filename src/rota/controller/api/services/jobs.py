@@ -99,7 +99,12 @@ class Jobs:
             call,
             lambda ticket: RetryJob(ticket, by, request.id, indices, request.ignore_dependencies),
         )
-        return job_service_pb2.RetryJobResponse(job=view, task_count=done.count)
+        dependents = await self._look(
+            request.id, lambda machine, job: views.cancelled_dependents(machine.cluster, job)
+        )
+        return job_service_pb2.RetryJobResponse(
+            job=view, task_count=done.count, cancelled_dependents=dependents
+        )
 
     async def _change(
         self, number: int, call: Call, make: Callable[[int], Input]
