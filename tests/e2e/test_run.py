@@ -332,6 +332,45 @@ def test_a_reader_that_goes_away_ends_the_job(cluster: Cluster) -> None:
     assert newest(cluster)["state"] == "JOB_STATE_CANCELLED"
 
 
+@pytest.mark.parametrize(
+    ("number", "writer_ends"), [(signal.SIGHUP, True), (signal.SIGHUP, False), (signal.SIGQUIT, False)]
+)
+def test_a_job_whose_input_ends_with_the_terminal_is_cancelled(
+    number: signal.Signals, writer_ends: bool, cluster: Cluster
+) -> None:
+    command = ["sh", "-c", "cat; exec sleep 600"]
+    with cluster.begin("run", "--", *command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"half\n")
+        process.stdin.flush()
+        assert first_line(process) == b"half\n"
+        if writer_ends:
+            process.stdin.close()
+        process.send_signal(number)
+        assert process.wait(CALL_S_MAX) == -number
+        job = str(newest(cluster)["id"])
+        said = process.stderr.read().decode()
+        assert said == f"rota: cancelling job {job}, whose standard input ends here\n"
+        assert cluster("wait", job).stdout == f"job {job} CANCELLED: 1 task: 1 cancelled\n"
+
+
+def test_a_job_that_has_all_of_its_input_goes_on_without_a_terminal(cluster: Cluster, gate: Gate) -> None:
+    whole = cluster.place / "whole"
+    whole.write_text("whole\n")
+    with (
+        whole.open() as file,
+        cluster.begin("run", "--", "sh", "-c", f"cat; {gate.wait}; echo done", stdin=file) as process,
+    ):
+        assert first_line(process) == b"whole\n"
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(CALL_S_MAX) == -signal.SIGHUP
+    gate.open()
+    number = str(newest(cluster)["id"])
+    cluster.ok("wait", number)
+    assert cluster.ok("logs", number) == "whole\ndone\n"
+
+
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_an_interrupted_submission_tells_how_to_ask_again(
     command: str, cluster: Cluster, tmp_path: Path

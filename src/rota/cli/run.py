@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -29,6 +29,8 @@ PATIENT_S = 2.0
 PATIENT_IN_LOG_S = 10.0
 # How long a second Ctrl-C waits for the controller to have heard of the first.
 CANCEL_S_MAX = 2.0
+# An end of standard input and a hang-up that are no further apart have one cause.
+TOGETHER_S_MAX = 1.0
 
 _FILES = {STDOUT: "--stdout", STDERR: "--stderr"}
 
@@ -37,11 +39,18 @@ class _Interrupted:
     """Ctrl-C, or SIGTERM."""
 
 
+class _Left:
+    """The terminal is closed (HUP), or QUIT: nobody waits any more."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 class _AllRead:
     """The job has ended, and all its output is printed."""
 
 
-News = Job | BaseException | _Interrupted | _AllRead
+News = Job | BaseException | _Interrupted | _Left | _AllRead
 
 
 @click.command(
@@ -105,11 +114,13 @@ class _Run:
         self._printer = Printer(prefixed=bool(spec.array or spec.lines))
         # The controller has heard that the job is to end.
         self._cancelled = threading.Event()
+        # When standard input came to its end; the task has all of it, or wants no more.
+        self._input_ended_s: float | None = None
+        self._fed = threading.Event()
 
     def result(self) -> int:
         """Submits, shows, waits; the exit code. Raises RotaError."""
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, self._interrupt)
+        self._catch_signals()
         with named_by_options():
             self._number = submit_jobs(self._rota, [self._spec], self._key).ids[0]
         self._submitted_s = time.monotonic()
@@ -122,6 +133,9 @@ class _Run:
                 case _Interrupted():
                     if self._stop():
                         return EXIT_CANCELLED
+                case _Left(number=number):
+                    self._cancel_unless_fed()
+                    _end_by(number)
                 case _AllRead():
                     return self._outcome(follower)
                 case BrokenPipeError():
@@ -156,10 +170,39 @@ class _Run:
         if job.reason:
             app.say(f"job {job.id} {formats.reason(job)}")
 
+    def _catch_signals(self) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, self._interrupt)
+        if self._spec.stdin:
+            for each in (signal.SIGHUP, signal.SIGQUIT):
+                # Nohup's are left alone.
+                if signal.getsignal(each) is signal.SIG_DFL:
+                    signal.signal(each, self._leave)
+
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self._number:
             raise KeyboardInterrupt
         self._news.put(_Interrupted())
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        if not self._number:
+            _end_by(number)
+        self._news.put(_Left(number))
+
+    def _cancel_unless_fed(self) -> None:
+        """Without the rest of its input a task would wait for ever, or take what it has for the whole."""
+        if self._job.state in JOB_ENDS or (self._has_whole_input() and self._fed.wait(CANCEL_S_MAX)):
+            return
+        self._spawn(self._cancel)
+        self._cancelled.wait(CANCEL_S_MAX)
+        # The terminal is gone, but standard error may be a file.
+        with suppress(OSError):
+            app.say(f"cancelling job {self._number}, whose standard input ends here")
+
+    def _has_whole_input(self) -> bool:
+        """Whether it came to an end; one that comes with the signal is that of a writer whom it ended too."""
+        ended_s = self._input_ended_s
+        return ended_s is not None and (stdin.is_file() or time.monotonic() - ended_s > TOGETHER_S_MAX)
 
     def _stop(self) -> bool:
         """The first time cancels the job; True where it shall be left alone."""
@@ -238,4 +281,15 @@ class _Run:
     def _feed(self) -> None:
         # Refused: the task has ended, and wants no more.
         with suppress(NotFound, Refused):
-            self._rota.write_input(self._number, stdin.pieces())
+            self._rota.write_input(self._number, self._pieces())
+        self._fed.set()
+
+    def _pieces(self) -> Iterator[bytes]:
+        yield from stdin.pieces()
+        self._input_ended_s = time.monotonic()
+
+
+def _end_by(number: int) -> None:
+    """Ends this process by a signal, as if nobody had caught it."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(signal.Signals(number))

@@ -16,6 +16,11 @@ def is_given() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
+def is_file() -> bool:
+    """Whether it is a file, whose end is the end of what is in it."""
+    return stat.S_ISREG(_mode())
+
+
 def has_data() -> bool:
     """Whether a pipe has something to read now, or a file is there from its beginning on.
 
