@@ -319,16 +319,21 @@ def test_logs_follow_until_the_end(cluster: Cluster, gate: Gate) -> None:
     assert (process.returncode, out, err) == (0, b"b\n", b"")
 
 
-def test_logs_that_were_not_kept_say_where_they_went(cluster: Cluster) -> None:
+@ENDED_OR_FOLLOWED
+def test_logs_that_were_not_kept_say_where_they_went(follow: list[str], cluster: Cluster) -> None:
     number = cluster.submit(
         "--stdout", "kept-{index}.txt", "--stderr", "none", "--", "sh", "-c", "echo x; echo y >&2"
     )
     cluster.ok("wait", number)
-    assert (cluster.place / "kept-0.txt").read_text() == "x\n"
-    done = cluster("logs", number)
-    assert done.returncode == 3
-    assert "kept-{index}.txt" in done.stderr
-    assert "not kept" in cluster("logs", number, "--stderr").stderr
+    kept = cluster.place / "kept-0.txt"
+    assert kept.read_text() == "x\n"
+    kept.unlink()
+    for options, says in (
+        ([], f"standard output of job {number} is written to kept-{{index}}.txt on the nodes"),
+        (["--stderr"], f"standard error of job {number} is not kept"),
+    ):
+        done = cluster("logs", number, *options, *follow)
+        assert (done.returncode, done.stdout, done.stderr) == (3, "", f"rota: {says}\n")
 
 
 # ---------------------------------------------------------------- changing

@@ -2,6 +2,8 @@
 
 import queue
 import time
+from dataclasses import dataclass
+from typing import Protocol
 
 import click
 from pyroaring import BitMap
@@ -42,17 +44,20 @@ def logs(task: tuple[int, str], follow: bool, stderr: bool, tail: int | None, at
     with client(PATIENCE_OF_WAITING_S if follow else PATIENCE_S) as rota:
         job = rota.job(number)
         chosen = _chosen(job, indices)
+        _check_kept(job, choice)
         printer = Printer(prefixed=len(chosen) > 1, one_stream=True)
         try:
             if follow:
-                count = _follow(rota, job, chosen, choice, printer)
+                found = _follow(rota, job, chosen, choice, printer)
             else:
-                count = _print(rota, job, indices, chosen, choice, printer)
+                found = _print(rota, job, indices, chosen, choice, printer)
         finally:
             printer.end_progress()
             if len(chosen) == 1:
                 _say_failed_start(rota, job, chosen.min(), attempt)
-        if not count:
+        if found.missed:
+            raise click.ClickException("not all of the output could be read")
+        if not found.attempt_count:
             raise NotFound(_nothing(rota.job(number), chosen, attempt))
 
 
@@ -66,6 +71,15 @@ def _chosen(job: Job, indices: str) -> BitMap:
         what = f"task {missing.min()}" if len(missing) == 1 else f"tasks {text_of(missing)}"
         raise NotFound(f"job {job.id} has no {what}; it has {text_of(there)}")
     return chosen
+
+
+def _check_kept(job: Job, choice: Choice) -> None:
+    """Raises NotFound where no node keeps what is to be read."""
+    err = choice.stream == STDERR
+    path = job.spec.stderr if err else job.spec.stdout
+    if path:
+        where = "not kept" if path == "none" else f"written to {formats.safe(path)} on the nodes"
+        raise NotFound(f"standard {'error' if err else 'output'} of job {job.id} is {where}")
 
 
 def _nothing(job: Job, chosen: BitMap, attempt: int | None) -> str:
@@ -88,11 +102,23 @@ def _say_failed_start(rota: Client, job: Job, index: int, attempt: int | None) -
             return
 
 
-def _print(rota: Client, job: Job, indices: str, chosen: BitMap, choice: Choice, printer: Printer) -> int:
-    """What there is now, task after task; how many attempts there were to read. Raises RotaError."""
+class _Found(Protocol):
+    """What there was: how many attempts, and whether there is, or may be, more than could be read."""
+
+    attempt_count: int
+    missed: bool
+
+
+@dataclass
+class _Now:
+    attempt_count: int = 0
+    missed: bool = False
+
+
+def _print(rota: Client, job: Job, indices: str, chosen: BitMap, choice: Choice, printer: Printer) -> _Found:
+    """What there is now, task after task. Raises RotaError."""
     begun_s = time.monotonic()
-    count = 0
-    unread = ""
+    found = _Now()
     answers = rota.outputs(
         job.id,
         indices=indices,
@@ -102,22 +128,19 @@ def _print(rota: Client, job: Job, indices: str, chosen: BitMap, choice: Choice,
     )
     for answer in answers:
         for output in answer.outputs:
+            found.missed = found.missed or bool(output.unavailable)
             printer.take(output.index, output)
         for each in answer.unread:
-            if not each.indices:
-                raise NotFound(each.why)
+            found.missed = True
             printer.unread(each.indices, each.why)
-            unread = each.why
-        count += answer.attempt_count
+        found.attempt_count += answer.attempt_count
         if answer.sent_below and time.monotonic() > begun_s + PROGRESS_S:
             printer.progress(f"{chosen.rank(answer.sent_below - 1):,} of {len(chosen):,} tasks")
-    if unread:
-        raise NotFound(f"not all of the output could be read: {unread}")
-    return count
+    return found
 
 
-def _follow(rota: Client, job: Job, chosen: BitMap, choice: Choice, printer: Printer) -> int:
-    """What is written, by all tasks at once, until the job has ended and all is read; how many attempts."""
+def _follow(rota: Client, job: Job, chosen: BitMap, choice: Choice, printer: Printer) -> _Found:
+    """What is written, by all tasks at once, until the job has ended and all is read. Raises RotaError."""
     errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
     follower = Follower(rota, job, printer, errors.put, indices=chosen, choice=choice)
     for news in rota.watch(job.id):
@@ -127,4 +150,4 @@ def _follow(rota: Client, job: Job, chosen: BitMap, choice: Choice, printer: Pri
     follower.finish()
     if not errors.empty():
         raise errors.get()
-    return follower.attempt_count
+    return follower

@@ -177,6 +177,8 @@ class Follower:
                 self.missed = self.missed or bool(output.unavailable)
                 self._sink.take(output.index, output)
             for unread in answer.unread:
+                # What is elsewhere is said of all tasks.
+                self.missed = self.missed or bool(unread.indices and not unread.superseded)
                 self._sink.unread(unread.indices, unread.why)
             self._count(answer.attempt_count)
 

@@ -340,11 +340,23 @@ def _nodes_gone(machine: Machine, places: Iterable[_Place]) -> dict[str, str]:
     return {node: why for node in {place.node for place in places} if (why := _gone(machine, node))}
 
 
-def _unread(places: Iterable[_Place], gone: dict[str, str]) -> list[job_service_pb2.UnreadOutput]:
-    lost = {node: BitMap([place.index for place in places if place.node == node]) for node in gone}
+def _unread(places: Sequence[_Place], gone: dict[str, str]) -> list[job_service_pb2.UnreadOutput]:
+    latest: dict[int, int] = defaultdict(int)
+    for place in places:
+        latest[place.index] = max(latest[place.index], place.attempt)
+    # By node, and whether there is a later attempt.
+    lost: dict[tuple[str, bool], BitMap] = defaultdict(BitMap)
+    for place in places:
+        if place.node in gone:
+            lost[place.node, place.attempt < latest[place.index]].add(place.index)
     return [
-        job_service_pb2.UnreadOutput(why=gone[node], indices=indexset.text(indices), task_count=len(indices))
-        for node, indices in lost.items()
+        job_service_pb2.UnreadOutput(
+            why=gone[node],
+            indices=indexset.text(indices),
+            task_count=len(indices),
+            superseded=superseded,
+        )
+        for (node, superseded), indices in lost.items()
     ]
 
 
