@@ -106,6 +106,36 @@ def test_lines_for_slurm_are_counted(rota: Rota) -> None:
     assert answer.lines[0] == f"rota: job.sh: {says}"
 
 
+@pytest.mark.parametrize("command", ["run", "submit"])
+@pytest.mark.parametrize(
+    ("options", "shared"),
+    [
+        (["--array", "0-1", "--stdout", "all.txt"], ["stdout to all.txt"]),
+        (["--array", "0-1", "--stdout", "{line}", "--stderr", "e"], ["stdout to {line}", "stderr to e"]),
+        (["--array", "0-1", "--stdout", "{index}.txt", "--stderr", "none"], []),
+        (["--array", "0-1", "--stdout", "/dev/null"], []),
+        (["--array", "7", "--stdout", "all.txt"], []),
+        (["--stdout", "all.txt"], []),
+        (["--each-line", "lines", "--stdout", "{line}.txt", "--stderr", "e"], ["stderr to e"]),
+    ],
+)
+def test_a_file_that_all_tasks_write_to_is_named(
+    options: list[str], shared: list[str], command: str, rota: Rota
+) -> None:
+    Path("lines").write_text("a\nb\n")
+    *said, no_cluster = rota(command, *options, "--", "true").lines
+    assert said == [
+        f"rota: every task writes its {file}; with {{index}} in it each has its own" for file in shared
+    ]
+    assert "there is no cluster" in no_cluster
+
+
+def test_a_file_that_all_tasks_of_a_job_files_job_write_to_is_named(rota: Rota) -> None:
+    Path("jobs.yaml").write_text("jobs: [{name: a, command: [x], array: 0-1, stdout: all.txt}]\n")
+    says = "job a: every task writes its stdout to all.txt; with {index} in it each has its own"
+    assert rota("submit", "jobs.yaml").lines[0] == f"rota: {says}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [

@@ -1,10 +1,12 @@
-"""What may have been meant by a command that could not be started."""
+"""What may have been meant: by a command that could not be started, by a file that many tasks write to."""
 
 import os
 import shlex
 from pathlib import Path
 
-from rota.client.messages import JobSpec
+from rota.cli.formats import safe
+from rota.client.follow import task_indices
+from rota.client.messages import Job, JobSpec
 
 # What a shell does itself, and no file is there for in most places.
 SHELL_OWN = frozenset(
@@ -81,3 +83,17 @@ def start_hint(spec: JobSpec) -> str:
         if "/" not in name:
             return f"for the file in this directory try ./{name}"
     return ""
+
+
+def shared_files(spec: JobSpec) -> list[str]:
+    """A line for people for each file that all tasks of a job would write to, in no order."""
+    said = []
+    for stream, path in (("stdout", spec.stdout), ("stderr", spec.stderr)):
+        own = "{index}" in path or ("{line}" in path and spec.lines)
+        if path in ("", "none") or path.startswith("/dev/") or own or len(task_indices(Job(spec=spec))) < 2:
+            continue
+        name = f"job {safe(spec.name)}: " if spec.name else ""
+        said.append(
+            f"{name}every task writes its {stream} to {safe(path)}; with {{index}} in it each has its own"
+        )
+    return said

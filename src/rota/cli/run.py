@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from rota.cli import app, formats, stdin
-from rota.cli.hints import start_hint
+from rota.cli.hints import shared_files, start_hint
 from rota.cli.job_options import given_options, job_options, named_by_options, spec_of
 from rota.cli.printer import STDERR, STDOUT, Printer
 from rota.cli.session import client, not_empty, submit_jobs
@@ -90,6 +90,8 @@ def run(
     spec = spec_of(given_options(ctx), command=command, stdin=not no_stdin and stdin.is_given())
     if not (spec.stdin or no_stdin) and stdin.has_data():
         app.say("standard input is not read: it goes along with a job of one task alone ('-n' says so)")
+    for line in shared_files(spec):
+        app.say(line)
     try:
         with client(PATIENCE_OF_WAITING_S) as rota:
             return _Run(rota, spec, idempotency_key).result()

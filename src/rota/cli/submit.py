@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rota.cli import app, formats, slurm, stdin
+from rota.cli.hints import shared_files
 from rota.cli.job_options import (
     SCRIPT_MARK,
     absolute,
@@ -87,6 +88,9 @@ def submit(
     jobs = _jobs(ctx, file, arguments)
     if "-" not in (file, ctx.params.get("each_line")) and stdin.has_data():
         app.say("standard input is not read by 'rota submit', and no task gets it; 'rota run' takes it along")
+    for job in jobs:
+        for line in shared_files(job):
+            app.say(line)
     with client(PATIENCE_OF_WAITING_S if wait else PATIENCE_S) as rota:
         with nullcontext() if is_job_file(file) else named_by_options():
             answer = submit_jobs(rota, jobs, idempotency_key)
