@@ -1,17 +1,26 @@
 """What the client does when connections are lost, and how errors arrive."""
 
+import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rota.client import connection, feeding, methods
+from rota.client import Client, connection, feeding, methods
 from rota.client.connection import Method, Patience
+from rota.client.context import load_context
 from rota.client.errors import Unreachable
 from rota.client.feeding import Feed
 from rota.client.messages import OutputStream, ReadOutputResponse, ReadOutputsResponse
 from rota.client.reading import Reading, ReadingMany
+from rota.controller.ca import SERVER_DAYS, open_authority
+from rota.controller.context import write_context
 from rota.wire.gen.v1 import cluster_pb2, job_service_pb2, node_pb2
 
 OUT, ERR = OutputStream.OUTPUT_STREAM_STDOUT, OutputStream.OUTPUT_STREAM_STDERR
@@ -63,6 +72,55 @@ def test_patience_ends_counted_from_the_last_answer(monkeypatch: pytest.MonkeyPa
     patience.answered()
     patience.wait(error)
     assert pauses[-1] == connection.PAUSE_S_MIN
+
+
+# ---------------------------------------------------------------- what listens there
+
+
+class Stranger(socketserver.ThreadingTCPServer):
+    """A program that is no controller of this cluster: it says something, and ends the connection."""
+
+    daemon_threads = True
+    block_on_close = False
+    word = b""
+    tls: ssl.SSLContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        with suppress(OSError):
+            if self.tls is not None:
+                request = self.tls.wrap_socket(request, server_side=True)
+            request.sendall(self.word)
+
+
+@pytest.mark.parametrize(
+    ("word", "issued_ago_days", "why"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", None, "what listens there speaks no TLS: another program?"),
+        (b"", None, "what listens there says nothing"),
+        (b"", 0, "its certificate is not of this cluster"),
+        (b"", 2 * SERVER_DAYS, "its certificate has expired"),
+    ],
+)
+def test_what_listens_instead_of_the_controller_is_told_apart(
+    word: bytes, issued_ago_days: int | None, why: str, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC)
+    issued = now - timedelta(days=issued_ago_days or 0)
+    ours = open_authority(tmp_path / "ours", "c", issued)
+    with Stranger(("127.0.0.1", 0), socketserver.BaseRequestHandler) as stranger:
+        stranger.word = word
+        if issued_ago_days is not None:
+            theirs = ours if issued_ago_days else open_authority(tmp_path / "theirs", "d", issued)
+            theirs.server(issued)
+            stranger.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            stranger.tls.load_cert_chain(tmp_path / ("ours" if issued_ago_days else "theirs") / "server.pem")
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{stranger.server_address[1]}"
+        write_context(tmp_path / "client", ours, user="u", address=address, now=now)
+        with Client(load_context(tmp_path), patience_s=0) as client, pytest.raises(Unreachable) as failed:
+            client.cluster()
+        stranger.shutdown()
+    assert str(failed.value).startswith(f"no controller answers at {address} ({why}); is it running")
 
 
 # ---------------------------------------------------------------- reading

@@ -15,6 +15,7 @@ from rota.main.cli import root
 from tests.cli.conftest import Rota
 
 NO_TASK = "is no job and no task; try 42, 42/7 or 42/0-9"
+NO_TASK_SHOWN = "is no job and no task; try 42 or 42/7"
 NO_JOB = "is not the number of a job; 'rota ls' lists jobs"
 
 
@@ -44,8 +45,8 @@ NO_JOB = "is not the number of a job; 'rota ls' lists jobs"
         ),
         ("submit", ["-p", "x"], "there is no option '-p'; Slurm's '-p' is '--queue' here"),
         ("submit", [], "what shall run? try 'rota submit -- COMMAND' or 'rota submit FILE'"),
-        ("show", ["4x"], f"invalid value for 'ID[/INDEX]': '4x' {NO_TASK}"),
-        ("show", ["0"], f"invalid value for 'ID[/INDEX]': '0' {NO_TASK}"),
+        ("show", ["4x"], f"invalid value for 'ID[/INDEX]': '4x' {NO_TASK_SHOWN}"),
+        ("show", ["0"], f"invalid value for 'ID[/INDEX]': '0' {NO_TASK_SHOWN}"),
         ("show", ["4/1-2"], "show takes a job or one task; try 'rota show 4'"),
         ("cancel", ["4/"], f"invalid value for 'ID[/TASKS]...': '4/' {NO_TASK}"),
         ("hold", ["9" * 30], f"invalid value for 'ID...': '{'9' * 30}' {NO_JOB}"),
@@ -188,14 +189,24 @@ def test_the_option_home_comes_before_the_variable(rota: Rota, tmp_path: Path) -
     assert answer.lines == [f"rota: there is no cluster in {tmp_path / 'other'}; start one with: rota up"]
 
 
+RENEWED_BY = {
+    "tls": "the controller writes it anew when it starts: 'rota down', then 'rota up'",
+    "": "copy the folder 'client' of the controller's home into this one again",
+}
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"address": "a"}', "\0", "nonsense"])
-def test_a_damaged_context_is_said_to_be_damaged(text: str, rota: Rota, tmp_path: Path) -> None:
+@pytest.mark.parametrize("controllers", RENEWED_BY)
+def test_a_damaged_context_is_said_to_be_damaged(
+    text: str, controllers: str, rota: Rota, tmp_path: Path
+) -> None:
     folder = tmp_path / "home" / "client"
     folder.mkdir(parents=True)
+    (tmp_path / "home" / controllers).mkdir(exist_ok=True)
     (folder / "context.json").write_text(text)
     answer = rota("ls")
     assert answer.code == 5
-    assert answer.lines == [f"rota: {folder / 'context.json'} is damaged; 'rota up' writes it anew"]
+    assert answer.lines == [f"rota: {folder / 'context.json'} is damaged; {RENEWED_BY[controllers]}"]
 
 
 def test_a_key_that_is_missing_is_named(rota: Rota, tmp_path: Path) -> None:
@@ -206,7 +217,7 @@ def test_a_key_that_is_missing_is_named(rota: Rota, tmp_path: Path) -> None:
     )
     answer = rota("ls")
     assert answer.code == 5
-    says = "cannot be read: No such file or directory; 'rota up' writes it anew"
+    says = f"cannot be read: No such file or directory; {RENEWED_BY['']}"
     assert answer.lines == [f"rota: {folder / 'ca'} {says}"]
 
 

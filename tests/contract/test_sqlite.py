@@ -227,7 +227,7 @@ async def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Pa
     file.parent.mkdir()
     file.write_bytes(b"not a database " * 1000)
     for _ in range(2):  # the lock was let go
-        with pytest.raises(StoreError, match=r"rota\.db' is damaged: .*Put back the latest backup"):
+        with pytest.raises(StoreError, match=r"rota\.db' is damaged: .*Put back a copy of its directory if"):
             await SqliteStore.open(tmp_path, Clock())
     assert file.read_bytes() == b"not a database " * 1000
 
@@ -242,7 +242,7 @@ async def test_a_damaged_database_is_said_to_be_damaged(tmp_path: Path) -> None:
     for page in range(8, len(data) // 4096):
         data[page * 4096 : page * 4096 + 200] = b"\xff" * 200
     file.write_bytes(data)
-    with pytest.raises(StoreError, match=r"rota\.db' is damaged: .*Put back the latest backup"):
+    with pytest.raises(StoreError, match=r"rota\.db' is damaged: .*Put back a copy of its directory if"):
         async with store_of(tmp_path) as store:
             await store.load()
 

@@ -139,9 +139,13 @@ class JobNumber(_OfJob[int]):
 
 
 class TasksOfJob(_OfJob[tuple[int, str]]):
-    """A job, or some of its tasks: (number, indices as text)."""
+    """A job, or some of its tasks: (number, indices as text). `example`: what would be right."""
 
     name = "ID[/TASKS]"
+
+    def __init__(self, *, open_only: bool = False, example: str = "42, 42/7 or 42/0-9") -> None:
+        super().__init__(open_only=open_only)
+        self._example = example
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -152,7 +156,7 @@ class TasksOfJob(_OfJob[tuple[int, str]]):
         job, slash, indices = value.partition("/")
         number = _number(job, NUMBER_MAX)
         if not number or (slash and not indices):
-            self.fail(f"'{value}' is no job and no task; try 42, 42/7 or 42/0-9", param, ctx)
+            self.fail(f"'{value}' is no job and no task; try {self._example}", param, ctx)
         return number, indices
 
 

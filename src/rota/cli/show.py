@@ -93,7 +93,7 @@ Examples:
   rota show 42 -o json   everything, for programs
 """
 )
-@click.argument("task", type=TasksOfJob(), metavar="ID[/INDEX]")
+@click.argument("task", type=TasksOfJob(example="42 or 42/7"), metavar="ID[/INDEX]")
 @click.option("--failed", is_flag=True, help="Failed tasks by cause and code.")
 @output_option
 def show(task: tuple[int, str], failed: bool, output: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from rota.client.context import Context, is_controllers
+from rota.client.context import Context, how_to_renew, is_controllers
 from rota.client.errors import (
     ControllerFailed,
     InvalidRequest,
@@ -46,6 +46,16 @@ _OPTIONS = (
     ("grpc.max_receive_message_length", ANSWER_BYTES_MAX),
     ("grpc.enable_http_proxy", 0),
 )
+
+# What gRPC says of a connection that did not come about, and what it means; the first that is there counts.
+_WHY = {
+    "Connection refused": "connection refused",
+    "certificate has expired": "its certificate has expired",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of this cluster",
+    "WRONG_VERSION_NUMBER": "what listens there speaks no TLS: another program?",
+    "Handshake read failed": "what listens there says nothing",
+    "handshake failed": "what listens there speaks TLS in another way",
+}
 
 _ERRORS: dict[grpc.StatusCode, type[RotaError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
@@ -222,7 +232,7 @@ def _credentials(context: Context) -> grpc.ChannelCredentials:
         ca, key, cert = (path.read_bytes() for path in (context.ca, context.key, context.cert))
     except OSError as error:
         raise NoCluster(
-            f"{error.filename} cannot be read: {error.strerror}; 'rota up' writes it anew"
+            f"{error.filename} cannot be read: {error.strerror}; {how_to_renew(context.home)}"
         ) from error
     return grpc.ssl_channel_credentials(ca, key, cert)
 
@@ -233,9 +243,7 @@ def _unreachable_text(context: Context, code: grpc.StatusCode, text: str) -> str
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"the controller at {address} did not answer within {CALL_S_MAX:.0f} s"
     if "failed to connect" in text or "Socket closed" in text or "GOAWAY" in text or "recvmsg" in text:
-        why = "connection refused" if "refused" in text.lower() else "no connection"
-        if "CERTIFICATE_VERIFY_FAILED" in text or "handshake" in text.lower():
-            why = "its certificate is not of this cluster"
+        why = next((says for sign, says in _WHY.items() if sign in text), "no connection")
         says = f"no controller answers at {address} ({why})"
         if not is_controllers(context.home):
             return f"{says}; is it running on its machine? {context.home} is a client of it alone"

@@ -43,6 +43,13 @@ def is_controllers(home: Path) -> bool:
     return (home / "tls").is_dir()
 
 
+def how_to_renew(home: Path) -> str:
+    """Where another context comes from, for people."""
+    if is_controllers(home):
+        return "the controller writes it anew when it starts: 'rota down', then 'rota up'"
+    return "copy the folder 'client' of the controller's home into this one again"
+
+
 def load_context(home: Path | None = None) -> Context:
     """The context in a home (nothing: the one of `home_directory`). Raises NoCluster."""
     home = home or home_directory()
@@ -64,4 +71,4 @@ def load_context(home: Path | None = None) -> Context:
     except OSError as error:
         raise NoCluster(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise NoCluster(f"{path} is damaged; 'rota up' writes it anew") from error
+        raise NoCluster(f"{path} is damaged; {how_to_renew(home)}") from error

@@ -150,6 +150,9 @@ class Authority:
         )
 
 
+_PUT_BACK = "put back a copy of both; if there is none, begin a cluster in a new home, which nodes join anew"
+
+
 def open_authority(directory: Path, cluster: str, now: datetime) -> Authority:
     """The authority in a directory, made for `cluster` where there is none. Raises CaError."""
     private_directory(directory)
@@ -165,13 +168,11 @@ def open_authority(directory: Path, cluster: str, now: datetime) -> Authority:
         certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
         key = _load_key(key_path.read_bytes())
     except FileNotFoundError as missing:
-        raise CaError(f"{key_path} is missing beside ca.crt: put it back from a backup") from missing
+        raise CaError(f"{key_path} is missing beside ca.crt: {_PUT_BACK}") from missing
     except (ValueError, TypeError) as error:
-        raise CaError(f"{directory} holds no usable ca.key and ca.crt ({error}): put them back") from error
+        raise CaError(f"{directory} holds no usable ca.key and ca.crt ({error}): {_PUT_BACK}") from error
     if certificate.public_key() != key.public_key():
-        raise CaError(
-            f"ca.key and ca.crt in {directory} do not belong together: put them back from one backup"
-        )
+        raise CaError(f"ca.key and ca.crt in {directory} do not belong together: {_PUT_BACK}")
     if now >= certificate.not_valid_after_utc:
         raise CaError(f"{certificate_path} ended on {certificate.not_valid_after_utc:%Y-%m-%d}")
     return Authority(directory, key, certificate)

@@ -28,7 +28,10 @@ def translate(error: apsw.Error, name: str, committing: bool = False) -> StoreEr
         case apsw.FullError():
             return Full(f"no space is left on the disk of '{name}': {error}. Make room; reads go on")
         case apsw.CorruptError() | apsw.NotADBError():
-            return StoreError(f"the file '{name}' is damaged: {error}. Put back the latest backup")
+            return StoreError(
+                f"the file '{name}' is damaged: {error}. Put back a copy of its directory if there is one; "
+                "else move the directory away: an empty cluster begins, which nodes have to join anew"
+            )
         case apsw.IOError() if committing:
             # What SQLite had written when the disk failed may be whole, and be found by a recovery.
             return Ambiguous(f"the disk of '{name}' failed at the end of a commit: {error}")
