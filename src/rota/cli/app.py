@@ -1,6 +1,7 @@
 """The root of the command line, and how errors look: one line each, never a traceback."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -131,6 +132,8 @@ class Root(LazyGroup):
 
 
 def _set_home(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None and not value.strip():
+        raise click.UsageError("--home is empty; give a value, or leave the option out", ctx)
     if value:
         os.environ["ROTA_HOME"] = str(Path(value).expanduser().absolute())
 
@@ -253,6 +256,7 @@ def usage_text(wrong: click.UsageError) -> str:
         hint = slurm.hint(wrong.option_name) if of_a_job else ""
         hint = hint or (f"; did you mean '{near[0]}'?" if near else "")
         text = f"there is no option '{wrong.option_name}'{hint}"
+    text = re.sub(r"is not a valid (integer|float)( range)?", "is no number", text)
     return " ".join((text[:1].lower() + text[1:]).split())
 
 

@@ -6,7 +6,7 @@ import click
 
 from rota.cli import formats
 from rota.cli.listing import Column, Listing, output_option, plain, print_json, print_yaml, state
-from rota.cli.session import JobNumber, NodeName, client
+from rota.cli.session import JobNumber, NodeName, client, not_empty
 from rota.cli.states import choices, short, value
 from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S
 from rota.client.messages import Event, EventKind
@@ -55,7 +55,14 @@ Examples:
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on as they come; JSON is one event a line then.")
 @click.option("--job", type=JobNumber(), default=0, metavar="ID", help="Only those of this job.")
-@click.option("--node", default="", metavar="NAME", type=NodeName(), help="Only those of this node.")
+@click.option(
+    "--node",
+    default="",
+    metavar="NAME",
+    type=NodeName(),
+    callback=not_empty,
+    help="Only those of this node.",
+)
 @click.option(
     "--kind",
     "kinds",

@@ -7,7 +7,7 @@ import click
 from rota.cli import formats
 from rota.cli.group import Entry, LazyGroup
 from rota.cli.listing import Column, Listing, output_option, state
-from rota.cli.session import NodeName, client, each, pairs
+from rota.cli.session import NodeName, client, each, not_empty, pairs
 from rota.cli.states import short
 from rota.cli.units import Duration
 from rota.client.messages import Node, NodeState
@@ -63,7 +63,9 @@ node = LazyGroup(
     "Machines that run work.",
 )
 
-_NAMES = click.argument("nodes", nargs=-1, required=True, metavar="NAME...", type=NodeName())
+_NAMES = click.argument(
+    "nodes", nargs=-1, required=True, metavar="NAME...", type=NodeName(), callback=not_empty
+)
 
 
 @click.command(epilog="Example: rota node ls -o wide")
@@ -77,7 +79,7 @@ def ls(output: str) -> None:
 
 
 @click.command(epilog="Example: rota node show a")
-@click.argument("name", metavar="NAME", type=NodeName())
+@click.argument("name", metavar="NAME", type=NodeName(), callback=not_empty)
 @output_option
 def show(name: str, output: str) -> None:
     """Show one node: state, capacity, facts, and what its agent cannot enforce."""
@@ -119,7 +121,7 @@ def resume(nodes: Sequence[str], output: str) -> int:
 
 
 @click.command(epilog="Example: rota node label a disk=ssd rack=-")
-@click.argument("name", metavar="NAME", type=NodeName())
+@click.argument("name", metavar="NAME", type=NodeName(), callback=not_empty)
 @click.argument("labels", nargs=-1, required=True, metavar="K=V...")
 @output_option
 def label(name: str, labels: Sequence[str], output: str) -> None:

@@ -8,7 +8,7 @@ import click
 from rota.cli import formats
 from rota.cli.group import Entry, LazyGroup
 from rota.cli.listing import Column, Listing, output_option
-from rota.cli.session import QueueName, client, each, pairs
+from rota.cli.session import QueueName, client, each, not_empty, pairs
 from rota.client.errors import NotFound
 from rota.client.messages import Queue, Resources
 from rota.client.texts import RESOURCES, resources_from_texts
@@ -88,7 +88,7 @@ def _options(function: F) -> F:
 
 
 @click.command(epilog="Example: rota queue create video --weight 3 --quota cpu=64 --quota memory=256GiB")
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", callback=not_empty)
 @_options
 def create(name: str, output: str, **options: Any) -> None:
     """Make a queue."""
@@ -104,7 +104,7 @@ Examples:
   rota queue update video --quota cpu=- --priority-max any  without these limits
 """
 )
-@click.argument("name", metavar="NAME", type=QueueName())
+@click.argument("name", metavar="NAME", type=QueueName(), callback=not_empty)
 @_options
 def update(name: str, output: str, **options: Any) -> None:
     """Change a queue: what is named; the rest stays."""
@@ -168,7 +168,7 @@ def ls(output: str) -> None:
 
 
 @click.command(epilog="Example: rota queue rm video")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...", type=QueueName())
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", type=QueueName(), callback=not_empty)
 def rm(names: Sequence[str]) -> int:
     """Remove queues that have no jobs."""
     with client() as rota:

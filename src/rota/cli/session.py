@@ -160,10 +160,13 @@ class TasksOfJob(_OfJob[tuple[int, str]]):
         return number, indices
 
 
-def not_empty(ctx: click.Context, param: click.Parameter, value: str) -> str:
+def not_empty(ctx: click.Context, param: click.Parameter, value: T) -> T:
     """A callback: an empty text that is given is a shell's variable that is not set, and never meant."""
-    given = ctx.get_parameter_source(param.name)
-    if given is ParameterSource.COMMANDLINE and not value.strip():
+    texts = value if isinstance(value, tuple) else (value,)
+    given = ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+    if given and any(isinstance(text, str) and not text.strip() for text in texts):
+        if isinstance(param, click.Argument):
+            raise click.UsageError(f"'{param.make_metavar(ctx)}' is empty; give a value", ctx)
         raise click.UsageError(f"{param.opts[-1]} is empty; give a value, or leave the option out", ctx)
     return value
 

@@ -60,7 +60,11 @@ Examples:
 """,
 )
 @click.argument(
-    "file", required=False, type=click.Path(), metavar="[FILE.yaml | SCRIPT [ARGUMENT]... | -- COMMAND...]"
+    "file",
+    required=False,
+    type=click.Path(),
+    callback=not_empty,
+    metavar="[FILE.yaml | SCRIPT [ARGUMENT]... | -- COMMAND...]",
 )
 @click.argument("arguments", nargs=-1, metavar="")
 @job_options

@@ -8,7 +8,7 @@ import click
 from rota.cli import formats
 from rota.cli.group import Entry, LazyGroup
 from rota.cli.listing import Column, Listing, output_option, plain, print_json, print_yaml
-from rota.cli.session import TokenId, client, each
+from rota.cli.session import TokenId, client, each, not_empty
 from rota.cli.states import choices, short, value
 from rota.cli.units import Duration
 from rota.client.context import join_address
@@ -91,7 +91,7 @@ def ls(every: bool, output: str) -> None:
 
 
 @click.command(epilog="Example: rota token revoke 5kq2c7ab")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...", type=TokenId())
+@click.argument("ids", nargs=-1, required=True, metavar="ID...", type=TokenId(), callback=not_empty)
 @output_option
 def revoke(ids: Sequence[str], output: str) -> int:
     """End join tokens; nodes that joined with them stay."""

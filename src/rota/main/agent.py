@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from rota.cli.session import not_empty
 from rota.client.errors import InvalidRequest, Refused, RotaError, Unreachable
 from rota.client.texts import set_named, set_text
 from rota.client.units import UnitError, parse_milliseconds
@@ -109,6 +110,9 @@ def agent(
     **options: Any,
 ) -> None:
     """Run an agent in the foreground, for systemd or by hand; 'rota up' is simpler."""
+    ctx = click.get_current_context()
+    for param in ctx.command.params:
+        not_empty(ctx, param, ctx.params[param.name])
     try:
         # First what needs nobody else: no token is used up for an agent that then cannot be started.
         machine_flags(options)
@@ -117,7 +121,7 @@ def agent(
         if known_as is not None and name not in (None, known_as):
             raise click.UsageError(
                 f"{home.path} is node {known_as} already; give node {name} a home of its own (--home)",
-                click.get_current_context(),
+                ctx,
             )
         if known_as is None:
             _enrol(home, number, join, token, name or machine_name())

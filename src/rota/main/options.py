@@ -22,7 +22,9 @@ class _HomePath(click.ParamType[Home]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Home:
         if isinstance(value, Home):
             return value
-        return Home(Path(value).expanduser().absolute()) if value else Home(home_directory())
+        if not value.strip():
+            raise click.UsageError("--home is empty; give a value, or leave the option out", ctx)
+        return Home(Path(value).expanduser().absolute())
 
 
 def home_option(function: F) -> F:
@@ -30,14 +32,14 @@ def home_option(function: F) -> F:
     return click.option(
         "--home",
         type=_HomePath(),
-        default="",
         callback=_use,
         show_default=False,
         help="The home (default: ROTA_HOME, else ~/.rota).",
     )(function)
 
 
-def _use(ctx: click.Context, param: click.Parameter, home: Home) -> Home:
+def _use(ctx: click.Context, param: click.Parameter, given: Home | None) -> Home:
+    home = given or Home(home_directory())
     os.environ["ROTA_HOME"] = str(home.path)
     return home
 
