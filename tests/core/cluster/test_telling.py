@@ -2,9 +2,9 @@
 
 from pyroaring import BitMap
 
-from rota.core.cluster.inputs import EditNode, NodeEdit, RetryJob
+from rota.core.cluster.inputs import CancelJob, Done, EditNode, LabelNode, NodeEdit, RetryJob
 from rota.core.model.protocol import AllocationReport, Ended, Grant
-from rota.core.model.states import Cause
+from rota.core.model.states import Cause, EventKind
 from tests.core.cluster.scene import WALL_MS, Scene
 
 
@@ -47,3 +47,31 @@ def test_of_what_runs_it_is_known_since_when() -> None:
     assert dict(allocation.status.started_at_ms) == {0: WALL_MS + 100, 1: WALL_MS + 200}
     scene.report(node, AllocationReport(grant.allocation, ended=(Ended(0, Cause.EXIT, 0, started=True),)))
     assert dict(allocation.status.started_at_ms) == {1: WALL_MS + 200}
+
+
+def test_what_changes_nothing_of_a_node_is_no_event() -> None:
+    scene = Scene()
+    scene.node("a", 2)
+    labels = (("disk", "ssd"),)
+    for make in (
+        lambda: EditNode(0, "admin", "a", NodeEdit.CORDON),
+        lambda: EditNode(0, "admin", "a", NodeEdit.DRAIN),
+        lambda: EditNode(0, "admin", "a", NodeEdit.RESUME),
+        lambda: LabelNode(0, "admin", "a", labels),
+        lambda: LabelNode(0, "admin", "a", (), ("disk",)),
+    ):
+        assert scene.ask(make()) == Done(changed=True)
+        assert [event.kind for event in scene.last.events] == [EventKind.NODE_CHANGED]
+        assert scene.ask(make()) == Done(changed=False)
+        assert scene.last.events == []
+
+
+def test_one_task_is_said_to_be_one() -> None:
+    scene = Scene()
+    job = scene.submit()
+    assert [event.message for event in scene.last.events] == ["1 task"]
+    scene.submit(array="0-1999")
+    assert [event.message for event in scene.last.events] == ["2,000 tasks"]
+    scene.ask(CancelJob(0, "admin", job))
+    scene.ask(RetryJob(0, "admin", job))
+    assert [event.message for event in scene.last.events] == ["1 task"]

@@ -34,7 +34,7 @@ from rota.core.cluster.records import (
 )
 from rota.core.cluster.state import Allocation, Cluster, Node
 from rota.core.cluster.tasks import TaskWriter, close_if_done, let_go, record_ends
-from rota.core.cluster.work import Work
+from rota.core.cluster.work import Work, tasks_text
 from rota.core.model.protocol import AllocationReport, Drain, Ended, Refused
 from rota.core.model.resources import BUILT_IN, NOTHING, Resources
 from rota.core.model.spec import QUEUE_DEFAULT
@@ -205,8 +205,9 @@ def edit_node(work: Work, item: EditNode) -> None:
             config = replace(config, cordoned=True, draining=True, drain_deadline_ms=deadline_ms)
         case NodeEdit.RESUME:
             config = replace(config, cordoned=False, draining=False, drain_deadline_ms=None)
-    work.reply(item.ticket, Done())
-    if config == node.config:
+    changed = config != node.config
+    work.reply(item.ticket, Done(changed=changed))
+    if not changed:
         return
     draining_changed = config.draining != node.config.draining
     work.put(node_key(node.id), config)
@@ -228,10 +229,14 @@ def label_node(work: Work, item: LabelNode) -> None:
     labels = dict(node.config.labels) | dict(item.labels)
     for name in item.remove:
         labels.pop(name, None)
-    work.put(node_key(node.id), replace(node.config, labels=tuple(sorted(labels.items()))))
-    work.event(EventKind.NODE_CHANGED, node=node.config.name, by=item.by, message="labels")
+    config = replace(node.config, labels=tuple(sorted(labels.items())))
+    changed = config != node.config
+    work.reply(item.ticket, Done(changed=changed))
+    if not changed:
+        return
+    work.put(node_key(node.id), config)
+    work.event(EventKind.NODE_CHANGED, node=config.name, by=item.by, message="labels")
     work.place_wanted = True
-    work.reply(item.ticket, Done())
 
 
 def remove_node(work: Work, item: RemoveNode) -> None:
@@ -243,7 +248,7 @@ def remove_node(work: Work, item: RemoveNode) -> None:
     session = work.soft.sessions.get(node.id)
     held = sum(len(allocation.remaining) for allocation in node.allocations.values())
     if not item.force and (session is not None or held):
-        what = "is connected" if session is not None else f"holds {held} tasks"
+        what = "is connected" if session is not None else f"holds {tasks_text(held)}"
         work.refuse(
             item.ticket,
             Why.REFUSED,

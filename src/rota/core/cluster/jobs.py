@@ -35,7 +35,7 @@ from rota.core.cluster.tasks import (
     record_ends,
     untally,
 )
-from rota.core.cluster.work import Work
+from rota.core.cluster.work import Work, tasks_text
 from rota.core.model import indexset
 from rota.core.model.protocol import RECALL_ALL, Forget, Recall
 from rota.core.model.resources import BUILT_IN, Resources, amount_text
@@ -95,7 +95,7 @@ def submit(work: Work, item: Submit) -> None:
         work.put(version_key(number, 1), JobVersion(spec))
         work.put(job_status_key(number), JobStatus())
         job = work.cluster.jobs[number]
-        work.event(EventKind.JOB_SUBMITTED, job=number, by=item.principal, message=f"{len(job.all)} tasks")
+        work.event(EventKind.JOB_SUBMITTED, job=number, by=item.principal, message=tasks_text(len(job.all)))
         work.touch(job)
     jobs = tuple(range(first, first + len(item.specs)))
     if key:
@@ -248,7 +248,7 @@ def _cancel_tasks(work: Work, job: Job, indices: BitMap, item: CancelJob) -> Non
         job=job.id,
         index=indices.min() if len(indices) == 1 else None,
         by=item.by,
-        message=f"tasks {indexset.text(indexset.take_first(indices, 1_000))}",
+        message=f"tasks {indexset.text(indexset.take_first(indices, 1_000))}" if len(indices) > 1 else "",
     )
     pending = job.pending & indices
     if pending:
@@ -315,7 +315,8 @@ def release(work: Work, item: ReleaseJob) -> None:
     changed = changed or count > 0
     work.reply(item.ticket, Done(count, changed))
     if changed:
-        work.event(EventKind.JOB_RELEASED, job=job.id, by=item.by, message=f"{count} tasks were held")
+        held = f"{tasks_text(count)} {'was' if count == 1 else 'were'} held" if count else ""
+        work.event(EventKind.JOB_RELEASED, job=job.id, by=item.by, message=held)
         work.touch(job)
 
 
@@ -372,7 +373,7 @@ def retry(work: Work, item: RetryJob) -> None:
         )
         work.soft.timers.disarm("retention", str(job.id))
     put_job_status(work, job, retried_at_ms=work.wall_ms)
-    work.event(EventKind.JOB_RETRIED, job=job.id, by=item.by, message=f"{len(back)} tasks")
+    work.event(EventKind.JOB_RETRIED, job=job.id, by=item.by, message=tasks_text(len(back)))
     work.touch(job)
 
 

@@ -23,7 +23,7 @@ from rota.core.cluster.tasks import (
     supersede,
     supersede_others,
 )
-from rota.core.cluster.work import Work
+from rota.core.cluster.work import Work, tasks_text
 from rota.core.model import indexset
 from rota.core.model.protocol import Recall
 from rota.core.model.states import Cause, EventKind, NodeState, OnNodeLoss, StopReason, TaskState
@@ -211,8 +211,8 @@ def give_up(work: Work, allocation: Allocation) -> None:
                 EventKind.TASK_HELD,
                 job=job.id,
                 node=allocation.node.config.name,
-                message=f"{len(remaining)} tasks wait for node {allocation.node.config.name}, "
-                f"or for: rota release {job.id}",
+                message=f"{tasks_text(len(remaining))} {'waits' if len(remaining) == 1 else 'wait'} "
+                f"for node {allocation.node.config.name}, or for: rota release {job.id}",
             )
         case OnNodeLoss.RERUN | OnNodeLoss.RERUN_FENCED:
             writer = TaskWriter(work, job)

@@ -93,3 +93,8 @@ class Work:
         self.outcome.events.append(event)
         if len(self.cluster.events) > EVENTS_KEPT_MAX:
             self.drop(event_key(next(iter(self.cluster.events))))
+
+
+def tasks_text(count: int) -> str:
+    """`1 task`, `2,000 tasks`."""
+    return "1 task" if count == 1 else f"{count:,} tasks"
