@@ -463,7 +463,8 @@ def test_events_are_followed_a_line_each(cluster: Cluster) -> None:
 def test_nodes_are_cordoned_drained_resumed_and_labelled(cluster: Cluster) -> None:
     names = cluster.ok("node", "ls", "-o", "name").split()
     assert len(names) == 2
-    cluster.ok("node", "cordon", names[0])
+    assert cluster.ok("node", "cordon", names[0]) == f"node {names[0]} is cordoned\n"
+    assert cluster.ok("node", "cordon", names[0]) == f"node {names[0]} is already cordoned\n"
     number = cluster.submit("--wait", "--array", "0-3", "--", "sh", "-c", "echo $ROTA_NODE_NAME")
     assert cluster.ok("logs", number) == "".join(f"[{index}] {names[1]}\n" for index in range(4))
     assert "cordoned" in cluster.ok("node", "ls")
@@ -473,7 +474,11 @@ def test_nodes_are_cordoned_drained_resumed_and_labelled(cluster: Cluster) -> No
     assert 0 < int(draining["drain_deadline_ms"]) <= 60_000
     assert "what runs is stopped in " in cluster.ok("node", "show", names[0])
     assert draining["address"].startswith("127.0.0.1:")
-    cluster.ok("node", "resume", *names)
+    cluster.ok("node", "drain", names[0])
+    assert cluster.ok("node", "drain", names[0]) == f"node {names[0]} is already draining\n"
+    assert cluster.ok("node", "resume", *names) == (
+        f"node {names[0]} takes work again\nnode {names[1]} is not cordoned: nothing to resume\n"
+    )
     assert "disk=ssd" in cluster.ok("node", "label", names[0], "disk=ssd")
     assert "disk=ssd" in cluster.ok("node", "show", names[0])
     assert "no labels" in cluster.ok("node", "label", names[0], "disk=-")

@@ -93,7 +93,12 @@ def show(name: str, output: str) -> None:
 def cordon(nodes: Sequence[str], output: str) -> int:
     """Place nothing new on nodes; what runs there goes on."""
     with client() as rota:
-        return each(nodes, lambda name: _say(rota.cordon_node(name), output, f"node {name} is cordoned"))
+
+        def act(name: str) -> None:
+            answer = rota.cordon_node(name)
+            _say(answer.node, output, f"node {name} is {_already(answer.changed)}cordoned")
+
+        return each(nodes, act)
 
 
 @click.command(epilog="Example: rota node drain a --deadline 30m")
@@ -103,12 +108,12 @@ def cordon(nodes: Sequence[str], output: str) -> int:
 def drain(nodes: Sequence[str], deadline: int | None, output: str) -> int:
     """Cordon nodes, and stop what still runs there at the deadline."""
     with client() as rota:
-        return each(
-            nodes,
-            lambda name: _say(
-                rota.drain_node(name, deadline_ms=deadline), output, f"node {name} is draining"
-            ),
-        )
+
+        def act(name: str) -> None:
+            answer = rota.drain_node(name, deadline_ms=deadline)
+            _say(answer.node, output, f"node {name} is {_already(answer.changed)}draining")
+
+        return each(nodes, act)
 
 
 @click.command(epilog="Example: rota node resume a")
@@ -117,7 +122,13 @@ def drain(nodes: Sequence[str], deadline: int | None, output: str) -> int:
 def resume(nodes: Sequence[str], output: str) -> int:
     """End cordon and drain."""
     with client() as rota:
-        return each(nodes, lambda name: _say(rota.resume_node(name), output, f"node {name} takes work again"))
+
+        def act(name: str) -> None:
+            answer = rota.resume_node(name)
+            says = "takes work again" if answer.changed else "is not cordoned: nothing to resume"
+            _say(answer.node, output, f"node {name} {says}")
+
+        return each(nodes, act)
 
 
 @click.command(epilog="Example: rota node label a disk=ssd rack=-")
@@ -145,6 +156,10 @@ def rm(nodes: Sequence[str], force: bool) -> int:
             click.echo(f"node {formats.safe(name)} is removed")
 
         return each(nodes, act)
+
+
+def _already(changed: bool) -> str:
+    return "" if changed else "already "
 
 
 def _say(node: Node, output: str, text: str) -> None:

@@ -85,8 +85,9 @@ def run(
     if not command and not options.get("path"):
         raise click.UsageError("what shall run? try: rota run -- echo hello", ctx)
     if no_stdin and command and command[0].isdecimal():
-        tasks = f"for {command[0]} tasks try --array 0-{int(command[0]) - 1}"
-        raise click.UsageError(f"-n means --no-stdin and takes no number; {tasks}", ctx)
+        count = int(command[0])
+        hint = f"; for {count} tasks try --array 0-{count - 1}" if count > 1 else ""
+        raise click.UsageError(f"-n means --no-stdin and takes no number{hint}", ctx)
     spec = spec_of(given_options(ctx), command=command, stdin=not no_stdin and stdin.is_given())
     if not (spec.stdin or no_stdin) and stdin.has_data():
         app.say("standard input is not read: it goes along with a job of one task alone ('-n' says so)")

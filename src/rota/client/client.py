@@ -11,7 +11,9 @@ from rota.client.context import Context, load_context
 from rota.client.feeding import Feed
 from rota.client.messages import (
     CancelJobResponse,
+    CordonNodeResponse,
     CreateTokenResponse,
+    DrainNodeResponse,
     Event,
     EventKind,
     FailureGroup,
@@ -26,6 +28,7 @@ from rota.client.messages import (
     ReadOutputResponse,
     ReadOutputsResponse,
     ReleaseJobResponse,
+    ResumeNodeResponse,
     RetryJobResponse,
     SubmitJobsResponse,
     Task,
@@ -242,18 +245,18 @@ class Client:
         """One node, by name or id."""
         return self._connection.ask(methods.GET_NODE, node_pb2.GetNodeRequest(node=node)).node
 
-    def cordon_node(self, node: str) -> Node:
+    def cordon_node(self, node: str) -> CordonNodeResponse:
         """Places nothing new on a node."""
-        return self._connection.ask(methods.CORDON_NODE, node_pb2.CordonNodeRequest(node=node)).node
+        return self._connection.ask(methods.CORDON_NODE, node_pb2.CordonNodeRequest(node=node))
 
-    def drain_node(self, node: str, *, deadline_ms: int | None = None) -> Node:
+    def drain_node(self, node: str, *, deadline_ms: int | None = None) -> DrainNodeResponse:
         """Cordons a node, and stops what still runs there after `deadline_ms`."""
         request = node_pb2.DrainNodeRequest(node=node, deadline=deadline_ms)
-        return self._connection.ask(methods.DRAIN_NODE, request).node
+        return self._connection.ask(methods.DRAIN_NODE, request)
 
-    def resume_node(self, node: str) -> Node:
+    def resume_node(self, node: str) -> ResumeNodeResponse:
         """Ends cordon and drain."""
-        return self._connection.ask(methods.RESUME_NODE, node_pb2.ResumeNodeRequest(node=node)).node
+        return self._connection.ask(methods.RESUME_NODE, node_pb2.ResumeNodeRequest(node=node))
 
     def label_node(self, node: str, labels: Mapping[str, str], remove: Iterable[str] = ()) -> Node:
         """Sets and removes labels."""

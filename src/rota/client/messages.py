@@ -43,15 +43,24 @@ from rota.wire.gen.v1.job_service_pb2 import (
     SubmitJobsRequest,
     SubmitJobsResponse,
 )
-from rota.wire.gen.v1.node_pb2 import ListNodesResponse, Node, NodeState
+from rota.wire.gen.v1.node_pb2 import (
+    CordonNodeResponse,
+    DrainNodeResponse,
+    ListNodesResponse,
+    Node,
+    NodeState,
+    ResumeNodeResponse,
+)
 
 __all__ = [
     "Attempt",
     "CancelJobResponse",
     "Cause",
+    "CordonNodeResponse",
     "CreateTokenResponse",
     "Dependency",
     "DependencyWhen",
+    "DrainNodeResponse",
     "Event",
     "EventKind",
     "FailureGroup",
@@ -78,6 +87,7 @@ __all__ = [
     "ReadOutputsResponse",
     "ReleaseJobResponse",
     "Resources",
+    "ResumeNodeResponse",
     "RetryJobResponse",
     "SubmitJobsRequest",
     "SubmitJobsResponse",

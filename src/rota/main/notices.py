@@ -85,9 +85,11 @@ def say_who_is_left(home: Home, rota: Client, given: Settings, count: int, runni
         )
     for node in idle:
         if _holds(node):
+            count = node.running + node.allocated
+            its, they = ("task", "it waits") if count == 1 else (f"{count:,} tasks", "they wait")
             say(
-                f"{node.name} has not said what became of its {node.running + node.allocated:,} tasks: "
-                f"they wait until it is lost; 'rota node rm {node.name}' gives it up now"
+                f"{node.name} has not said what became of its {its}: "
+                f"{they} until the node is lost; 'rota node rm {node.name}' gives it up now"
             )
 
 

@@ -129,5 +129,6 @@ def _report(results: Iterable[Found], seed_count: int, steps: int, began_s: floa
     if sys.stderr.isatty() and said_s > began_s:
         click.echo("\r\033[K", nl=False, err=True)
     time_s = time.monotonic() - began_s
-    click.echo(f"{done:,} seeds, {events:,} events, {time_s:.1f} s: {broken or 'none'} broken")
+    seeds = "1 seed" if done == 1 else f"{done:,} seeds"
+    click.echo(f"{seeds}, {events:,} events, {time_s:.1f} s: {broken or 'none'} broken")
     return broken

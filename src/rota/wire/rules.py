@@ -58,7 +58,8 @@ def _tasks(job: job_pb2.JobSpec) -> _Found:
     count = _task_count(job)
     found: _Found = []
     if count is not None and job.lines and count != len(job.lines):
-        has = f"has {len(job.lines):,} lines for the {count:,} tasks of array"
+        lines = "1 line" if len(job.lines) == 1 else f"{len(job.lines):,} lines"
+        has = f"has {lines} for the {count:,} task{'s' if count != 1 else ''} of array"
         says = f"{has}; give one line a task, or leave array out"
         found.append((("lines",), says))
     if job.stdin and count != 1 and count is not None:

@@ -49,31 +49,32 @@ class Nodes:
         self, request: node_pb2.CordonNodeRequest, call: Call
     ) -> node_pb2.CordonNodeResponse:
         """Nothing new is placed there."""
-        node = await self._edit(request.node, call, NodeEdit.CORDON)
-        return node_pb2.CordonNodeResponse(node=node)
+        node, changed = await self._edit(request.node, call, NodeEdit.CORDON)
+        return node_pb2.CordonNodeResponse(node=node, changed=changed)
 
     async def drain_node(self, request: node_pb2.DrainNodeRequest, call: Call) -> node_pb2.DrainNodeResponse:
         """Cordons, and stops what still runs at the deadline."""
         deadline_ms = request.deadline if request.HasField("deadline") else None
-        node = await self._edit(request.node, call, NodeEdit.DRAIN, deadline_ms)
-        return node_pb2.DrainNodeResponse(node=node)
+        node, changed = await self._edit(request.node, call, NodeEdit.DRAIN, deadline_ms)
+        return node_pb2.DrainNodeResponse(node=node, changed=changed)
 
     async def resume_node(
         self, request: node_pb2.ResumeNodeRequest, call: Call
     ) -> node_pb2.ResumeNodeResponse:
         """Ends cordon and drain."""
-        return node_pb2.ResumeNodeResponse(node=await self._edit(request.node, call, NodeEdit.RESUME))
+        node, changed = await self._edit(request.node, call, NodeEdit.RESUME)
+        return node_pb2.ResumeNodeResponse(node=node, changed=changed)
 
     async def label_node(self, request: node_pb2.LabelNodeRequest, call: Call) -> node_pb2.LabelNodeResponse:
         """Sets and removes labels."""
         labels = tuple(sorted(request.labels.items()))
         remove = tuple(request.remove)
-        node = await self._change(
+        node, changed = await self._change(
             request.node,
             call,
             lambda ticket: LabelNode(ticket, call.caller.name, request.node, labels, remove),
         )
-        return node_pb2.LabelNodeResponse(node=node)
+        return node_pb2.LabelNodeResponse(node=node, changed=changed)
 
     async def remove_node(
         self, request: node_pb2.RemoveNodeRequest, call: Call
@@ -87,15 +88,17 @@ class Nodes:
 
     async def _edit(
         self, node: str, call: Call, edit: NodeEdit, deadline_ms: int | None = None
-    ) -> node_pb2.Node:
+    ) -> tuple[node_pb2.Node, bool]:
         return await self._change(
             node, call, lambda ticket: EditNode(ticket, call.caller.name, node, edit, deadline_ms)
         )
 
-    async def _change(self, node: str, call: Call, make: Callable[[int], Input]) -> node_pb2.Node:
+    async def _change(
+        self, node: str, call: Call, make: Callable[[int], Input]
+    ) -> tuple[node_pb2.Node, bool]:
         call.about = f"node {node}"
-        await self._desk.change(make, Done)
-        return await self._one(node)
+        done = await self._desk.change(make, Done)
+        return await self._one(node), done.changed
 
     async def _one(self, node: str) -> node_pb2.Node:
         return await self._desk.read(lambda machine: self._view(machine, _find(machine.cluster, node)))
