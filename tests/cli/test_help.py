@@ -1,5 +1,8 @@
 """Help: of every command, with examples, and without importing what it does not need."""
 
+import itertools
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,19 +11,18 @@ from pathlib import Path
 import click
 import pytest
 
-from rota.cli.group import LazyGroup
 from rota.main.cli import root
 from tests.cli.conftest import Rota
 
 HEAVY = ("grpc", "google.protobuf", "yaml", "rich", "asyncio", "rota.wire", "rota.controller", "apsw")
 
 
-def commands(group: LazyGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         yield (*path, name)
-        if isinstance(command, LazyGroup):
+        if isinstance(command, click.Group):
             yield from commands(command, (*path, name))
 
 
@@ -36,6 +38,40 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], rota: Rot
         command = command.get_command(click.Context(command), name)
     if not isinstance(command, click.Group):
         assert f"rota {' '.join(path)}" in answer.out.split("\n", 1)[1], "no example"
+    assert not re.search(r"\b(INTEGER|FLOAT|TEXT|RANGE)\b", answer.out), "a type in place of a meaning"
+
+
+def examples() -> Iterator[str]:
+    """What stands behind `rota` in the examples of all commands, each without its comment."""
+    for path in commands(root):
+        command: click.Command | None = root
+        for name in path:
+            assert isinstance(command, click.Group)
+            command = command.get_command(click.Context(command), name)
+        assert command is not None
+        for text in (command.epilog or "", command.help or ""):
+            for line in text.splitlines():
+                # Not 'rota down', which is quoted in a sentence.
+                yield from re.findall(r"(?:^|[^'\w])rota (\S(?:\S| (?! ))*)", line)
+
+
+@pytest.mark.parametrize("example", sorted(set(examples())))
+def test_an_example_is_one_that_the_command_line_takes(example: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROTA_HOME", "as it was")
+    monkeypatch.setenv("ROTA_TOKEN", "")
+    lexer = shlex.shlex(example.replace('"', ""), posix=True, punctuation_chars="&|><)")
+    lexer.whitespace_split = True
+    words = list(itertools.takewhile(lambda word: word[0] not in "&|><)", lexer))
+    group: click.Group = root
+    context = click.Context(root, info_name="rota")
+    while True:
+        name, command, words = group.resolve_command(context, words)
+        assert command is not None
+        # Raises UsageError.
+        context = command.make_context(name, words, parent=context)
+        if not isinstance(command, click.Group):
+            break
+        group, words = command, [*context._protected_args, *context.args]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--hlep"], ["lss"]])

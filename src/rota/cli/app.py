@@ -43,7 +43,7 @@ ENTRIES = {
     "node": Entry(
         "rota.cli.node:node", "list, show, cordon, drain, resume, label and remove nodes", _CLUSTER
     ),
-    "queue": Entry("rota.cli.queue:queue", "create, list and remove queues", _CLUSTER),
+    "queue": Entry("rota.cli.queue:queue", "create, change, list and remove queues", _CLUSTER),
     "token": Entry("rota.cli.token:token", "create, list and revoke join tokens", _CLUSTER),
     "cluster": Entry("rota.cli.cluster:cluster", "the cluster in numbers", _CLUSTER),
     "completion": Entry("rota.cli.completion:completion", "completion for bash, zsh and fish", _OTHER),

@@ -8,9 +8,9 @@ _VARIABLE = "_ROTA_COMPLETE"
 
 @click.command(
     epilog="""\b
-Examples:
-  rota completion bash > ~/.local/share/bash-completion/completions/rota
-  rota completion zsh > ~/.zfunc/_rota
+Where to write it:
+  eval "$(rota completion bash)"    in ~/.bashrc
+  eval "$(rota completion zsh)"     in ~/.zshrc, behind: autoload -Uz compinit && compinit
   rota completion fish > ~/.config/fish/completions/rota.fish
 """
 )

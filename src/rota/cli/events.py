@@ -77,6 +77,7 @@ Examples:
     default=100,
     show_default=True,
     type=click.IntRange(1, 10_000),
+    metavar="N",
     help="At most so many, the last.",
 )
 @output_option

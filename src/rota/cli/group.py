@@ -25,6 +25,7 @@ class LazyGroup(click.Group):
     """A group whose commands are named by entries."""
 
     def __init__(self, name: str, entries: dict[str, Entry], says: str, epilog: str = "") -> None:
+        epilog = epilog or f"'rota {name} COMMAND --help' shows a command's options and examples."
         super().__init__(name=name, help=says, epilog=epilog, context_settings=CONTEXT_SETTINGS)
         self.entries = dict(entries)
         # What other programs call something: its name here.

@@ -75,6 +75,7 @@ Examples:
     default=LIMIT_DEFAULT,
     show_default=True,
     type=click.IntRange(min=0),
+    metavar="N",
     help="At most so many, the newest; 0 means all.",
 )
 @output_option
@@ -192,7 +193,7 @@ Examples:
 )
 @output_option
 def retry(tasks: Sequence[tuple[int, str]], ignore_dependencies: bool, output: str) -> int:
-    """Run failed and cancelled tasks again."""
+    """Run failed and cancelled tasks again; jobs that were cancelled because of theirs are named."""
     given = {number for number, _ in tasks}
     with client() as rota:
 

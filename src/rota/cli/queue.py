@@ -66,11 +66,13 @@ _PRIORITY = click.IntRange(-1000, 1000)
 
 
 def _options(function: F) -> F:
+    function = output_option(function)
     for option in reversed(
         (
             click.option(
                 "--weight",
                 type=click.IntRange(1, 1_000_000),
+                metavar="N",
                 help="Its share beside other queues (default: 1).",
             ),
             click.option(
@@ -79,15 +81,25 @@ def _options(function: F) -> F:
                 metavar="RESOURCE=N",
                 help="Most its work may hold together; RESOURCE=- for no limit.",
             ),
-            click.option("--priority-min", type=_Bound(), help="Least priority of its jobs."),
-            click.option("--priority-max", type=_Bound(), help="Highest priority of its jobs."),
+            click.option(
+                "--priority-min", type=_Bound(), metavar="N|any", help="Least priority of its jobs."
+            ),
+            click.option(
+                "--priority-max", type=_Bound(), metavar="N|any", help="Highest priority of its jobs."
+            ),
         )
     ):
         function = option(function)
-    return output_option(function)
+    return function
 
 
-@click.command(epilog="Example: rota queue create video --weight 3 --quota cpu=64 --quota memory=256GiB")
+@click.command(
+    epilog="""\b
+Examples:
+  rota queue create video --weight 3
+  rota queue create night --quota cpu=64 --quota memory=256GiB --priority-max 0
+"""
+)
 @click.argument("name", metavar="NAME", callback=not_empty)
 @_options
 def create(name: str, output: str, **options: Any) -> None:

@@ -9,7 +9,7 @@ from rota.cli import formats
 from rota.cli.group import Entry, LazyGroup
 from rota.cli.listing import Column, Listing, output_option, plain, print_json, print_yaml
 from rota.cli.session import TokenId, client, each, not_empty
-from rota.cli.states import choices, short, value
+from rota.cli.states import short
 from rota.cli.units import Duration
 from rota.client.context import join_address
 from rota.client.messages import Token, TokenKind
@@ -58,13 +58,18 @@ Examples:
 """
 )
 @click.option("--ttl", type=Duration(), default=0, help="How long it is good for (default: 15m).")
-@click.option("--uses", type=click.IntRange(0, 1_000_000), default=0, help="For how many (default: 1).")
-@click.option("--kind", type=click.Choice(choices(TokenKind)), default="node", help="What it enrols.")
+@click.option(
+    "--uses",
+    type=click.IntRange(1, 1_000_000),
+    default=1,
+    metavar="N",
+    help="For how many nodes (default: 1).",
+)
 @output_option
-def create(ttl: int, uses: int, kind: str, output: str) -> None:
+def create(ttl: int, uses: int, output: str) -> None:
     """Make a join token. It is printed this once; whoever has it can join."""
     with client() as rota:
-        made = rota.create_token(value(TokenKind, kind), ttl_ms=ttl, uses=uses)
+        made = rota.create_token(ttl_ms=ttl, uses=uses)
     if output == "json":
         print_json(plain(made))
     elif output == "yaml":

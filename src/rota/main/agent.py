@@ -92,9 +92,13 @@ Examples:
     help="Where the controller lets machines join.",
 )
 @click.option(
-    "--token", envvar="ROTA_TOKEN", show_envvar=True, help="A join token; not needed once it has joined."
+    "--token",
+    envvar="ROTA_TOKEN",
+    show_envvar=True,
+    metavar="TOKEN",
+    help="A join token; not needed once it has joined.",
 )
-@click.option("--name", help="The node's name (default: the machine's).")
+@click.option("--name", metavar="NAME", help="The node's name (default: the machine's).")
 @machine_options
 @click.option("--number", type=click.IntRange(0), default=0, hidden=True, help="Which of the home's agents.")
 @click.option("--share", type=_Share(), hidden=True, help="Which of how many parts of the machine.")

@@ -59,7 +59,11 @@ Examples:
     help="Where users and nodes call.",
 )
 @click.option(
-    "--join-port", type=click.IntRange(0, 65_535), default=0, help="Where machines join (0: a free one)."
+    "--join-port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    metavar="PORT",
+    help="Where machines join (0: a free one).",
 )
 @lost_after_option(default=LOST_AFTER_MS_DEFAULT)
 @ready_option

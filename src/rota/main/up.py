@@ -50,6 +50,7 @@ What it is told is kept in the home and holds at the next start too; an empty te
 @click.option(
     "--nodes",
     type=click.IntRange(0, NODES_MAX),
+    metavar="N",
     help="How many nodes here, each with an equal share of the machine, but one core at least "
     "(default: as many as before, or 1).",
 )

@@ -48,6 +48,7 @@ def sim() -> None:
 @click.option(
     "--steps",
     type=click.IntRange(1, 1_000_000),
+    metavar="N",
     default=STEPS_DEFAULT,
     show_default=True,
     help="Events with faults in each run; then the faults stop and everything must finish.",
@@ -61,6 +62,7 @@ def sim() -> None:
     "-j",
     "--jobs",
     type=click.IntRange(1, 256),
+    metavar="N",
     default=None,
     help="Processes; as many as cores if not given.",
 )
