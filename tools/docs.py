@@ -47,7 +47,8 @@ CAUSES = {
     "the memory controller; elsewhere it is `SIGNAL 9`.",
     "TIME_LIMIT": "The task ran for longer than its `time_limit`, and was stopped.",
     "DEADLINE": "Reserved: what ran was stopped at a deadline, and is not tried again.",
-    "PREEMPTED": "The task was stopped because its node was drained or its agent shut down.",
+    "PREEMPTED": "The task was stopped because its node was drained or its agent shut down, "
+    "also where it then exited with 0.",
     "NODE_LOST": "The node was silent for too long, or was removed; `on_node_loss` says what follows.",
     "NODE_REBOOT": "The node has booted anew, so what ran there is gone.",
     "AGENT_ERROR": "The agent (its supervisor) ended, and the task with it.",
