@@ -143,11 +143,14 @@ def test_a_held_task_is_released_by_an_operator(two_nodes: Cluster, gate: Gate) 
     job = start(two_nodes, gate, "hold")
     with agent_frozen(two_nodes, job):
         until_lost(two_nodes)
+        assert not (two_nodes.place / "pid2").exists()
         two_nodes.ok("release", job)
         until_second_attempt(two_nodes)
     until_gone(pid_of(two_nodes, 1))
     gate.open()
     until_task(two_nodes, job, TaskState.TASK_STATE_SUCCEEDED)
+    ends = [(attempt["cause"], attempt["message"]) for attempt in task(two_nodes, job)["attempts"]]
+    assert ends == [("CAUSE_NODE_LOST", "given up by an operator"), ("CAUSE_EXIT", "")]
 
 
 def test_cancel_ends_with_the_node(two_nodes: Cluster, gate: Gate) -> None:

@@ -102,7 +102,10 @@ def test_a_gap_ends_the_stream() -> None:
 def test_messages_of_another_session_are_ignored() -> None:
     scene = Scene()
     scene.connect()
-    only(scene.step(Received(Down(1, 9, 2, Lease(1, SHAPE, (Slot(0),), "default")))))
+    lease = Lease(1, SHAPE, (Slot(0),), "default")
+    only(scene.step(Received(Down(1, 9, 2, lease))))
+    outcome = only(scene.step(Received(Down(1, 1, 2, lease))), entries=True)
+    assert outcome.entries == [LeaseKept(1, SHAPE, "default", (Slot(0),), 1)]
 
 
 def test_nothing_is_obeyed_before_the_welcome() -> None:

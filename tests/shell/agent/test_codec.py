@@ -74,9 +74,10 @@ def test_what_is_no_value_is_refused(text: str) -> None:
 def test_bytes_at_random_are_refused_or_read(data: bytes) -> None:
     codec: Codec[Entry] = Codec(Entry)
     try:
-        codec.decode(data)
+        entry = codec.decode(data)
     except Malformed:
         return
+    assert codec.decode(codec.encode(entry)) == entry
 
 
 def test_bytes_travel_as_text() -> None:

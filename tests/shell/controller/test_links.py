@@ -84,8 +84,12 @@ async def test_who_says_no_hello_is_not_listened_to(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         node = await run.join("n1")
         await node.say(heartbeat=link_pb2.Heartbeat(sent_ms=1))
-        await node.come_up()
-        await node.beat(2)
+        await node.say(hello=node.hello())
+        first: Any = await node.call.read()
+        assert first.WhichOneof("body") == "welcome"
+        await node.say(holding_end=link_pb2.HoldingEnd())
+        await node.say(heartbeat=link_pb2.Heartbeat(sent_ms=2))
+        assert (await node.hear("heartbeat_ack")).sent_ms == 2, "the first was answered"
 
 
 async def test_a_node_of_another_cluster_is_refused(tmp_path: Path) -> None:
