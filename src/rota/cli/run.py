@@ -16,7 +16,7 @@ from rota.cli import app, formats, stdin
 from rota.cli.hints import shared_files, start_hint
 from rota.cli.job_options import given_options, job_options, named_by_options, spec_of
 from rota.cli.printer import STDERR, STDOUT, Printer
-from rota.cli.session import client, not_empty, submit_jobs
+from rota.cli.session import client, idempotency_key_option, submit_jobs
 from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, Client
 from rota.client.errors import ControllerFailed, NotFound, Refused
 from rota.client.follow import Follower
@@ -68,13 +68,7 @@ Ctrl-C cancels the job and waits for its end; a second Ctrl-C does not wait.
 """,
 )
 @job_options
-@click.option(
-    "--idempotency-key",
-    default="",
-    metavar="KEY",
-    callback=not_empty,
-    help="The same key is the same submission.",
-)
+@idempotency_key_option
 @click.option("-n", "--no-stdin", is_flag=True, help="Do not feed standard input to the task.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] COMMAND...")
 @click.pass_context

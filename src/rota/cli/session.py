@@ -171,6 +171,16 @@ def not_empty(ctx: click.Context, param: click.Parameter, value: T) -> T:
     return value
 
 
+idempotency_key_option = click.option(
+    "--idempotency-key",
+    default="",
+    metavar="KEY",
+    callback=not_empty,
+    help="The same key is the same submission.",
+)
+"""For `submit_jobs`."""
+
+
 def one_index(indices: str) -> int | None:
     """The index in a text that names just one, else None."""
     return _number(indices, INDEX_MAX)

@@ -23,7 +23,7 @@ from rota.cli.job_options import (
     spec_of,
 )
 from rota.cli.listing import output_option, plain, print_json, print_yaml
-from rota.cli.session import client, not_empty, submit_jobs
+from rota.cli.session import client, idempotency_key_option, not_empty, submit_jobs
 from rota.cli.wait import wait_for
 from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S
 from rota.client.messages import JobSpec, SubmitJobsResponse
@@ -68,13 +68,7 @@ Examples:
 )
 @click.argument("arguments", nargs=-1, metavar="")
 @job_options
-@click.option(
-    "--idempotency-key",
-    default="",
-    metavar="KEY",
-    callback=not_empty,
-    help="The same key is the same submission.",
-)
+@idempotency_key_option
 @click.option("--wait", is_flag=True, help="Wait until the jobs have ended: exit 0 if all succeeded, else 1.")
 @output_option
 @click.pass_context
