@@ -15,30 +15,38 @@ AMBIGUOUS_TRIES_MAX = 8
 
 
 class Turn:
-    """One leader's turns over one store. `fence` is the revision of `meta/commit` that it goes on from."""
+    """One leader's turns over one store. `fence` is the revision of `meta/commit` that it goes on from.
 
-    def __init__(self, machine: Machine, store: Store, fence: int) -> None:
+    `changes` makes what is committed; the simulator's is not encoded.
+    """
+
+    def __init__(
+        self, machine: Machine, store: Store, fence: int, changes: Callable[[], Changes] = Changes
+    ) -> None:
         self.machine = machine
         self._store = store
         self._fence = fence
+        self._changes = changes
 
     async def run(
         self, arrived: Iterable[Input], now_ms: int, wall_ms: int, speak: Callable[[Outcome], None]
     ) -> Outcome:
         """Takes what arrived, commits what follows, and only then has `speak` give orders and replies.
 
-        Raises StoreError where the commit failed for good: the machine is ahead of the store then
+        Raises StoreError where the commit failed for good, and StepFailed where an input could not be
+        taken, or what follows from it cannot be encoded: the machine is ahead of the store then
         and must be thrown away and loaded again; nothing has been said of the step.
         """
-        outcome = self.machine.step(arrived, now_ms, wall_ms)
+        changes = self._changes()
+        outcome = self.machine.step(arrived, now_ms, wall_ms, changes.encode)
         if outcome.changes:
-            await self._commit(outcome)
+            changes.records, changes.blocks = outcome.changes, outcome.blocks
+            await self._commit(changes)
         speak(outcome)
         return outcome
 
-    async def _commit(self, outcome: Outcome) -> None:
-        changes = Changes(outcome.changes, outcome.blocks)
-        wanted = outcome.changes[META_COMMIT]
+    async def _commit(self, changes: Changes) -> None:
+        wanted = changes.records[META_COMMIT]
         assert isinstance(wanted, Commit)
         for _ in range(AMBIGUOUS_TRIES_MAX):
             try:

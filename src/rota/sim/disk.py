@@ -1,6 +1,6 @@
 """A store that fails on purpose: refuses a commit, loses the answer to one, or goes down with its caller."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 from rota.core.cluster.records import META_COMMIT, Block, JobBlock, Record, ResultBlock
 from rota.sim.world import World
@@ -9,6 +9,13 @@ from rota.store.port import Ambiguous, Changes, Fenced, Loaded, StoreError, Watc
 
 class Crash(BaseException):
     """The process that called dies here."""
+
+
+class Values(Changes):
+    """Changes that this disk keeps as they are; that they can be encoded is looked at now and then."""
+
+    def encode(self, records: Mapping[str, Record | None], blocks: Iterable[Block]) -> None:
+        """Does nothing."""
 
 
 class Disk:

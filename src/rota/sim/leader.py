@@ -8,7 +8,7 @@ from rota.core.cluster.inputs import Close, Found, FromNode, Input, Lead, Outcom
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.step import Machine
 from rota.core.model.protocol import Up
-from rota.sim.disk import Crash, Disk
+from rota.sim.disk import Crash, Disk, Values
 from rota.sim.network import Stream
 from rota.sim.world import World
 from rota.store.port import StoreError
@@ -51,7 +51,7 @@ class Leader:
         self._streams: dict[int, Stream] = {}
         loaded = _now(disk.load())
         self.machine = Machine(settings, loaded.records)
-        self._turn = Turn(self.machine, disk, loaded.fence)
+        self._turn = Turn(self.machine, disk, loaded.fence, Values)
         self._led_since_ms = world.now_ms
         commit = self.machine.cluster.commit
         self._base_ms = commit.now_ms

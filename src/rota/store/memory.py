@@ -40,12 +40,10 @@ class MemoryStore:
         """As Store.commit."""
         self._check_open()
         assert changes.records.get(META_COMMIT) is not None, "every commit puts meta/commit"
-        values = {
-            key: None if record is None else records.encode(record) for key, record in changes.records.items()
-        }
+        values = changes.values()
         blocks = [
-            _Block(block.job, isinstance(block, JobBlock), self._wall_ms(), records.encode_block(block))
-            for block in changes.blocks
+            _Block(block.job, isinstance(block, JobBlock), self._wall_ms(), data)
+            for block, data in zip(changes.blocks, changes.block_values(), strict=True)
         ]
         if fence != self._fence:
             raise Fenced(f"the fence is revision {self._fence} and no longer {fence}: another has committed")

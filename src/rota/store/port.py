@@ -7,11 +7,12 @@ Every commit is one transaction that compares the fence: the revision at which `
 last put. A writer that is no longer the leader therefore fails, however late its write arrives.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from rota.core.cluster.records import Block, JobBlock, Record, ResultBlock
+from rota.wire import records as wire
 
 
 class StoreError(Exception):
@@ -36,10 +37,44 @@ class Compacted(StoreError):
 
 @dataclass(slots=True)
 class Changes:
-    """One transaction: records to put (or to drop, where None) by key, and blocks to archive."""
+    """One transaction: records to put (or to drop, where None) by key, and blocks to archive.
+
+    What is encoded ahead of the commit is not encoded again: so who made a value that cannot be is known.
+    """
 
     records: dict[str, Record | None] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
+    # By key, with the record that they are of; by the block's identity.
+    _encoded: dict[str, tuple[Record, bytes]] = field(default_factory=dict, repr=False)
+    _encoded_blocks: dict[int, tuple[Block, bytes]] = field(default_factory=dict, repr=False)
+
+    def encode(self, records: Mapping[str, Record | None], blocks: Iterable[Block]) -> None:
+        """Encodes what is to be among the changes, unless something takes its place.
+
+        Raises ValueError or TypeError for a value that its field cannot hold.
+        """
+        for key, record in records.items():
+            if record is not None:
+                self._encoded[key] = record, wire.encode(record)
+        for block in blocks:
+            self._encoded_blocks[id(block)] = block, wire.encode_block(block)
+
+    def values(self) -> dict[str, bytes | None]:
+        """The records' bytes. Raises as `encode` does."""
+        return {
+            key: None if record is None else self._value(key, record) for key, record in self.records.items()
+        }
+
+    def _value(self, key: str, record: Record) -> bytes:
+        known = self._encoded.get(key)
+        return known[1] if known is not None and known[0] is record else wire.encode(record)
+
+    def block_values(self) -> list[bytes]:
+        """The blocks' bytes. Raises as `encode` does."""
+        known = self._encoded_blocks
+        return [
+            known[id(block)][1] if id(block) in known else wire.encode_block(block) for block in self.blocks
+        ]
 
 
 @dataclass(slots=True)

@@ -125,15 +125,17 @@ class SqliteStore:
     async def commit(self, changes: Changes, fence: int) -> int:
         """As Store.commit."""
         assert changes.records.get(META_COMMIT) is not None, "every commit puts meta/commit"
-        put_records, blocks = list(changes.records.items()), list(changes.blocks)
-        at_ms = self._wall_ms()
+        values, at_ms = changes.values(), self._wall_ms()
+        rows = [
+            _row(block, data, at_ms)
+            for block, data in zip(changes.blocks, changes.block_values(), strict=True)
+        ]
 
-        def write(connection: apsw.Connection) -> tuple[int, dict[str, bytes | None]]:
+        def write(connection: apsw.Connection) -> int:
             found = _fence(connection)
             if found != fence:
                 raise Fenced(f"the fence is revision {found} and no longer {fence}: another has committed")
             revision = fence + 1
-            values = {key: None if record is None else records.encode(record) for key, record in put_records}
             connection.executemany(
                 "INSERT INTO records VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?2, revision = ?3",
                 [(key, value, revision) for key, value in values.items() if value is not None],
@@ -143,13 +145,11 @@ class SqliteStore:
                 [(key,) for key, value in values.items() if value is None],
             )
             connection.executemany(
-                "REPLACE INTO blocks (job, first, last, at_ms, data) VALUES (?, ?, ?, ?, ?)",
-                [_row(block, at_ms) for block in blocks],
+                "REPLACE INTO blocks (job, first, last, at_ms, data) VALUES (?, ?, ?, ?, ?)", rows
             )
-            return revision, values
+            return revision
 
-        revision, _ = await self._writer.run(write, lambda committed: self._history.append(*committed))
-        return revision
+        return await self._writer.run(write, lambda revision: self._history.append(revision, values))
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Watched]:
         """As Store.watch; no longer kept is what was committed before the store was opened."""
@@ -241,8 +241,7 @@ def _fence(connection: apsw.Connection) -> int:
     return int(revision or 0)
 
 
-def _row(block: Block, at_ms: int) -> _Row:
-    data = records.encode_block(block)
+def _row(block: Block, data: bytes, at_ms: int) -> _Row:
     if isinstance(block, JobBlock):
         return block.job, None, None, at_ms, data
     return block.job, min(block.index, default=0), max(block.index, default=-1), at_ms, data

@@ -14,6 +14,7 @@ from rota.core.cluster.records import META_CLUSTER, META_COMMIT, ClusterMeta, Co
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.work import Work
 from rota.core.model.protocol import Heartbeat
+from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
 from rota.store.memory import MemoryStore
 from rota.store.port import Ambiguous, Changes, Fenced, Full, Loaded, StoreError
@@ -315,6 +316,30 @@ async def test_a_bug_in_the_machine_ends_one_request_and_not_the_controller(
         assert it.nodes.kept_off == ["n"]
         await it.until_it_leads_again()
         assert await it.submit() == (3,)
+
+
+async def test_what_cannot_be_encoded_ends_the_one_request_that_brought_it() -> None:
+    async with leading() as it:
+        huge = QueueConfig(quota=Resources(cpu=2**63))
+        it.store.close_gate()
+        first = asyncio.create_task(it.submit())
+        await it.store.asked.wait()
+        # One turn takes all three: the one in the middle is to blame, and is told so.
+        before = asyncio.create_task(it.submit())
+        wrong = asyncio.create_task(it.loop.ask(lambda ticket: PutQueue(ticket, "ann", "q", huge)))
+        after = asyncio.create_task(it.submit())
+        await asyncio.sleep(0)
+        assert it.loop._inbox.qsize() == 3
+        it.store.gate.set()
+        assert await first == (1,)
+        with pytest.raises(Unable, match="PutQueue"):
+            await wrong
+        for other in (before, after):
+            with pytest.raises(Unavailable):
+                await other
+        await it.until_it_leads_again()
+        assert await it.submit() == (2,)
+        assert await it.loop.read(lambda machine: list(machine.cluster.queues)) == []
 
 
 async def test_a_bug_in_what_follows_is_tried_again_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """One step of the cluster: inputs in, an outcome out. Everything that can happen is listed here."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rota.core.cluster import admin, jobs, nodes, placing, settling, streams
@@ -27,7 +27,7 @@ from rota.core.cluster.inputs import (
     Submit,
     ToNode,
 )
-from rota.core.cluster.records import META_CLUSTER, META_COMMIT, ClusterMeta, Commit, Record
+from rota.core.cluster.records import META_CLUSTER, META_COMMIT, Block, ClusterMeta, Commit, Record
 from rota.core.cluster.soft import Settings, Soft
 from rota.core.cluster.state import Cluster
 from rota.core.cluster.work import Work
@@ -62,6 +62,9 @@ _TIMERS: dict[str, Callable[[Work, str], None]] = {
     "keys": jobs.forget_keys,
 }
 
+Proof = Callable[[Mapping[str, Record | None], Iterable[Block]], None]
+"""Given what one input has put; raises where that cannot be kept."""
+
 
 class StepFailed(Exception):
     """A bug, which is the cause, let an input not be taken; the machine is to be thrown away."""
@@ -81,10 +84,13 @@ class Machine:
         # When a step was due at the latest; None where nothing was.
         self._due_ms: int | None = None
 
-    def step(self, inputs: Iterable[Input], now_ms: int, wall_ms: int) -> Outcome:
+    def step(
+        self, inputs: Iterable[Input], now_ms: int, wall_ms: int, proof: Proof = lambda records, blocks: None
+    ) -> Outcome:
         """Takes what happened. `now_ms` is cluster time and never goes back; `wall_ms` is for display.
 
-        Raises StepFailed, which names the input, where one cannot be taken because of a bug.
+        Raises StepFailed, which names the input, where one cannot be taken because of a bug, or `proof`
+        refuses what has followed from it.
 
         The outcome's changes are already made here: where they cannot be committed, this machine is
         to be thrown away and loaded again.
@@ -99,7 +105,7 @@ class Machine:
             elif isinstance(item, Lead):
                 self._lead(work)
             else:
-                self._take(work, item)
+                self._take(work, item, proof)
         for kind, name in self.soft.timers.due(work.now_ms):
             _TIMERS[kind](work, name)
         if self.soft.leading:
@@ -110,12 +116,18 @@ class Machine:
     def _slept(self, now_ms: int) -> bool:
         return self._due_ms is not None and now_ms - self._due_ms >= self.settings.slept_ms
 
-    def _take(self, work: Work, item: Input) -> None:
+    def _take(self, work: Work, item: Input, proof: Proof) -> None:
         assert self.soft.leading, item
+        outcome = work.outcome
+        changes, outcome.changes = outcome.changes, {}
+        block_count = len(outcome.blocks)
         try:
             _HANDLERS[type(item)](work, item)
+            proof(outcome.changes, outcome.blocks[block_count:])
         except Exception as bug:
             raise StepFailed(item) from bug
+        changes.update(outcome.changes)
+        outcome.changes = changes
 
     def _lead(self, work: Work) -> None:
         commit = self.cluster.commit
