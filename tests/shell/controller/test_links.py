@@ -8,8 +8,10 @@ import grpc
 import pytest
 
 from rota.controller import links
+from rota.controller.api import views
 from rota.core.cluster.inputs import Close, Send
 from rota.core.model.protocol import MESSAGE_BYTES_MAX, Down, Grant, HeartbeatAck
+from rota.core.model.resources import NOTHING, Resources
 from rota.wire.gen.v1 import job_pb2, job_service_pb2, link_pb2, node_pb2
 from tests.shell.controller.harness import Running, running
 
@@ -98,6 +100,37 @@ async def test_a_node_of_another_cluster_is_refused(tmp_path: Path) -> None:
         await node.say(hello=node.hello(cluster="6ba7b810-9dad-41d1-80b4-00c04fd430c8"))
         assert "belongs to cluster" in (await node.hear("refused")).message
         assert (await node.ended())[0] is grpc.StatusCode.ABORTED
+
+
+async def test_a_node_that_declares_more_than_can_be_is_refused_and_others_are_listed(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        liar, modest, other = [await run.join(name) for name in ("liar", "modest", "other")]
+        hello = liar.hello()
+        for number in range(2):
+            hello.inventory.pools.add(name=f"p{number}", units=1_000_000).resources.memory = 2**50
+        await liar.say(hello=hello)
+        says = (await liar.hear("refused")).message
+        assert says == (
+            "the agent declares 2048000000 TiB of memory in all its pools; at most 1048576 TiB are allowed"
+        )
+        # What each may declare is still a number when they are added up.
+        for node in (modest, other):
+            hello = node.hello()
+            hello.inventory.pools.add(name="much", units=1024).resources.memory = 2**50
+            await node.say(hello=hello)
+            await node.hear("welcome")
+        listed = (await run.admin().nodes.ListNodes(node_pb2.ListNodesRequest())).nodes
+        assert [(node.name, node.capacity.memory) for node in listed] == [
+            ("liar", 0),
+            ("modest", 2**60),
+            ("other", 2**60),
+        ]
+        many = [Resources(memory=2**60, named=(("power", 2**60),))] * 9
+        total = NOTHING
+        for amount in many:
+            total = total.plus(amount)
+        shown = views.resources(total)
+        assert (shown.memory, shown.named["power"]) == (2**63 - 1, 2**63 - 1)
 
 
 async def test_a_stream_that_closes_makes_the_node_suspect_and_a_new_one_brings_it_back(

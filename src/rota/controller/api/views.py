@@ -26,6 +26,8 @@ EXIT_ROTA = 125
 EXIT_SIGNAL = 128
 EXIT_CANCELLED = 130
 EXIT_KILLED = 137
+# Sums over many nodes, each of which may declare much, could be beyond it.
+AMOUNT_MAX = 2**63 - 1
 
 _SPEC = codec(JobSpec, job_pb2.JobSpec)
 _RESOURCES = codec(Resources, job_pb2.Resources)
@@ -424,8 +426,16 @@ def node(one: Node, soft: Soft, now_ms: int, address: str) -> node_pb2.Node:
 
 
 def resources(amount: Resources) -> job_pb2.Resources:
-    """Amounts of resources."""
-    return _RESOURCES.to_message(amount)
+    """Amounts of resources; one beyond what the contract can say is the most that it can."""
+    return _RESOURCES.to_message(
+        Resources(
+            min(amount.cpu, AMOUNT_MAX),
+            min(amount.memory, AMOUNT_MAX),
+            min(amount.gpu, AMOUNT_MAX),
+            min(amount.disk, AMOUNT_MAX),
+            tuple((name, min(part, AMOUNT_MAX)) for name, part in amount.named),
+        )
+    )
 
 
 # ---------------------------------------------------------------- the rest

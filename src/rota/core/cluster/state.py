@@ -147,10 +147,7 @@ class Node:
         return total
 
     def capacity(self) -> Resources:
-        total = NOTHING
-        for pool in self.pools:
-            total = total.plus(pool.resources, pool.units)
-        return total
+        return self.inventory.capacity()
 
 
 class Job:

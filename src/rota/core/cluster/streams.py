@@ -49,9 +49,12 @@ from rota.core.model.protocol import (
     Template,
     Welcome,
 )
+from rota.core.model.resources import amount_text
 from rota.core.model.states import Cause, EventKind, NodeState, StopReason
 
 REFUSED_RETRY_MS_MIN = 1_000
+# Of one resource of one node, all units together: far beyond any truth, and a number of the wire.
+CAPACITY_MAX = 2**60
 
 
 def receive(work: Work, item: FromNode) -> None:
@@ -226,6 +229,13 @@ def _refusal(work: Work, node: Node | None, hello: Hello) -> Refused | None:
     names = [pool.name for pool in hello.inventory.pools]
     if len(set(names)) < len(names):
         return Refused("the agent declares two pools of one name")
+    for resource, amount in hello.inventory.capacity().items():
+        if amount > CAPACITY_MAX:
+            most = amount_text(resource, CAPACITY_MAX)
+            return Refused(
+                f"the agent declares {amount_text(resource, amount)} of {resource} in all its pools; "
+                f"at most {most} are allowed"
+            )
     status = node.status
     if not status.journal_id:
         return None

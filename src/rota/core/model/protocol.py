@@ -48,6 +48,13 @@ class Inventory:
     warnings: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
 
+    def capacity(self) -> Resources:
+        """All units of all pools together."""
+        total = NOTHING
+        for pool in self.pools:
+            total = total.plus(pool.resources, pool.units)
+        return total
+
 
 @dataclass(slots=True)
 class Utilisation:
