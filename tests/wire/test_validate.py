@@ -218,6 +218,18 @@ def test_a_long_chain_is_no_circle_and_a_long_circle_is_shortened() -> None:
             ["queue.priority_min: 5 is above priority_max, which is -5"],
         ),
         (
+            cluster_pb2.CreateQueueRequest(
+                queue=cluster_pb2.Queue(
+                    name="q", quota=job_pb2.Resources(cpu=0, named={"power": 0, "licence": 1})
+                )
+            ),
+            [
+                "queue.quota.cpu: 0 would be no limit; leave it out for none, or give at least 0.001",
+                "queue.quota.named.power: 0 would be no limit; leave it out for none, or give at least 0.001",
+            ],
+        ),
+        (cluster_pb2.CreateQueueRequest(queue=cluster_pb2.Queue(name="q", quota=job_pb2.Resources(memory=1))), []),
+        (
             job_service_pb2.WriteInputRequest(data=b"\0" * 65537),
             ["data: is 65,537 bytes long; at most 65,536 are allowed"],
         ),

@@ -164,14 +164,21 @@ def _circle(jobs: Sequence[job_pb2.JobSpec], waits: dict[int, list[int]]) -> lis
 def queue(request: cluster_pb2.CreateQueueRequest) -> list[Problem]:
     """What is wrong with a queue as a whole."""
     asked = request.queue
+    problems: list[Problem] = []
+    # A limit of 0 is none in the records, and would let through all that it was to keep out.
+    zeros = ["cpu"] if asked.quota.HasField("cpu") and not asked.quota.cpu else []
+    zeros += sorted(name for name, amount in asked.quota.named.items() if not amount)
+    for name in zeros:
+        path = ("queue", "quota", name) if name == "cpu" else ("queue", "quota", "named", name)
+        problems.append(Problem(path, "0 would be no limit; leave it out for none, or give at least 0.001"))
     if (
         asked.HasField("priority_min")
         and asked.HasField("priority_max")
         and asked.priority_min > asked.priority_max
     ):
         says = f"{asked.priority_min} is above priority_max, which is {asked.priority_max}"
-        return [Problem(("queue", "priority_min"), says)]
-    return []
+        problems.append(Problem(("queue", "priority_min"), says))
+    return problems
 
 
 WHOLE: dict[str, Sequence[Callable[[Any], list[Problem]]]] = {

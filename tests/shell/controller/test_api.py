@@ -272,6 +272,16 @@ async def test_queues_nodes_tokens_and_the_cluster(tmp_path: Path) -> None:
         assert not made.HasField("priority_min")
         twice = await refusal(admin.queues.CreateQueue(cluster_pb2.CreateQueueRequest(queue=queue)))
         assert twice.code() is grpc.StatusCode.ABORTED
+        closed = cluster_pb2.Queue(name="none", quota=job_pb2.Resources(cpu=0))
+        refused = await refusal(admin.queues.CreateQueue(cluster_pb2.CreateQueueRequest(queue=closed)))
+        assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "queue.quota.cpu: 0 would be no limit" in (refused.details() or "")
+        # What is not limited is shown as such, so that it can be sent back as it is.
+        queue.quota.CopyFrom(job_pb2.Resources(memory=2**30))
+        changed = cluster_pb2.CreateQueueRequest(queue=queue, update=True)
+        made = (await admin.queues.CreateQueue(changed)).queue
+        assert (made.quota.HasField("cpu"), made.quota.memory) == (False, 2**30)
+        await admin.queues.CreateQueue(cluster_pb2.CreateQueueRequest(queue=made, update=True))
         listed = (await admin.queues.ListQueues(cluster_pb2.ListQueuesRequest())).queues
         assert [queue.name for queue in listed] == ["default", "gpu"]
         await admin.queues.DeleteQueue(cluster_pb2.DeleteQueueRequest(name="gpu"))

@@ -452,6 +452,8 @@ def queue(cluster: Cluster, name: str, config: QueueConfig) -> cluster_pb2.Queue
     )
     if config.quota is not None:
         view.quota.CopyFrom(resources(config.quota))
+        if not config.quota.cpu:
+            view.quota.ClearField("cpu")
     for one in cluster.active.values():
         if one.spec.queue == name:
             if one.status.state is JobState.RUNNING:
