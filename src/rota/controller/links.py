@@ -24,7 +24,7 @@ from rota.controller.calls import next_message, send
 from rota.controller.output import Outputs
 from rota.controller.peers import peer_of
 from rota.core.cluster.inputs import Close, FromNode, Order, Send, StreamClosed
-from rota.core.model.protocol import MESSAGE_BYTES_MAX, InputTaken, Up
+from rota.core.model.protocol import MESSAGE_BYTES_MAX, Hello, InputTaken, Refused, Up
 from rota.wire.convert import ConvertError
 from rota.wire.gen.v1 import link_pb2
 from rota.wire.link import down_to_messages, up_from_message
@@ -37,8 +37,12 @@ STALLED_BYTES_MIN = 16 * 1024 * 1024
 QUEUE_BYTES_MAX = 256 * 1024 * 1024
 # Whoever has much to send that can wait lets the queue fall to this first: heartbeats stand in it too.
 ROOM_BYTES = 128 * 1024
+# A stream says within this whose it is.
+HELLO_S_MAX = 10.0
 # For so long a node may not connect that said, or should be told, what cannot be dealt with.
 KEPT_OFF_S = 60.0
+# And one that was refused for good, which costs a commit each time.
+REFUSED_S = 10.0
 # The protocol's limit is on the message's content; the envelope adds a little.
 SLACK_BYTES = 4 * 1024
 
@@ -133,8 +137,8 @@ class Links:
         # The stream that each node opened last.
         self._latest: dict[str, _Stream] = {}
         self._numbers = count(1)
-        # Until when a node may not connect, by the monotonic clock.
-        self._kept_off: dict[str, float] = {}
+        # Until when a node may not connect, by the monotonic clock, and why.
+        self._kept_off: dict[str, tuple[float, str]] = {}
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """LinkService for a server with mutual TLS."""
@@ -162,6 +166,10 @@ class Links:
                     return
                 for piece in pieces:
                     stream.put(piece)
+                if isinstance(message.body, Refused) and not message.session and not message.body.retry_ms:
+                    # A Hello, and for good.
+                    until_s = time.monotonic() + REFUSED_S
+                    self._kept_off[stream.node] = until_s, f"refused just now: {message.body.message}"
             case Close(reason=reason):
                 stream.finish(_End(grpc.StatusCode.ABORTED, reason))
 
@@ -172,7 +180,8 @@ class Links:
 
     def keep_off(self, node: str) -> None:
         """Lets the node connect only after KEPT_OFF_S: what it says, or would be told, cannot be taken."""
-        self._kept_off[node] = time.monotonic() + KEPT_OFF_S
+        why = "the controller failed over this node; the controller's log says more"
+        self._kept_off[node] = time.monotonic() + KEPT_OFF_S, why
 
     def address(self, node: str) -> str:
         """Where a node connects from, as gRPC writes it; empty where it does not."""
@@ -190,9 +199,10 @@ class Links:
             context.set_code(grpc.StatusCode.UNAVAILABLE)
             context.set_details("the controller does not lead now; try again")
             return
-        if time.monotonic() < self._kept_off.get(node, 0.0):
+        until_s, why = self._kept_off.get(node, (0.0, ""))
+        if time.monotonic() < until_s:
             context.set_code(grpc.StatusCode.UNAVAILABLE)
-            context.set_details("the controller failed over this node; the controller's log says more")
+            context.set_details(why)
             return
         self._kept_off.pop(node, None)
         stream = _Stream(next(self._numbers), node, context.peer())
@@ -224,6 +234,14 @@ class Links:
             context.set_details(stream.end.details)
 
     async def _receive(self, stream: _Stream, context: Context) -> None:
+        try:
+            async with asyncio.timeout(HELLO_S_MAX) as until_hello:
+                await self._listen(stream, context, until_hello)
+        except TimeoutError:
+            says = f"no Hello came within {HELLO_S_MAX:g} s"
+            stream.finish(_End(grpc.StatusCode.DEADLINE_EXCEEDED, says))
+
+    async def _listen(self, stream: _Stream, context: Context, until_hello: asyncio.Timeout) -> None:
         while (data := await next_message(context)) is not None:
             try:
                 message = _parse(data)
@@ -231,6 +249,8 @@ class Links:
                 _log.warning("node %s sent what is no message: %s", stream.node, error)
                 stream.finish(_End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
                 return
+            if isinstance(message, Hello):
+                until_hello.reschedule(None)
             if isinstance(message, InputTaken):
                 self._input_taken(stream.node, message)
                 continue

@@ -94,6 +94,31 @@ async def test_who_says_no_hello_is_not_listened_to(tmp_path: Path) -> None:
         assert (await node.hear("heartbeat_ack")).sent_ms == 2, "the first was answered"
 
 
+async def test_a_stream_without_a_hello_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "HELLO_S_MAX", 0.2)
+    async with running(tmp_path) as run:
+        good, silent = await run.join("good"), await run.join("silent")
+        await good.come_up()
+        await silent.say(heartbeat=link_pb2.Heartbeat(sent_ms=1))
+        assert await silent.ended() == (grpc.StatusCode.DEADLINE_EXCEEDED, "no Hello came within 0.2 s")
+        await good.beat(1)
+
+
+async def test_a_node_that_was_removed_makes_a_commit_once_and_not_again_at_will(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await run.admin().nodes.RemoveNode(node_pb2.RemoveNodeRequest(node="n1"))
+        await node.say(hello=node.hello())
+        assert "this node is not known here" in (await node.hear("refused")).message
+        before = await run.controller.loop.read(lambda machine: machine.cluster.commit)
+        for _ in range(3):
+            node.call = node.link.Connect()
+            code, details = await node.ended()
+            assert code is grpc.StatusCode.UNAVAILABLE
+            assert details.startswith("refused just now: this node is not known here")
+        assert await run.controller.loop.read(lambda machine: machine.cluster.commit) == before
+
+
 async def test_a_node_of_another_cluster_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         node = await run.join("n1")
