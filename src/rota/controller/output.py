@@ -3,11 +3,12 @@
 A reading is opened under a request number, which a ReadOutput message takes to the node; the node opens a
 PushOutput stream and names the number. It may send as many bytes as it has credit for: a window at first,
 then what the reader has taken. So a reading holds at most WINDOW_BYTES here, however fast the node and slow
-the reader.
+the reader; small pieces are joined, and one that says nothing, or much that costs no credit, ends the
+stream.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -21,7 +22,15 @@ from rota.wire.gen.v1 import link_pb2
 WINDOW_BYTES = 512 * 1024
 CREDIT_BYTES_MIN = WINDOW_BYTES // 4
 ANSWER_S_MAX = 15.0
-READINGS_MAX = 1000
+# The node's stream says within this which reading it answers.
+FIRST_S_MAX = 10.0
+READINGS_MAX = 2000
+READINGS_OF_ONE_MAX = 1000
+# Pieces that wait for the reader: joined they are fewer, but for gaps between them.
+PIECES_MAX = 1024
+JOINED_BYTES_MAX = 4096
+# What a piece has besides its data: numbers.
+OVERHEAD_BYTES_MAX = 128
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Piece = link_pb2.PushOutputRequest
@@ -32,7 +41,7 @@ class OutputLost(Exception):
 
 
 class TooManyReadings(Exception):
-    """READINGS_MAX readings are open."""
+    """READINGS_MAX readings are open, or READINGS_OF_ONE_MAX of one reader."""
 
 
 class Reading:
@@ -87,11 +96,16 @@ class Reading:
         return True
 
     def offer(self, piece: Piece) -> bool:
-        """A piece from the node; False where it had no credit for it."""
+        """A piece from the node; False where it had no credit for it, or none would have been enough."""
         self._outstanding -= _cost(piece)
-        if self._outstanding < 0:
+        if self._outstanding < 0 or not _sound(piece):
             return False
-        self._pieces.append(piece)
+        if self._pieces and _follows(piece, self._pieces[-1]):
+            self._pieces[-1].data += piece.data
+        elif len(self._pieces) < PIECES_MAX:
+            self._pieces.append(piece)
+        else:
+            return False
         self._changed.set()
         return True
 
@@ -137,18 +151,26 @@ class Outputs:
 
     def __init__(self) -> None:
         self._readings: dict[int, Reading] = {}
+        # How many each reader has.
+        self._of: Counter[str] = Counter()
         self._numbers = count(1)
 
     @contextmanager
-    def reading(self, node: str) -> Iterator[Reading]:
-        """A reading of a node's, for as long as the block runs. Raises TooManyReadings."""
+    def reading(self, node: str, reader: str) -> Iterator[Reading]:
+        """A reading of a node's for a user, for as long as the block runs. Raises TooManyReadings."""
+        if self._of[reader] >= READINGS_OF_ONE_MAX:
+            raise TooManyReadings(f"'{reader}' reads {READINGS_OF_ONE_MAX} outputs already; end some of them")
         if len(self._readings) >= READINGS_MAX:
-            raise TooManyReadings(f"{READINGS_MAX} outputs are being read already")
+            raise TooManyReadings(f"{READINGS_MAX} outputs are being read already; try again later")
         reading = Reading(next(self._numbers), node)
         self._readings[reading.request] = reading
+        self._of[reader] += 1
         try:
             yield reading
         finally:
+            self._of[reader] -= 1
+            if not self._of[reader]:
+                del self._of[reader]
             del self._readings[reading.request]
             reading.close()
 
@@ -159,7 +181,13 @@ class Outputs:
 
     async def push(self, node: str, context: Context) -> None:
         """PushOutput, called by `node`."""
-        first = await _read(context)
+        try:
+            async with asyncio.timeout(FIRST_S_MAX):
+                first = await _read(context)
+        except TimeoutError:
+            context.set_code(grpc.StatusCode.DEADLINE_EXCEEDED)
+            context.set_details(f"what is answered was not said within {FIRST_S_MAX:g} s")
+            return
         reading = self._readings.get(first.request) if first is not None else None
         if first is None or reading is None or reading.node != node or not reading.answer():
             # The reader has gone meanwhile, or never was: the node stops.
@@ -192,8 +220,26 @@ def _cost(piece: Piece) -> int:
     return piece.ByteSize() if piece.many else len(piece.data)
 
 
-async def _receive(reading: Reading, piece: Piece | None, context: Context) -> bool:
+def _sound(piece: Piece) -> bool:
+    """Whether a piece says something, and at the cost of its data."""
+    if piece.many or piece.error:
+        return True
+    return bool(piece.data or piece.end) and piece.ByteSize() - len(piece.data) <= OVERHEAD_BYTES_MAX
+
+
+def _follows(piece: Piece, last: Piece) -> bool:
+    """Whether a piece is to be joined to the one before it."""
+    if piece.many or piece.error or piece.end or piece.gap_bytes or last.many or last.error or last.end:
+        return False
+    joined = len(last.data) + len(piece.data)
+    return piece.offset == last.offset + len(last.data) and joined <= JOINED_BYTES_MAX
+
+
+async def _receive(reading: Reading, first: Piece, context: Context) -> bool:
     """Hands the node's pieces over, up to the end of its stream; False where it broke a rule."""
+    # The first may only name the request.
+    said = first.data or first.many or first.end or first.error
+    piece = first if said else await _read(context)
     while piece is not None:
         if not reading.offer(piece):
             return False

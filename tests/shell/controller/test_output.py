@@ -7,11 +7,14 @@ from typing import Any
 
 import grpc
 import pytest
+from pyroaring import BitMap
 
 from rota.controller import output
+from rota.controller.api import reading
 from rota.controller.calls import send
+from rota.core.model import indexset
 from rota.wire.gen.v1 import job_pb2, job_service_pb2, link_pb2
-from tests.shell.controller.harness import PlayedNode, Running, running
+from tests.shell.controller.harness import Audience, PlayedNode, Running, running
 
 STDOUT = job_service_pb2.OUTPUT_STREAM_STDOUT
 PIECE = b"x" * 65536
@@ -127,8 +130,8 @@ async def test_a_reader_that_stops_reading_stops_the_node_and_nobody_else(tmp_pa
             sent += len(PIECE)
         for sent_ms in range(10):
             await node.beat(sent_ms)
-        reading = next(iter(run.controller._outputs._readings.values()))
-        assert reading._outstanding >= 0
+        open_ = next(iter(run.controller._outputs._readings.values()))
+        assert open_._outstanding >= 0
         reader.cancel()
         async with asyncio.timeout(20):
             while not (answer := await call.read()).stop:
@@ -149,6 +152,83 @@ async def test_a_node_that_sends_more_than_it_may_is_stopped(tmp_path: Path) -> 
             async for _ in reader:
                 pass
         assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        link_pb2.PushOutputRequest(offset=1),
+        link_pb2.PushOutputRequest(gap_bytes=1),
+        link_pb2.PushOutputRequest.FromString(
+            link_pb2.PushOutputRequest(data=b"x").SerializeToString() + b"\xfa\x07\x80\x01" + b"u" * 128
+        ),
+    ],
+    ids=["nothing", "gap", "unknown-field"],
+)
+async def test_what_costs_no_credit_cannot_be_sent_for_ever(
+    tmp_path: Path, piece: link_pb2.PushOutputRequest
+) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await task_that_runs(run, node)
+        reader = read(run, follow=True)
+        _, call, _ = await pushing(node)
+        await call.write(piece)
+        assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        reader.cancel()
+
+
+async def test_pieces_with_gaps_between_them_are_bounded_in_number() -> None:
+    one = output.Reading(1, "n1")
+    one.answer()
+    taken = 0
+    while one.offer(link_pb2.PushOutputRequest(offset=2 * taken, data=b"x", gap_bytes=1)):
+        taken += 1
+    assert taken == output.PIECES_MAX
+
+
+async def test_a_trickle_that_nobody_reads_is_joined() -> None:
+    one = output.Reading(1, "n1")
+    one.answer()
+    count = 20_000
+    for offset in range(count):
+        assert one.offer(link_pb2.PushOutputRequest(offset=offset, data=b"%d" % (offset % 10)))
+    assert one.offer(link_pb2.PushOutputRequest(offset=count, end=True))
+    assert len(one._pieces) <= count // output.JOINED_BYTES_MAX + 2
+    whole = b""
+    async for piece in one.pieces():
+        assert piece.offset == len(whole)
+        whole += piece.data
+    assert whole == b"0123456789" * (count // 10)
+
+
+async def test_a_stream_that_does_not_say_what_it_answers_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "FIRST_S_MAX", 0.05)
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        call = node.link.PushOutput()
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_one_user_cannot_use_up_all_readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "READINGS_OF_ONE_MAX", 1)
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await task_that_runs(run, node)
+        first = read(run, follow=True)
+        await pushing(node)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await read(run, follow=True).read()
+        assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert failed.value.details() == "'admin' reads 1 outputs already; end some of them"
+        other = await run.user("ann", "viewer")
+        second = other.jobs.ReadOutput(job_service_pb2.ReadOutputRequest(job=1, stream=STDOUT))
+        _, call, _ = await pushing(node)
+        await call.write(link_pb2.PushOutputRequest(data=b"seen", end=True))
+        assert [answer.data async for answer in second] == [b"seen"]
+        first.cancel()
 
 
 async def test_another_node_cannot_answer_for_it(tmp_path: Path) -> None:
@@ -263,12 +343,12 @@ async def test_a_reader_that_follows_waits_for_the_task_to_start(tmp_path: Path)
 # ---------------------------------------------------------------- many tasks
 
 
-async def array_that_runs(run: Running, *names: str) -> list[tuple[PlayedNode, set[int]]]:
-    """A job of eight tasks, all started on two nodes, and which tasks each has."""
+async def array_that_runs(run: Running, *names: str, tasks: int = 8) -> list[tuple[PlayedNode, set[int]]]:
+    """A job of so many tasks, four a node, all started; and which tasks each has."""
     nodes = [await run.join(name) for name in names]
     for node in nodes:
         await node.come_up()
-    spec = job_pb2.JobSpec(command=["true"], array="0-7")
+    spec = job_pb2.JobSpec(command=["true"], array=f"0-{tasks - 1}")
     await run.admin().jobs.SubmitJobs(job_service_pb2.SubmitJobsRequest(jobs=[spec]))
     found = []
     for node in nodes:
@@ -324,6 +404,82 @@ async def test_what_many_tasks_wrote_comes_by_index_from_all_nodes(tmp_path: Pat
             (index, b"%d" % index, True) for index in (1, 2, 3, 5, 6)
         ]
         assert (answers[-1].sent_below, answers[-1].attempt_count) == (7, 6)
+
+
+async def answer_all(node: PlayedNode) -> None:
+    """What is asked of each task is its number."""
+    wanted, call, _ = await pushing(node)
+    bounds = [bound for each in wanted.many for bound in each.indices.bounds]
+    asked = [
+        index
+        for first, last in zip(bounds[::2], bounds[1::2], strict=True)
+        for index in range(first, last + 1)
+    ]
+    await call.write(link_pb2.PushOutputRequest(many=[piece_of(index, b"%d" % index) for index in asked]))
+    await call.write(link_pb2.PushOutputRequest(end=True))
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+async def test_of_a_node_that_is_away_it_is_said_and_others_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says_so: bool
+) -> None:
+    monkeypatch.setattr(reading, "RETURN_S_MAX", 0.05)
+    async with running(tmp_path) as run:
+        (here, mine), (away, theirs) = await array_that_runs(run, "n1", "n2")
+        with run.controller.loop.watch_events() as news:
+            if says_so:
+                await away.say(goodbye=link_pb2.Goodbye(reason="its agent was stopped"))
+            else:
+                away.call.cancel()
+            async with asyncio.timeout(20):
+                await news.wait()
+        reader = run.admin().jobs.ReadOutputs(job_service_pb2.ReadOutputsRequest(job=1, stream=STDOUT))
+        answering = asyncio.create_task(answer_all(here))
+        answers = [each async for each in reader]
+        await answering
+        assert {output.index for each in answers for output in each.outputs} == mine
+        (unread,) = answers[-1].unread
+        assert (indexset.parse(unread.indices, 8), unread.task_count) == (BitMap(theirs), len(theirs))
+        assert unread.why == ("node n2, which keeps the output, is not connected; try again when it is back")
+
+
+async def test_a_node_that_was_there_just_now_is_waited_for(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        audience = Audience(run.controller.loop)
+        ((node, indices),) = await array_that_runs(run, "n1", tasks=4)
+        with run.controller.loop.watch_events() as news:
+            node.call.cancel()
+            async with asyncio.timeout(20):
+                await news.wait()
+        reader = run.admin().jobs.ReadOutputs(job_service_pb2.ReadOutputsRequest(job=1, stream=STDOUT))
+        await audience.until(1)
+        known = await run.controller.loop.read(lambda machine: machine.cluster.nodes[node.node].status)
+        node.call = node.link.Connect()
+        await node.say(hello=node.hello(last_sequence=known.acknowledged))
+        await node.say(holding_end=link_pb2.HoldingEnd())
+        await answer_all(node)
+        answers = [each async for each in reader]
+        assert {output.index for each in answers for output in each.outputs} == indices
+        assert not any(each.unread for each in answers)
+
+
+async def test_many_nodes_are_asked_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "NODES_ASKED_MAX", 1)
+    monkeypatch.setattr(output, "READINGS_OF_ONE_MAX", 1)
+    async with running(tmp_path) as run:
+        nodes = await array_that_runs(run, "n1", "n2")
+        reader = run.admin().jobs.ReadOutputs(job_service_pb2.ReadOutputsRequest(job=1, stream=STDOUT))
+
+        async def answer(node: PlayedNode) -> None:
+            while True:
+                await answer_all(node)
+
+        answering = [asyncio.create_task(answer(node)) for node, _ in nodes]
+        answers = [each async for each in reader]
+        for task in answering:
+            task.cancel()
+        await asyncio.gather(*answering, return_exceptions=True)
+        assert [output.index for each in answers for output in each.outputs] == list(range(8))
 
 
 async def test_a_node_that_stops_answering_for_many_is_said_to(tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ async def test_of_many_tasks_what_is_there_is_sent_in_order(tmp_path: Path) -> N
                 file = output.path(link.home, 1, 9, index, 2, of)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(written.get((index, of), b"not asked for"))
-            with run.controller._outputs.reading(node.id) as reading:
+            with run.controller._outputs.reading(node.id, "ann") as reading:
                 many = (OutputAttempts(9, 2, ((5, 2500),)),)
                 ask = ReadOutput(reading.request, 1, 0, 0, 0, 0, 0, 1, False, many)
                 await link.tell(link_frames.SendOutput(ask, False))

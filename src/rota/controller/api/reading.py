@@ -12,6 +12,7 @@ import grpc
 from pyroaring import BitMap
 
 from rota.controller.api import views
+from rota.controller.api.auth import Caller
 from rota.controller.api.desk import Desk, find_job
 from rota.controller.api.errors import ApiError, error
 from rota.controller.output import OutputLost, Outputs, Piece, Reading, TooManyReadings
@@ -32,6 +33,10 @@ _BOTH = job_service_pb2.OUTPUT_STREAM_UNSPECIFIED
 # So many tasks, and of these so many attempts, are asked for at once: a node is asked in one message.
 TASKS_ASKED_MAX = 4_096
 ATTEMPTS_ASKED_MAX = 8_192
+NODES_ASKED_MAX = 100
+# For so long in all a reader of many outputs waits for nodes that were there just now, as all were that
+# a new leader waits for.
+RETURN_S_MAX = 10.0
 # Small outputs are passed on together.
 ANSWER_BYTES_MAX = 64 * 1024
 
@@ -67,7 +72,9 @@ class OutputReader:
         self._archive = archive
         self._outputs = outputs
 
-    async def read(self, request: job_service_pb2.ReadOutputRequest) -> AsyncGenerator[Response]:
+    async def read(
+        self, request: job_service_pb2.ReadOutputRequest, caller: Caller
+    ) -> AsyncGenerator[Response]:
         """Both streams or one, each to its end."""
         place = await self._find(request)
         streams = [request.stream] if request.stream else [STDOUT, STDERR]
@@ -75,7 +82,7 @@ class OutputReader:
             for stream in streams:
                 yield Response(stream=stream, end=True, unavailable=place.why)
             return
-        answers = [self._one(request, place, stream) for stream in streams]
+        answers = [self._one(request, caller, place, stream) for stream in streams]
         async with aclosing(_merged(answers) if len(answers) > 1 else answers[0]) as merged:
             async for response in merged:
                 yield response
@@ -95,7 +102,7 @@ class OutputReader:
                 await news.wait()
 
     async def _one(
-        self, request: job_service_pb2.ReadOutputRequest, place: _Place, stream: Stream
+        self, request: job_service_pb2.ReadOutputRequest, caller: Caller, place: _Place, stream: Stream
     ) -> AsyncGenerator[Response]:
         if not place.started:
             # What it would have written went nowhere; its outcome says why.
@@ -107,7 +114,7 @@ class OutputReader:
         if elsewhere:
             yield Response(stream=stream, attempt=place.attempt, end=True, unavailable=elsewhere)
             return
-        with _reading_may_fail(), self._outputs.reading(place.node) as reading:
+        with _reading_may_fail(), self._outputs.reading(place.node, caller.name) as reading:
             ask = ReadOutput(
                 request=reading.request,
                 job=request.job,
@@ -128,8 +135,13 @@ class OutputReader:
 
     # ------------------------------------------------------------ many tasks
 
-    async def read_many(self, request: job_service_pb2.ReadOutputsRequest) -> AsyncGenerator[Responses]:
-        """What the tasks have written so far, window after window of indices."""
+    async def read_many(
+        self, request: job_service_pb2.ReadOutputsRequest, caller: Caller
+    ) -> AsyncGenerator[Responses]:
+        """What the tasks have written so far, window after window of indices.
+
+        Of what is on a node that is away it is said that it could not be read.
+        """
         wanted = await self._desk.read(lambda machine: _wanted(machine, request))
         streams, unread = await self._desk.read(lambda machine: _kept_streams(machine, request))
         if unread:
@@ -137,22 +149,21 @@ class OutputReader:
         if not streams:
             return
         stream = streams[0] if len(streams) == 1 else _BOTH
+        patience_at_s = asyncio.get_running_loop().time() + RETURN_S_MAX
         while wanted:
             window = indexset.take_first(wanted, TASKS_ASKED_MAX)
             places = await self._places(request, window)
-            while len(places) > ATTEMPTS_ASKED_MAX and len(window) > 1:
+            while _too_many(places) and len(window) > 1:
                 window = indexset.take_first(window, len(window) // 2)
                 places = [place for place in places if place.index in window]
-            gone = await self._desk.read(
-                lambda machine, places=places: _nodes_gone(machine, places)  # type: ignore[misc]
-            )
-            there = [place for place in places if place.node not in gone]
+            away = await self._away(places, patience_at_s)
+            there = [place for place in places if place.node not in away]
             with _reading_may_fail(), ExitStack() as readings:
-                async with aclosing(self._window(request, stream, there, readings)) as answers:
+                async with aclosing(self._window(request, caller, stream, there, readings)) as answers:
                     async for answer in answers:
                         yield answer
             yield Responses(
-                sent_below=window.max() + 1, attempt_count=len(places), unread=_unread(places, gone)
+                sent_below=window.max() + 1, attempt_count=len(places), unread=_unread(places, away)
             )
             wanted -= window
 
@@ -172,9 +183,24 @@ class OutputReader:
                 latest[place.index] = place
         return list(latest.values())
 
+    async def _away(self, places: Sequence[_Place], patience_at_s: float) -> dict[str, str]:
+        """The nodes that cannot be asked, and why. One that was there just now is waited for."""
+        with self._desk.loop.watch_events() as news:
+            while True:
+                news.clear()
+                gone, suspect = await self._desk.read(lambda machine: _nodes_away(machine, places))
+                try:
+                    async with asyncio.timeout_at(patience_at_s):
+                        if not suspect:
+                            return gone
+                        await news.wait()
+                except TimeoutError:
+                    return gone | suspect
+
     async def _window(
         self,
         request: job_service_pb2.ReadOutputsRequest,
+        caller: Caller,
         stream: Stream,
         places: Iterable[_Place],
         readings: ExitStack,
@@ -185,7 +211,7 @@ class OutputReader:
             by_node[place.node].append(place)
         sources = []
         for node, asked in by_node.items():
-            reading = readings.enter_context(self._outputs.reading(node))
+            reading = readings.enter_context(self._outputs.reading(node, caller.name))
             ask = ReadOutput(
                 request=reading.request,
                 job=request.job,
@@ -217,7 +243,7 @@ def _reading_may_fail() -> Iterator[None]:
     try:
         yield
     except TooManyReadings as many:
-        raise error(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{many}; try again later") from many
+        raise error(grpc.StatusCode.RESOURCE_EXHAUSTED, str(many)) from many
     except OutputLost as lost:
         raise error(grpc.StatusCode.UNAVAILABLE, f"{lost}; read on where it was") from lost
     except ApiError as refused:
@@ -335,9 +361,25 @@ def _live_places(machine: Machine, number: int, window: BitMap) -> list[_Place]:
     ]
 
 
-def _nodes_gone(machine: Machine, places: Iterable[_Place]) -> dict[str, str]:
-    """The nodes that need not be asked, and why."""
-    return {node: why for node in {place.node for place in places} if (why := _gone(machine, node))}
+def _too_many(places: Sequence[_Place]) -> bool:
+    """Whether these are more than is asked for at once."""
+    return len(places) > ATTEMPTS_ASKED_MAX or len({place.node for place in places}) > NODES_ASKED_MAX
+
+
+def _nodes_away(machine: Machine, places: Iterable[_Place]) -> tuple[dict[str, str], dict[str, str]]:
+    """The nodes that need not be asked, and those that may be back at any moment; why."""
+    gone: dict[str, str] = {}
+    suspect: dict[str, str] = {}
+    for number in {place.node for place in places}:
+        why = _gone(machine, number)
+        if why:
+            gone[number] = why
+        elif number not in machine.soft.sessions:
+            node = machine.cluster.nodes[number]
+            away = suspect if node.status.state is NodeState.SUSPECT else gone
+            name = node.config.name
+            away[number] = f"node {name}, which keeps the output, is not connected; try again when it is back"
+    return gone, suspect
 
 
 def _unread(places: Sequence[_Place], gone: dict[str, str]) -> list[job_service_pb2.UnreadOutput]:

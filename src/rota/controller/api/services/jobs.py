@@ -242,16 +242,16 @@ class Jobs:
     # ------------------------------------------------------------ output and input
 
     def read_output(
-        self, request: job_service_pb2.ReadOutputRequest, _: Call
+        self, request: job_service_pb2.ReadOutputRequest, call: Call
     ) -> AsyncGenerator[job_service_pb2.ReadOutputResponse]:
         """What an attempt has written, and writes."""
-        return self._reader.read(request)
+        return self._reader.read(request, call.caller)
 
     def read_outputs(
-        self, request: job_service_pb2.ReadOutputsRequest, _: Call
+        self, request: job_service_pb2.ReadOutputsRequest, call: Call
     ) -> AsyncGenerator[job_service_pb2.ReadOutputsResponse]:
         """What many tasks have written so far."""
-        return self._reader.read_many(request)
+        return self._reader.read_many(request, call.caller)
 
     async def write_input(
         self, requests: AsyncIterator[job_service_pb2.WriteInputRequest], call: Call
