@@ -3,21 +3,27 @@
 import pytest
 from pyroaring import BitMap
 
-from rota.core.cluster.check import InvariantBroken
+from rota.core.cluster.check import InvariantBroken, same
 from rota.core.cluster.inputs import (
     CancelJob,
     Done,
     EditNode,
+    Enrol,
+    Enrolled,
     NodeEdit,
+    PutToken,
     Refusal,
     ReleaseJob,
     RemoveNode,
     RetryJob,
+    RevokeToken,
     Submit,
 )
 from rota.core.cluster.placing import SLOTS_OF_UNIT_MAX
+from rota.core.cluster.records import TokenConfig
 from rota.core.cluster.reports import UNSTARTED_BACKOFF_MS
 from rota.core.cluster.soft import Settings
+from rota.core.cluster.state import Cluster
 from rota.core.cluster.step import Machine
 from rota.core.model import indexset
 from rota.core.model.protocol import (
@@ -41,9 +47,21 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.resources import Resources
 from rota.core.model.spec import Dependency, JobSpec
-from rota.core.model.states import Cause, DependencyWhen, JobKind, JobState, NodeState, OnNodeLoss, StopReason
+from rota.core.model.states import (
+    Cause,
+    DependencyWhen,
+    JobKind,
+    JobState,
+    NodeState,
+    OnNodeLoss,
+    StopReason,
+    TokenKind,
+)
 from rota.wire.records import encode
-from tests.core.cluster.scene import Scene
+from tests.core.cluster.scene import WALL_MS, Scene
+
+MINUTE_MS = 60_000
+DAY_MS = 86_400_000
 
 
 def test_what_a_node_holds_may_come_in_pieces() -> None:
@@ -182,6 +200,32 @@ def test_a_goodbye_before_its_last_report_came_frees_nothing() -> None:
     job = scene.submit(array="0-3")
     scene.step(scene.said(node, Goodbye("asked to end", 1)))
     assert scene.job(job).owned == BitMap([0, 1])
+
+
+def test_tokens_and_keys_are_forgotten_when_their_time_is_over_and_not_before() -> None:
+    scene = Scene()
+    cluster = scene.machine.cluster
+    for minutes in (30, 10, 20):
+        expires_ms = WALL_MS + minutes * MINUTE_MS
+        scene.ask(PutToken(0, "admin", f"t{minutes}", TokenConfig(TokenKind.NODE, b"s", 0, expires_ms, 1)))
+    scene.ask(RevokeToken(0, "admin", "t20"))
+    assert scene.ask(Enrol(0, "t30", b"s", TokenKind.NODE, "id-n", "n", "key")) == Enrolled("id-n", "n")
+    first = scene.ask(Submit(0, "user", (JobSpec(command=("x",)),), key="first"))
+    scene.wait(DAY_MS + 9 * MINUTE_MS)
+    assert set(cluster.tokens) == {"t", "t10", "t20", "t30"}
+    scene.wait(2 * MINUTE_MS)
+    assert set(cluster.tokens) == {"t", "t20", "t30"}
+    scene.ask(Submit(0, "user", (JobSpec(command=("x",)),), key="second"))
+    scene.wait(21 * MINUTE_MS)
+    assert set(cluster.tokens) == {"t"}
+    assert set(cluster.idempotency) == {"user/first", "user/second"}
+    same(cluster, Cluster.load(sorted(cluster.records.items())))
+    scene.wait(DAY_MS)
+    assert set(cluster.idempotency) == {"user/second"}
+    again = scene.ask(Submit(0, "user", (JobSpec(command=("x",)),), key="first"))
+    assert again.jobs != first.jobs
+    scene.wait(2 * DAY_MS + 2 * MINUTE_MS)
+    assert cluster.idempotency == {}
 
 
 def test_a_fenced_task_of_a_node_removed_by_force_waits_until_its_agent_cannot_run_it() -> None:

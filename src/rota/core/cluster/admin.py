@@ -32,7 +32,7 @@ from rota.core.cluster.records import (
     token_key,
     user_key,
 )
-from rota.core.cluster.state import Allocation, Cluster, Node
+from rota.core.cluster.state import Allocation, Cluster, Node, expiry_ms
 from rota.core.cluster.tasks import TaskWriter, close_if_done, let_go, record_ends
 from rota.core.cluster.work import Work, tasks_text
 from rota.core.model.protocol import AllocationReport, Drain, Ended, Refused
@@ -115,6 +115,8 @@ def put_token(work: Work, item: PutToken) -> None:
         work.refuse(item.ticket, Why.CONFLICT, f"token {item.token} exists")
         return
     work.put(token_key(item.token), item.config)
+    kept_ms = max(expiry_ms(item.config) - work.wall_ms, 0)
+    work.soft.timers.arm_earlier("expiry", "", work.now_ms + kept_ms)
     work.event(EventKind.TOKEN_CHANGED, by=item.by, message=f"token {item.token} created")
     work.reply(item.ticket, Done())
 
@@ -166,7 +168,7 @@ def enrol(work: Work, item: Enrol) -> None:
         work.put(token_key(item.token), replace(token, uses_left=token.uses_left - 1))
         digest = item.node.encode() + b" " + item.name.encode()
         work.put(key, Idempotency((), digest, work.wall_ms + ENROL_KEY_MS))
-        work.soft.timers.arm_earlier("keys", "", work.now_ms + ENROL_KEY_MS)
+        work.soft.timers.arm_earlier("expiry", "", work.now_ms + ENROL_KEY_MS)
         if item.kind is TokenKind.NODE:
             work.put(node_key(item.node), NodeConfig(item.name, registered_at_ms=work.wall_ms))
             work.event(EventKind.NODE_REGISTERED, node=item.name, message=f"with token {item.token}")

@@ -50,7 +50,7 @@ def begin(work: Work) -> None:
     for job in work.cluster.jobs.values():
         if job.ended:
             work.soft.timers.arm("retention", str(job.id), job.status.ended_ms + job.spec.retention)
-    forget_keys(work, "")
+    forget_expired(work, "")
 
 
 # ---------------------------------------------------------------- submit
@@ -100,7 +100,7 @@ def submit(work: Work, item: Submit) -> None:
     jobs = tuple(range(first, first + len(item.specs)))
     if key:
         work.put(key, Idempotency(jobs, item.digest, work.wall_ms + IDEMPOTENCY_MS))
-        work.soft.timers.arm_earlier("keys", "", work.now_ms + IDEMPOTENCY_MS)
+        work.soft.timers.arm_earlier("expiry", "", work.now_ms + IDEMPOTENCY_MS)
     work.reply(item.ticket, Submitted(jobs))
 
 
@@ -428,13 +428,9 @@ def retention_over(work: Work, name: str) -> None:
     work.event(EventKind.JOB_REMOVED, job=job.id, message="its retention is over")
 
 
-def forget_keys(work: Work, name: str) -> None:
-    """Idempotency keys past their time are forgotten."""
-    later = []
-    for key, record in list(work.cluster.idempotency.items()):
-        if record.expires_at_ms <= work.wall_ms:
-            work.drop(f"idem/{key}")
-        else:
-            later.append(record.expires_at_ms - work.wall_ms)
-    if later:
-        work.soft.timers.arm("keys", name, work.now_ms + max(min(later), 60_000))
+def forget_expired(work: Work, name: str) -> None:
+    """What is kept for a time is forgotten after it: keys of requests, and tokens."""
+    while (due := work.cluster.next_expiry()) is not None and due[0] <= work.wall_ms:
+        work.drop(due[1])
+    if due is not None:
+        work.soft.timers.arm("expiry", name, work.now_ms + max(due[0] - work.wall_ms, 60_000))

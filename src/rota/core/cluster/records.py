@@ -26,6 +26,8 @@ from rota.core.model.states import (
 SCHEMA = 1
 # Beyond any truth, and so little that the sum over all nodes is still a number of the wire.
 CPU_MS_MAX = 2**50
+# So long after its end a token is still shown. A machine that enrolled at the last moment may ask again.
+TOKEN_KEPT_MS = 86_400_000
 
 META_CLUSTER = "meta/cluster"
 META_COMMIT = "meta/commit"

@@ -8,6 +8,7 @@ of a `Job` here are its own.
 Records must come in an order in which what they refer to is there: that of their keys does.
 """
 
+import heapq
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,6 +16,7 @@ from pyroaring import BitMap
 
 from rota.core.cluster.records import (
     NO_EXCEPTIONS,
+    TOKEN_KEPT_MS,
     AllocationDesired,
     AllocationStatus,
     ClusterMeta,
@@ -37,6 +39,7 @@ from rota.core.cluster.records import (
     TokenConfig,
     UserConfig,
     parse_key,
+    token_key,
 )
 from rota.core.model import indexset, planes
 from rota.core.model.protocol import Inventory, Pool
@@ -47,6 +50,13 @@ from rota.core.model.states import JOB_ENDS, NodeState
 _NO_STATUS = AllocationStatus()
 _NO_SEGMENT = Segment()
 _EMPTY = BitMap()
+
+
+def expiry_ms(record: TokenConfig | Idempotency) -> int:
+    """When a record is to be forgotten, by the wall clock."""
+    if isinstance(record, TokenConfig):
+        return record.expires_at_ms + TOKEN_KEPT_MS
+    return record.expires_at_ms
 
 
 def indices_of(spec: JobSpec) -> BitMap:
@@ -259,6 +269,9 @@ class Cluster:
         self.users: dict[str, UserConfig] = {}
         self.events: dict[int, EventRecord] = {}
         self.idempotency: dict[str, Idempotency] = {}
+        # When each token and each key of a request is to be forgotten, by the wall clock: a heap. What has
+        # been put anew with another time, or dropped, is passed over.
+        self._expiries: list[tuple[int, str]] = []
         # Jobs that have not ended; jobs that wait for a job, by the job.
         self.active: dict[int, Job] = {}
         self.dependents: dict[int, set[int]] = {}
@@ -338,6 +351,9 @@ class Cluster:
         self.queues[key.name] = record
 
     def _put_token(self, key: Key, record: TokenConfig) -> None:
+        old = self.tokens.get(key.name)
+        if old is None or expiry_ms(old) != expiry_ms(record):
+            heapq.heappush(self._expiries, (expiry_ms(record), token_key(key.name)))
         self.tokens[key.name] = record
 
     def _put_user(self, key: Key, record: UserConfig) -> None:
@@ -347,7 +363,18 @@ class Cluster:
         self.events[key.number] = record
 
     def _put_idempotency(self, key: Key, record: Idempotency) -> None:
+        heapq.heappush(self._expiries, (expiry_ms(record), f"idem/{key.name}"))
         self.idempotency[key.name] = record
+
+    def next_expiry(self) -> tuple[int, str] | None:
+        """What is to be forgotten next: when, by the wall clock, and its key."""
+        while self._expiries:
+            at_ms, key = self._expiries[0]
+            record = self.records.get(key)
+            if isinstance(record, TokenConfig | Idempotency) and expiry_ms(record) == at_ms:
+                return at_ms, key
+            heapq.heappop(self._expiries)
+        return None
 
     def queue(self, name: str) -> QueueConfig | None:
         """A queue by name; `default` is always there."""

@@ -59,7 +59,7 @@ _TIMERS: dict[str, Callable[[Work, str], None]] = {
     "retry": settling.retry_due,
     "retention": jobs.retention_over,
     "linger": placing.linger_over,
-    "keys": jobs.forget_keys,
+    "expiry": jobs.forget_expired,
 }
 
 Proof = Callable[[Mapping[str, Record | None], Iterable[Block]], None]
