@@ -107,7 +107,7 @@ class Checkers:
             return
         records, node, body = self.disk.records, order.node, order.message.body
         config = records.get(node_key(node))
-        if isinstance(config, NodeConfig) and config.removed:
+        if not isinstance(config, NodeConfig) or config.removed:
             # What was to be said before its removal in the same step: nobody listens.
             return
         known: Record | None
@@ -168,7 +168,8 @@ class Checkers:
                 check_job(found)
                 self._check_moves(found)
                 self._check_limits(found)
-        for node in [cluster.nodes[node] for node in sorted(nodes)]:
+        # One that was removed, and of which nobody speaks, is forgotten.
+        for node in [cluster.nodes[node] for node in sorted(nodes & cluster.nodes.keys())]:
             check_node(node)
             self._check_room(node)
             self._check_node_move(node.id, node.status.state)

@@ -39,10 +39,11 @@ class Truth:
     _live: dict[tuple[int, int], dict[Attempt, str]] = field(default_factory=dict)
     _used: dict[_Unit, Resources] = field(default_factory=dict)
     _devices: dict[tuple[_Unit, str], int] = field(default_factory=dict)
-    # By lease: its pool and unit. Allocations that were called lost once; nodes that were removed.
+    # By lease: its pool and unit. Allocations that were called lost once.
     _units: dict[int, tuple[str, int]] = field(default_factory=dict)
     _given_up: set[int] = field(default_factory=set)
-    _removed: set[str] = field(default_factory=set)
+    # Nodes that were removed, also those that are forgotten.
+    removed: set[str] = field(default_factory=set)
 
     # ------------------------------------------------------------ processes
 
@@ -67,7 +68,7 @@ class Truth:
             require(process.spec.on_node_loss not in _STRICT, "never-two-live", said)
             if process.spec.on_node_loss is OnNodeLoss.RERUN:
                 known_lost = all(
-                    one[0] in self._given_up or where in self._removed for one, where in live.items()
+                    one[0] in self._given_up or where in self.removed for one, where in live.items()
                 )
                 require(known_lost, "needless-twin", said)
         live[process.attempt] = node.id
@@ -112,8 +113,10 @@ class Truth:
                     self._units[parse_key(key).number] = (record.pool, record.unit)
                 case AllocationDesired(lost=True):
                     self._given_up.add(parse_key(key).number)
+                case None if key.startswith("cfg/node/"):
+                    self.removed.add(parse_key(key).node)
                 case NodeConfig(removed=True):
-                    self._removed.add(parse_key(key).node)
+                    self.removed.add(parse_key(key).node)
                 case _:
                     pass
         for block in changes.blocks:

@@ -175,9 +175,8 @@ class Users:
             return RemoveNode(ticket, "admin", node.id, force=force)
 
         def removed(reply: Reply) -> None:
-            known = cast.leader.machine.cluster.nodes.get(node.id) if cast.leader is not None else None
-            if known is not None and known.config.removed:
-                node.removed = True
+            # Whatever the answer: it may be that to a second request.
+            node.removed = node.removed or node.id in cast.checkers.truth.removed
 
         cast.ask(make, removed)
 

@@ -1,5 +1,7 @@
 """Stories of a leader that once went wrong, or easily could."""
 
+from dataclasses import replace
+
 import pytest
 from pyroaring import BitMap
 
@@ -10,6 +12,7 @@ from rota.core.cluster.inputs import (
     EditNode,
     Enrol,
     Enrolled,
+    Lead,
     NodeEdit,
     PutToken,
     Refusal,
@@ -20,7 +23,7 @@ from rota.core.cluster.inputs import (
     Submit,
 )
 from rota.core.cluster.placing import SLOTS_OF_UNIT_MAX
-from rota.core.cluster.records import TokenConfig
+from rota.core.cluster.records import NodeConfig, NodeStatus, ResultBlock, TokenConfig
 from rota.core.cluster.reports import UNSTARTED_BACKOFF_MS
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.state import Cluster
@@ -41,6 +44,7 @@ from rota.core.model.protocol import (
     Lease,
     OutputHeld,
     Pool,
+    Refused,
     Resize,
     Resized,
     Stop,
@@ -226,6 +230,51 @@ def test_tokens_and_keys_are_forgotten_when_their_time_is_over_and_not_before() 
     assert again.jobs != first.jobs
     scene.wait(2 * DAY_MS + 2 * MINUTE_MS)
     assert cluster.idempotency == {}
+
+
+def test_a_removed_node_is_kept_in_mind_as_long_as_a_job_speaks_of_it() -> None:
+    scene = Scene()
+    nodes = scene.machine.cluster.nodes
+    idle, lost = scene.node("idle", 1), scene.node("lost", 1)
+    scene.silence(idle, 0)
+    scene.ask(RemoveNode(0, "admin", "idle"))
+    assert idle not in nodes
+    scene.hello(idle, 1)
+    (refused,) = scene.sent(Refused)
+    assert "it was removed" in refused.message
+    scene.submit(retention=DAY_MS)
+    (grant,) = scene.sent(Grant)
+    scene.report(lost, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.ask(RemoveNode(0, "admin", "lost", force=True))
+    assert nodes[lost].config.removed
+    other = scene.node("other", 1)
+    (grant,) = scene.sent(Grant)
+    scene.report(other, AllocationReport(grant.allocation, succeeded=((0, 0),)))
+    # What its attempts are shown with: the first was on the node that was removed.
+    assert [block.node_id for block in scene.blocks if isinstance(block, ResultBlock)] == [lost, other]
+    scene.wait(DAY_MS - 1)
+    assert lost in nodes
+    machine = Machine(records=sorted(scene.machine.cluster.records.items()))
+    machine.step([Lead()], scene.now_ms, WALL_MS)
+    assert lost in machine.cluster.nodes
+    scene.wait(1)
+    assert lost not in nodes
+    assert not any(lost in key for key in scene.machine.cluster.records)
+
+
+def test_a_new_leader_forgets_removed_nodes_that_nobody_speaks_of() -> None:
+    scene = Scene()
+    node = scene.node("n", 1)
+    records = dict(scene.machine.cluster.records)
+    config, status = records[f"cfg/node/{node}"], records[f"st/{node}"]
+    assert isinstance(config, NodeConfig)
+    assert isinstance(status, NodeStatus)
+    records[f"cfg/node/{node}"] = replace(config, removed=True)
+    records[f"st/{node}"] = replace(status, state=NodeState.GONE)
+    machine = Machine(records=sorted(records.items()))
+    outcome = machine.step([Lead()], scene.now_ms, WALL_MS)
+    assert outcome.changes[f"cfg/node/{node}"] is None
+    assert node not in machine.cluster.nodes
 
 
 def test_a_fenced_task_of_a_node_removed_by_force_waits_until_its_agent_cannot_run_it() -> None:

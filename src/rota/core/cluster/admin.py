@@ -271,6 +271,7 @@ def remove_node(work: Work, item: RemoveNode) -> None:
     work.soft.heard_ms.pop(node.id, None)
     work.soft.timers.disarm("node", node.id)
     work.event(EventKind.NODE_GONE, node=node.config.name, by=item.by, message="removed")
+    nodes.forget_removed(work, [node.id])
     work.place_wanted = True
     work.reply(item.ticket, Done())
 

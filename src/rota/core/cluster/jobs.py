@@ -410,9 +410,9 @@ def retention_over(work: Work, name: str) -> None:
     for allocation in list(job.allocations.values()):
         work.drop(allocation_status_key(allocation.node.id, allocation.id))
         work.drop(allocation_key(allocation.node.id, allocation.id))
-    for node in job.tallies:
+    tallied = list(job.tallies)
+    for node in tallied:
         work.send(node, Forget((job.id,)))
-    for node in list(job.tallies):
         work.drop(tally_key(job.id, node))
     for segment in list(job.segments):
         work.drop(segment_key(job.id, segment))
@@ -425,6 +425,7 @@ def retention_over(work: Work, name: str) -> None:
         session.templates_sent -= {(job.id, version) for version in versions}
     work.drop(job_status_key(job.id))
     work.drop(job_key(job.id))
+    nodes.forget_removed(work, tallied)
     work.event(EventKind.JOB_REMOVED, job=job.id, message="its retention is over")
 
 

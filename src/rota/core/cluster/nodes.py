@@ -4,11 +4,12 @@ A node that is called lost keeps its allocations, marked `lost`. What a job lets
 by them no longer; if the node comes back before another attempt has started, they take it back.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from pyroaring import BitMap
 
-from rota.core.cluster.records import ResultBlock, allocation_key, empty, node_status_key
+from rota.core.cluster.records import ResultBlock, allocation_key, empty, node_key, node_status_key
 from rota.core.cluster.soft import Soft
 from rota.core.cluster.state import Allocation, Job, Node
 from rota.core.cluster.tasks import (
@@ -46,6 +47,21 @@ def begin(work: Work) -> None:
             look(work, node.id)
             if node.config.draining and node.config.drain_deadline_ms is not None:
                 work.soft.timers.arm("drain", node.id, node.config.drain_deadline_ms)
+    forget_removed(work, list(work.cluster.nodes))
+
+
+def forget_removed(work: Work, names: Collection[str]) -> None:
+    """Of these nodes, those that were removed are forgotten once no job has anything to say of them."""
+    removed = {
+        name
+        for name in names
+        if (node := work.cluster.nodes.get(name)) is not None and node.config.removed and not node.allocations
+    }
+    for job in work.cluster.jobs.values() if removed else ():
+        removed -= job.tallies.keys()
+    for name in sorted(removed):
+        work.drop(node_status_key(name))
+        work.drop(node_key(name))
 
 
 def listen_anew(work: Work) -> None:

@@ -340,6 +340,9 @@ def record_ends(work: Work, allocation: Allocation, indices: BitMap, cause: Caus
     if message:
         block.messages[indices.min()] = message
     work.outcome.blocks.append(block)
+    if allocation.node.id not in allocation.job.tallies:
+        # The job speaks of the node from here on, so that it is kept in mind if it is removed.
+        work.put(tally_key(desired.job, allocation.node.id), NodeTally())
     for index in indices[: EVENTS_OF_ENDS_MAX + 1]:
         if not say_ended(
             work, allocation.job, index, desired.first_attempt, allocation.node.config.name, cause
