@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroaring import BitMap
 
 from rota.core.cluster.records import Block, QueueConfig
 from rota.store.memory import MemoryStore
@@ -71,8 +72,10 @@ class Pair:
             case "load":
                 await self.same("load", chance.choice(["", "cfg/", "cfg/queue/a", "meta/", "zzz"]))
             case "results":
+                few = BitMap(chance.sample(range(150), chance.randrange(4)))
                 first = chance.randrange(50)
-                await self.same("results", chance.randrange(9), first, first + chance.choice([0, 3, 100]))
+                indices = chance.choice([few, BitMap(range(first, first + chance.choice([1, 4, 101])))])
+                await self.same("results", chance.randrange(9), indices)
             case "archived":
                 await self.same("archived_job", chance.randrange(9))
             case "list":
@@ -106,13 +109,13 @@ async def test_what_is_asked_of_both_is_answered_alike(seed: int, tmp_path: Path
         assert pair.fences_refused
         assert pair.pruned
         for job in range(9):
-            await pair.same("results", job, 0, 100)
+            await pair.same("results", job, BitMap(range(101)))
         await pair.same("load", "")
         await pair.same("archived_jobs", 0, 100)
         await pair.same("prune", 0, 0)
         assert await pair.watched()
         closed: list[tuple[str, tuple[Any, ...]]] = [
-            ("load", ("",)), ("commit", (changes(0, {}), pair.fence)), ("results", (1, 0, 9)),
+            ("load", ("",)), ("commit", (changes(0, {}), pair.fence)), ("results", (1, BitMap([1]))),
             ("archived_job", (1,)), ("archived_jobs", (0, 9)), ("forget", ([1],)), ("prune", (0, 0)),
         ]  # fmt: skip
         for name, arguments in closed:

@@ -14,6 +14,7 @@ from typing import Any
 
 import apsw
 import pytest
+from pyroaring import BitMap
 
 from rota.core.cluster.records import JobBlock, JobVersion, QueueConfig, job_key, version_key
 from rota.core.model.spec import JobSpec
@@ -75,8 +76,8 @@ async def test_what_was_accepted_survives_kill_9_of_the_writer(tmp_path: Path) -
                 **dict(commit_number(loaded.fence).records),
             }
             for number in range(1, loaded.fence + 1):
-                assert len(await store.results(number, 0, 0)) == 1
-            assert await store.results(loaded.fence + 1, 0, 0) == []
+                assert len(await store.results(number, BitMap([0]))) == 1
+            assert await store.results(loaded.fence + 1, BitMap([0])) == []
 
 
 async def test_a_torn_log_is_read_up_to_the_last_whole_commit(tmp_path: Path) -> None:
@@ -108,8 +109,9 @@ async def test_a_torn_log_is_read_up_to_the_last_whole_commit(tmp_path: Path) ->
             assert records == (dict(commit_number(fence).records) if fence else {}) | {
                 queue(f"kept-{job}"): QueueConfig(job) for job in range(1, fence + 1)
             }
+            first = BitMap([0])
             assert await store.archived_jobs(0, 99) == list(range(fence, 0, -1))
-            assert [len(await store.results(job, 0, 0)) for job in range(1, 13)] == [1] * fence + [0] * (
+            assert [len(await store.results(job, first)) for job in range(1, 13)] == [1] * fence + [0] * (
                 12 - fence
             )
             assert await store.commit(changes(fence, {}), fence) == fence + 1
@@ -128,7 +130,7 @@ async def test_the_archive_is_there_again_with_the_age_of_its_blocks(tmp_path: P
     assert await store.archived_jobs(0, 9) == [3, 2, 1]
     assert await store.prune(clock.ms - 20, 2**60) == 2
     assert await store.archived_jobs(0, 9) == [3, 2]
-    assert [len(await store.results(job, 0, 0)) for job in (1, 2, 3)] == [0, 1, 1]
+    assert [len(await store.results(job, BitMap([0]))) for job in (1, 2, 3)] == [0, 1, 1]
     await store.close()
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
+from pyroaring import BitMap
+
 from rota.core.cluster.records import META_COMMIT, Block, JobBlock, Record, ResultBlock
 from rota.sim.world import World
 from rota.store.port import Ambiguous, Changes, Fenced, Loaded, StoreError, Watched
@@ -77,14 +79,14 @@ class Disk:
         """Nobody watches in the simulator."""
         raise StoreError(f"no watch on {prefix!r} behind {after} here")
 
-    async def results(self, job: int, first: int, last: int) -> list[ResultBlock]:
+    async def results(self, job: int, indices: BitMap) -> list[ResultBlock]:
         """As the archive's port says."""
         return [
             block
             for block in self.blocks
             if isinstance(block, ResultBlock)
             and block.job == job
-            and any(first <= index <= last for index in block.index)
+            and not indices.isdisjoint(BitMap(block.index))
         ]
 
     async def archived_job(self, job: int) -> JobBlock | None:

@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+from pyroaring import BitMap
+
 from rota.core.cluster.records import META_COMMIT, JobBlock, ResultBlock
 from rota.store.history import History
 from rota.store.port import Changes, Fenced, Loaded, StoreError, Watched
@@ -78,7 +80,7 @@ class MemoryStore:
 
     # ---------------------------------------------------------------- the archive
 
-    async def results(self, job: int, first: int, last: int) -> list[ResultBlock]:
+    async def results(self, job: int, indices: BitMap) -> list[ResultBlock]:
         """As Archive.results."""
         self._check_open()
         blocks = [
@@ -86,7 +88,7 @@ class MemoryStore:
             for block in self._blocks
             if block.job == job and not block.of_job
         ]
-        return [block for block in blocks if any(first <= index <= last for index in block.index)]
+        return [block for block in blocks if not indices.isdisjoint(BitMap(block.index))]
 
     async def archived_job(self, job: int) -> JobBlock | None:
         """As Archive.archived_job."""

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pyroaring import BitMap
+
 from rota.core.cluster.records import Block, JobBlock, Record, ResultBlock
 from rota.wire import records as wire
 
@@ -121,10 +123,10 @@ class Store(Protocol):
 class Archive(Protocol):
     """The append-only face: blocks come in with commits, and are read and pruned here."""
 
-    async def results(self, job: int, first: int, last: int) -> list[ResultBlock]:
-        """Blocks with attempts of these indices (both included) of a job, in the order appended.
+    async def results(self, job: int, indices: BitMap) -> list[ResultBlock]:
+        """Blocks with attempts of any of these indices of a job, in the order appended.
 
-        A block may hold other indices of the job too.
+        A block may hold other indices of the job too. What is between the indices is not read.
         """
         ...
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import apsw
+from pyroaring import BitMap
 
 from rota.core.cluster.records import META_COMMIT, Block, JobBlock, ResultBlock
 from rota.store.group import GroupWriter, translate
@@ -51,7 +52,7 @@ CREATE TABLE blocks (
     number INTEGER PRIMARY KEY, job INTEGER NOT NULL, first INTEGER, last INTEGER,
     at_ms INTEGER NOT NULL, data BLOB NOT NULL
 );
-CREATE INDEX blocks_of_job ON blocks (job, first);
+CREATE INDEX blocks_of_job ON blocks (job, first, last);
 CREATE UNIQUE INDEX blocks_jobs ON blocks (job) WHERE first IS NULL;
 CREATE INDEX blocks_by_age ON blocks (at_ms);
 """
@@ -157,16 +158,21 @@ class SqliteStore:
 
     # ---------------------------------------------------------------- the archive
 
-    async def results(self, job: int, first: int, last: int) -> list[ResultBlock]:
+    async def results(self, job: int, indices: BitMap) -> list[ResultBlock]:
         """As Archive.results."""
+        if not indices:
+            return []
 
         def read(connection: apsw.Connection) -> list[ResultBlock]:
-            rows = connection.execute(
-                "SELECT data FROM blocks WHERE job = ? AND first <= ? AND last >= ? ORDER BY number",
-                (job, last, first),
+            bounds = connection.execute(
+                "SELECT number, first, last FROM blocks WHERE job = ? AND first <= ? AND last >= ?",
+                (job, indices.max(), indices.min()),
             )
-            blocks = [records.decode_results(data) for (data,) in rows]
-            return [block for block in blocks if any(first <= index <= last for index in block.index)]
+            numbers = sorted(
+                number for number, first, last in bounds if indices.range_cardinality(first, last + 1)
+            )
+            found = (_results(connection, number) for number in numbers)
+            return [block for block in found if not indices.isdisjoint(BitMap(block.index))]
 
         return await self._read(read)
 
@@ -239,6 +245,12 @@ def _nothing(_: object) -> None:
 def _fence(connection: apsw.Connection) -> int:
     revision = connection.execute("SELECT revision FROM records WHERE key = ?", (META_COMMIT,)).get
     return int(revision or 0)
+
+
+def _results(connection: apsw.Connection, number: int) -> ResultBlock:
+    return records.decode_results(
+        connection.execute("SELECT data FROM blocks WHERE number = ?", (number,)).get
+    )
 
 
 def _row(block: Block, data: bytes, at_ms: int) -> _Row:

@@ -95,7 +95,7 @@ class OutputReader:
                 # An attempt that ends between the two looks is in the archive by then.
                 place = await self._desk.read(lambda machine: _live(machine, request))
                 if isinstance(place, _Nowhere):
-                    blocks = await self._archive.results(request.job, request.index, request.index)
+                    blocks = await self._archive.results(request.job, BitMap([request.index]))
                     place = _ended(blocks, request) or place
                 if isinstance(place, _Place) or not (place.wait and request.follow):
                     return place
@@ -171,7 +171,7 @@ class OutputReader:
         """The attempts to be read: all, those of one number, or the latest of each task."""
         # In this order: an attempt that ends between the two looks is in the archive by then.
         live = await self._desk.read(lambda machine: _live_places(machine, request.job, window))
-        blocks = await self._archive.results(request.job, window.min(), window.max())
+        blocks = await self._archive.results(request.job, window)
         found = {(place.index, place.attempt): place for place in [*live, *_places_of(blocks, window)]}
         if request.all_attempts:
             return list(found.values())

@@ -209,7 +209,7 @@ class Jobs:
         self, request: job_service_pb2.GetTaskRequest, _: Call
     ) -> job_service_pb2.GetTaskResponse:
         """One task with all its attempts."""
-        blocks = await self._archive.results(request.job, request.index, request.index)
+        blocks = await self._archive.results(request.job, BitMap([request.index]))
 
         def look(machine: Machine, job: Job) -> job_pb2.Task:
             if request.index not in job.all:
