@@ -1,5 +1,6 @@
 """A leader's machine, and nodes played by hand: what goes in, and what comes out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -97,14 +98,20 @@ class Scene:
         journal: str = "j",
         boot: str = "b",
         pools: tuple[Pool, ...] = (),
+        reports: Sequence[AllocationReport] = (),
     ) -> Outcome:
-        """The node connects and says what it holds."""
+        """The node connects and says what it holds, and has these reports still to make."""
         self._streams += 1
         self._stream_of[node] = self._streams
         inventory = Inventory(pools=pools or (Pool(resources=Resources(cpu=cpu * 1000)),))
         sequence = self._sequence_of[node]
-        hello = Hello(1, "", 1, boot, journal, sequence, 0, inventory, self.now_ms, sequence)
+        last = sequence + len(reports)
+        hello = Hello(1, "", 1, boot, journal, last, 0, inventory, self.now_ms, sequence)
         messages: list[Up] = [hello, *pages, HoldingEnd(len(pages))]
+        for report in reports:
+            sequence += 1
+            messages.append(Report(journal, sequence, sequence, (report,), ()))
+        self._sequence_of[node] = last
         return self.step(*(self.said(node, message) for message in messages))
 
     def said(self, node: str, message: Up) -> FromNode:

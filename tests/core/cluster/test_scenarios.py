@@ -206,6 +206,36 @@ def test_a_goodbye_before_its_last_report_came_frees_nothing() -> None:
     assert scene.job(job).owned == BitMap([0, 1])
 
 
+def test_what_a_lost_node_finished_keeps_its_times_when_it_is_taken_back() -> None:
+    scene = Scene()
+    node = scene.node("n", 2)
+    job = scene.submit(array="0-1")
+    (grant,) = scene.sent(Grant)
+    scene.report(node, AllocationReport(grant.allocation, started=((0, 1),)))
+    scene.silence(node, Settings().lost_after_ms + 1)
+    assert scene.machine.cluster.nodes[node].allocations[grant.allocation].desired.lost
+    # Its journal has two more entries, which it tells before it is compared.
+    first = AllocationReport(
+        grant.allocation, succeeded=((0, 0),), columns=Columns((WALL_MS,), (70,), (5,), (6,), (1024,))
+    )
+    ended = Ended(
+        1,
+        Cause.EXIT,
+        started_at_ms=WALL_MS + 1,
+        duration_ms=80,
+        cpu_user_ms=7,
+        cpu_system_ms=8,
+        memory_peak_kib=9,
+    )
+    scene.hello(node, 2, reports=[first, AllocationReport(grant.allocation, ended=(ended,))])
+    assert scene.outcomes(job) == [(0, 1), (1, 1)]
+    (block,) = [block for block in scene.blocks if isinstance(block, ResultBlock)]
+    assert block.started_at_ms == [WALL_MS, WALL_MS + 1]
+    assert block.duration_ms == [70, 80]
+    assert (block.cpu_user_ms, block.cpu_system_ms, block.memory_peak_kib) == ([5, 7], [6, 8], [1024, 9])
+    assert scene.job(job).status.state is JobState.SUCCEEDED
+
+
 def test_tokens_and_keys_are_forgotten_when_their_time_is_over_and_not_before() -> None:
     scene = Scene()
     cluster = scene.machine.cluster

@@ -127,6 +127,8 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
             succeeded.add(ended.index)
             if ended.index in allocation.owned:
                 _add_row(block, allocation, ended)
+            else:
+                _keep_times(work, allocation, ended.index, _times(ended))
         else:
             _take_end(work, allocation, ended, block, ends)
     ends.dropped = indexset.from_ranges(report.dropped) & open_
@@ -156,16 +158,23 @@ def _take_successes(
         average.add(len(rows), sum(row[0] for row in rows))
         ends.cpu_ms += sum(row[1] + row[2] for row in rows)
         ends.memory_peak_bytes = max(row[3] for row in rows) * 1024
-    # What a lost node finished is recorded when it is taken back, if it is (`nodes.reclaim`).
-    recorded = succeeded & allocation.owned
-    if not recorded:
-        return
     attempt = allocation.desired.first_attempt
     started_at_ms = list(accumulate(columns.started_at_ms))
-    for index in recorded:
+    for index in succeeded:
         rank = reported.rank(index) - 1
         began_ms = started_at_ms[rank] if rank < len(started_at_ms) else 0
-        add_result(block, index, attempt, Cause.EXIT, 0, began_ms, *_usage(columns, rank))
+        times = (began_ms, *_usage(columns, rank))
+        if index in allocation.owned:
+            add_result(block, index, attempt, Cause.EXIT, 0, *times)
+        else:
+            _keep_times(work, allocation, index, times)
+
+
+def _keep_times(work: Work, allocation: Allocation, index: int, times: tuple[int, ...]) -> None:
+    """What a lost node finished is recorded when it is taken back, if it is (`nodes.reclaim`)."""
+    session = work.soft.sessions.get(allocation.node.id)
+    if session is not None:
+        session.late[allocation.id, index] = times
 
 
 def _sound(columns: Columns, count: int) -> Columns:
@@ -197,6 +206,16 @@ def _column(column: tuple[int, ...], rank: int) -> int:
     return column[rank] if rank < len(column) else 0
 
 
+def _times(ended: Ended) -> tuple[int, int, int, int, int]:
+    return (
+        ended.started_at_ms,
+        ended.duration_ms,
+        ended.cpu_user_ms,
+        ended.cpu_system_ms,
+        ended.memory_peak_kib,
+    )
+
+
 def _add_row(block: ResultBlock, allocation: Allocation, ended: Ended) -> None:
     add_result(
         block,
@@ -204,11 +223,7 @@ def _add_row(block: ResultBlock, allocation: Allocation, ended: Ended) -> None:
         allocation.desired.first_attempt + ended.run - 1,
         ended.cause,
         ended.code,
-        ended.started_at_ms,
-        ended.duration_ms,
-        ended.cpu_user_ms,
-        ended.cpu_system_ms,
-        ended.memory_peak_kib,
+        *_times(ended),
     )
     if ended.message:
         block.messages[ended.index] = ended.message[:MESSAGE_CHARS_MAX]

@@ -89,6 +89,9 @@ class Session:
     # Open recalls for balance: by lease, the allocation and the recall's number.
     recalls: dict[int, tuple[int, int]] = field(default_factory=dict)
     asked_count: int = 0
+    # What a lost node says of tasks that have succeeded there, by allocation and index, until it is known
+    # whether they count: when they started, and what they used.
+    late: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
 
     def ask(self) -> int:
         """A number for a Recall or Stop of this session."""
