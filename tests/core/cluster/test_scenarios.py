@@ -22,12 +22,15 @@ from rota.core.cluster.inputs import (
     RevokeToken,
     Submit,
 )
+from rota.core.cluster.nodes import become
 from rota.core.cluster.placing import SLOTS_OF_UNIT_MAX
 from rota.core.cluster.records import NodeConfig, NodeStatus, ResultBlock, TokenConfig
 from rota.core.cluster.reports import UNSTARTED_BACKOFF_MS
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.state import Cluster
 from rota.core.cluster.step import Machine
+from rota.core.cluster.tasks import put_job_status
+from rota.core.cluster.work import Work
 from rota.core.model import indexset
 from rota.core.model.protocol import (
     AllocationReport,
@@ -234,6 +237,21 @@ def test_what_a_lost_node_finished_keeps_its_times_when_it_is_taken_back() -> No
     assert block.duration_ms == [70, 80]
     assert (block.cpu_user_ms, block.cpu_system_ms, block.memory_peak_kib) == ([5, 7], [6, 8], [1024, 9])
     assert scene.job(job).status.state is JobState.SUCCEEDED
+
+
+def test_a_state_goes_nowhere_but_along_its_table() -> None:
+    scene = Scene()
+    node = scene.node("n", 1)
+    job = scene.submit()
+    (grant,) = scene.sent(Grant)
+    scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 0),)))
+    machine = scene.machine
+    work = Work(machine.cluster, machine.soft, machine.settings, scene.now_ms, WALL_MS)
+    with pytest.raises(InvariantBroken, match="job 1: SUCCEEDED -> RUNNING"):
+        put_job_status(work, scene.job(job), state=JobState.RUNNING)
+    with pytest.raises(InvariantBroken, match="node n: READY -> LOST"):
+        become(work, machine.cluster.nodes[node], NodeState.LOST, "")
+    assert work.outcome.changes == {}
 
 
 def test_tokens_and_keys_are_forgotten_when_their_time_is_over_and_not_before() -> None:

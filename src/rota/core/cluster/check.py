@@ -1,6 +1,7 @@
 """What must be true of a cluster after every step: what is derived equals a recount of the records.
 
-For tests and the simulator. A failure is an `InvariantBroken` that names the invariant.
+For tests and the simulator; what costs little is also required where it could break. A failure is an
+`InvariantBroken` that names the invariant.
 """
 
 from collections.abc import Iterable, Mapping

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from pyroaring import BitMap
 
+from rota.core.cluster.check import require
 from rota.core.cluster.records import ResultBlock, allocation_key, empty, node_key, node_status_key
 from rota.core.cluster.soft import Soft
 from rota.core.cluster.state import Allocation, Job, Node
@@ -27,7 +28,7 @@ from rota.core.cluster.tasks import (
 from rota.core.cluster.work import Work, tasks_text
 from rota.core.model import indexset
 from rota.core.model.protocol import Recall
-from rota.core.model.states import Cause, EventKind, NodeState, OnNodeLoss, StopReason, TaskState
+from rota.core.model.states import NODE_MOVES, Cause, EventKind, NodeState, OnNodeLoss, StopReason, TaskState
 
 _EVENTS = {
     NodeState.READY: EventKind.NODE_READY,
@@ -93,9 +94,11 @@ def heard(work: Work, node: Node) -> None:
 
 
 def become(work: Work, node: Node, state: NodeState, reason: str) -> None:
-    """Changes a node's state, and says so."""
-    if node.status.state is state:
+    """Changes a node's state, and says so. Raises InvariantBroken where it may not go there."""
+    old = node.status.state
+    if old is state:
         return
+    require(state in NODE_MOVES[old], "moves", f"node {node.config.name}: {old.name} -> {state.name}")
     status = replace(node.status, state=state, reason=reason, changed_at_ms=work.wall_ms)
     work.put(node_status_key(node.id), status)
     # A lost node's share of its queues' quotas is free again.

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pyroaring import BitMap
 
+from rota.core.cluster.check import require
 from rota.core.cluster.leases import close_lease_if_empty
 from rota.core.cluster.records import (
     CPU_MS_MAX,
@@ -31,7 +32,7 @@ from rota.core.cluster.state import Allocation, Job
 from rota.core.cluster.work import EVENTS_OF_ENDS_MAX, Work
 from rota.core.model import indexset, planes
 from rota.core.model.protocol import Stop
-from rota.core.model.states import Cause, EventKind, StopReason, TaskState
+from rota.core.model.states import JOB_MOVES, Cause, EventKind, StopReason, TaskState
 
 
 class TaskWriter:
@@ -396,5 +397,8 @@ def say_ended(
 
 
 def put_job_status(work: Work, job: Job, **changes: object) -> None:
-    """Changes fields of a job's status."""
-    work.put(job_status_key(job.id), replace(job.status, **changes))  # type: ignore[arg-type]
+    """Changes fields of a job's status. Raises InvariantBroken where its state may not go there."""
+    status = replace(job.status, **changes)  # type: ignore[arg-type]
+    old, new = job.status.state, status.state
+    require(new is old or new in JOB_MOVES[old], "moves", f"job {job.id}: {old.name} -> {new.name}")
+    work.put(job_status_key(job.id), status)
