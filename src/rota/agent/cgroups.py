@@ -138,7 +138,10 @@ def _enable(group: Path, controller: str) -> bool:
 
 
 def _below(group: Path) -> list[Path]:
-    return [path for path in group.iterdir() if path.is_dir()] if group.is_dir() else []
+    try:
+        return [path for path in group.iterdir() if path.is_dir()]
+    except OSError:
+        return []
 
 
 # ---------------------------------------------------------------- one slot's

@@ -1,6 +1,7 @@
 """What this machine is and has, and how busy it is: from /proc, /sys and the agent's file system."""
 
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,8 +105,11 @@ def memory_bytes() -> int:
 
 
 def disk_free_bytes(home: Path) -> int:
-    """Free for whoever is not root."""
-    found = os.statvfs(home)
+    """Free for whoever is not root; nothing where the file system does not say."""
+    try:
+        found = os.statvfs(home)
+    except OSError:
+        return 0
     return found.f_bavail * found.f_frsize
 
 
@@ -165,6 +169,11 @@ def _lines(name: str) -> list[str]:
 
 def _first(name: str) -> str:
     return next(iter(_lines(name)), "")
+
+
+def boot_ms() -> int:
+    """Milliseconds since boot, suspension included."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 def boot_id() -> str:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -15,9 +16,10 @@ def write_pid(path: Path | None, pid: int | None = None) -> None:
 
 
 def remove_pid(path: Path | None) -> None:
-    """Removes a pid file."""
+    """Removes a pid file; where it cannot be, it names a process that has ended."""
     if path is not None:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 # ---------------------------------------------------------------- scripts

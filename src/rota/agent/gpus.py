@@ -18,14 +18,13 @@ def find(devices: Path = Path("/dev"), driver: Path = Path("/proc/driver/nvidia/
     """
     uuids = dict(filter(None, map(_described, driver.glob("*/information"))))
     try:
-        names = os.listdir(devices)  # noqa: PTH208 - names alone are needed
+        numbers = sorted(
+            int(match[1])
+            for name in os.listdir(devices)  # noqa: PTH208 - names alone are needed
+            if (match := _DEVICE.fullmatch(name)) and stat.S_ISCHR((devices / name).stat().st_mode)
+        )
     except OSError:
         return ()
-    numbers = sorted(
-        int(match[1])
-        for name in names
-        if (match := _DEVICE.fullmatch(name)) and stat.S_ISCHR((devices / name).stat().st_mode)
-    )
     return tuple(uuids.get(number, str(number)) for number in numbers)
 
 

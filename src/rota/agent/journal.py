@@ -6,6 +6,7 @@ payload (u32), its type (u8), and the payload; what one step writes goes into on
 no fsync: a power cut means another boot, and then nothing that was held runs any more.
 """
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -132,9 +133,11 @@ class Journal:
         self._clean(keep=path)
 
     def _clean(self, keep: Path) -> None:
-        for path in [*_segments(self._folder), *self._folder.glob("*.new")]:
-            if path != keep:
-                path.unlink(missing_ok=True)
+        # What cannot be removed is not read either, and goes with the next one.
+        with contextlib.suppress(OSError):
+            for path in [*_segments(self._folder), *self._folder.glob("*.new")]:
+                if path != keep:
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Gives the journal up."""

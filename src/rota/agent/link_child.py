@@ -72,21 +72,35 @@ class LinkChild:
             return
         self.wake_at_ms = None
         self._started_at_ms = now_ms
+        try:
+            self._start()
+        except OSError as error:
+            _log.error("cannot start the link, %s: %s", self._command[0], error.strerror)
+            self._died(now_ms)
+            return
+        try:
+            files.write_pid(self._pid_file, self.pid)
+        except OSError as error:
+            # It works all the same; only who looks for it by the file does not find it.
+            _log.error("cannot write %s: %s", self._pid_file, error.strerror)
+
+    def _start(self) -> None:
+        """Raises OSError, and there is none."""
         ours, theirs = socket.socketpair()
+        channel: Channel[FromLink, ToLink] = Channel(ours, _FROM_LINK, _TO_LINK)
         with theirs:
             theirs.set_inheritable(True)
             try:
+                self._selector.register(channel, selectors.EVENT_READ, self._ready)
                 self.pid = os.posix_spawn(
                     self._command[0], [*self._command, "--fd", str(theirs.fileno())], os.environ
                 )
-            except OSError as error:
-                ours.close()
-                _log.error("cannot start the link, %s: %s", self._command[0], error.strerror)
-                self._died(now_ms)
-                return
-        self._channel = Channel(ours, _FROM_LINK, _TO_LINK)
-        self._selector.register(self._channel, selectors.EVENT_READ, self._ready)
-        files.write_pid(self._pid_file, self.pid)
+            except OSError:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(channel)
+                channel.close()
+                raise
+        self._channel = channel
 
     def reaped(self, pid: int, now_ms: int) -> None:
         """A child has ended."""

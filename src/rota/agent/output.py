@@ -41,7 +41,8 @@ def jobs(home: Path) -> list[int]:
     """The jobs that have files, ascending."""
     try:
         return sorted(int(entry.name) for entry in (home / "out").iterdir() if entry.name.isdecimal())
-    except FileNotFoundError:
+    except OSError:
+        # Told again in the next session.
         return []
 
 

@@ -3,23 +3,24 @@
     python -m rota.agent.spawner_main --fd N
 
 N is an inherited end of a socketpair of whole messages. `F7` and a descriptor: fork a spawner that
-talks over it, and call it 7; the answer is `7 PID`. `S7`: kill that one, and when it is gone what it
-left, which has come to this sub-reaper; the answer is `S7`. At the socket's end the mother exits;
-spawners see their own end.
+talks over it, and call it 7; the answer is `7 PID`, or none and the descriptor is closed where it cannot be
+forked. `S7`: kill that one and what it left, which comes to this sub-reaper; the answer, when all of it
+is gone, is `S7`. At the socket's end the mother exits; spawners see their own end.
 """
 
 import gc
 import os
+import select
 import signal
 import socket
 import sys
-import time
 
 from rota.agent import tree
 from rota.agent.spawner import Spawner
 
-_SWEEP_PAUSE_S = 0.002
-_SWEEP_S_MAX = 30.0
+# How long what a dead spawner left is waited for before it is killed again: twice as long each time.
+PAUSE_MS_MIN = 2
+PAUSE_MS_MAX = 500
 
 
 def main() -> int:
@@ -41,44 +42,65 @@ class _Mother:
         self._control = control
         # Pids by number.
         self._spawners: dict[int, int] = {}
+        # Dead ones, of which something may be left.
+        self._dead: list[int] = []
+        self._pause_ms = PAUSE_MS_MIN
 
     def run(self) -> None:
+        poll = select.poll()
+        poll.register(self._control, select.POLLIN)
         while True:
-            message, descriptors, _, _ = socket.recv_fds(self._control, 32, 1)
-            if not message:
+            if poll.poll(self._pause_ms if self._dead else None) and not self._obey():
                 return
-            number = int(message[1:])
-            if message.startswith(b"F"):
-                self._control.send(b"%d %d" % (number, self._fork(number, descriptors[0])))
-            else:
-                self._sweep(number)
-                self._control.send(message)
+            if self._dead:
+                self._sweep()
 
-    def _fork(self, number: int, descriptor: int) -> int:
+    def _obey(self) -> bool:
+        """Does what the next message says; False at the end."""
+        message, descriptors, _, _ = socket.recv_fds(self._control, 32, 1)
+        if not message:
+            return False
+        number = int(message[1:])
+        if message.startswith(b"F"):
+            self._fork(number, descriptors[0])
+        else:
+            pid = self._spawners.pop(number, None)
+            if pid is not None:
+                # Its socket is closed before its children come here.
+                tree.send(pid, signal.SIGKILL)
+            self._dead.append(number)
+            self._pause_ms = PAUSE_MS_MIN
+        return True
+
+    def _fork(self, number: int, descriptor: int) -> None:
         # Python 3.11 does not pass on the flag that would say so: no task is to have it.
         os.set_inheritable(descriptor, False)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            sys.stderr.write(f"cannot fork a spawner: {error.strerror}\n")
+            os.close(descriptor)
+            return
         if pid == 0:
             self._control.close()
             _spawn_for(descriptor)
         os.close(descriptor)
         self._spawners[number] = pid
-        return pid
+        self._control.send(b"%d %d" % (number, pid))
 
-    def _sweep(self, number: int) -> None:
-        pid = self._spawners.pop(number, None)
-        if pid is not None:
-            # Its socket is closed before its children come here.
-            tree.send(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        deadline_s = time.monotonic() + _SWEEP_S_MAX
+    def _sweep(self) -> None:
+        """Kills what dead spawners left, with them; says so once it is gone."""
         spared = frozenset(self._spawners.values())
-        while tree.signal_below(os.getpid(), 0, spared) and time.monotonic() < deadline_s:
+        if tree.signal_below(os.getpid(), 0, spared):
             tree.kill_below(os.getpid(), spared)
-            time.sleep(_SWEEP_PAUSE_S)
+            self._pause_ms = min(2 * self._pause_ms, PAUSE_MS_MAX)
+            return
         for child in tree.below([os.getpid()], tree.processes()):
             if child.parent == os.getpid() and child.zombie and child.pid not in spared:
                 os.waitpid(child.pid, 0)
+        for number in self._dead:
+            self._control.send(b"S%d" % number)
+        self._dead.clear()
 
 
 def _spawn_for(descriptor: int) -> None:

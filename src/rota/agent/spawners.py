@@ -5,12 +5,13 @@ come to be as many as run at once.
 """
 
 import contextlib
+import errno
 import itertools
+import logging
 import os
 import selectors
 import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import rota
 from rota.agent import cgroups, tree
 from rota.agent.channel import Channel
 from rota.agent.codec import Codec, Malformed
+from rota.agent.facts import boot_ms
 from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, ToSpawner
 from rota.core.model.states import Cause
 from rota.core.node.entries import Attempt
@@ -26,9 +28,16 @@ from rota.core.node.inputs import Exited, NodeInput, Spawned
 SHARED_COUNT_MAX = 4
 # Templates that a spawner keeps before it is made to forget them all.
 JOBS_COUNT_MAX = 128
-# How long the supervisor waits for what a dead spawner left to be gone.
-SWEEP_S_MAX = 5.0
-_SWEEP_PAUSE_S = 0.002
+# How long a mother that dies is left dead: not at all at first, and twice as long each time.
+RETRY_MS_MIN = 100
+RETRY_MS_MAX = 5_000
+# One that has lived so long did not die of her start.
+LIVED_MS_MIN = 10_000
+# How often it is looked whether what a dead spawner left is gone.
+SWEEP_MS_MIN = 2
+SWEEP_MS_MAX = 500
+
+_log = logging.getLogger(__name__)
 
 _TO_SPAWNER: Codec[ToSpawner] = Codec(ToSpawner)
 _FROM_SPAWNER: Codec[FromSpawner] = Codec(FromSpawner)
@@ -52,16 +61,17 @@ class _Spawner:
     def launch(self, launch: Launch, prepare: Callable[[], Prepare], setup: Setup) -> None:
         job = (launch.job, launch.version)
         if job not in self._jobs:
+            prepared = prepare()
             if len(self._jobs) >= JOBS_COUNT_MAX:
                 self.set_up(setup)
             self._jobs.add(job)
-            self.channel.put(prepare())
+            self.channel.put(prepared)
         self.attempts[launch.attempt] = launch
         self.channel.put(launch)
 
 
 class Spawners:
-    """All spawners, and their mother. `inputs` takes what they say."""
+    """All spawners, and their mother. `inputs` takes what they say. Times are boot-clock milliseconds."""
 
     def __init__(
         self,
@@ -83,8 +93,17 @@ class Spawners:
         self._numbers = itertools.count(1)
         # What dead spawners ran, by their numbers, until what they left is gone.
         self._orphaned: dict[int, list[Attempt]] = {}
+        # Of these the mother has swept what hung below her.
+        self._swept: set[int] = set()
+        self._sweep_ms = SWEEP_MS_MIN
+        self._retry_ms = 0
+        self._started_at_ms = 0
         self.mother_pid = 0
-        self._control = self._start_mother()
+        # None while she is dead.
+        self._control: socket.socket | None = None
+        # When `tend` has something to do.
+        self.wake_at_ms: int | None = None
+        self._start_mother()
 
     # ------------------------------------------------------------ what is asked of them
 
@@ -96,10 +115,13 @@ class Spawners:
             self._unsent.add(spawner)
 
     def launch(self, launch: Launch, prepare: Callable[[], Prepare]) -> None:
-        """Starts an attempt; `prepare` gives its template where the spawner does not have it."""
+        """Starts an attempt; `prepare` gives its template where the spawner does not have it.
+
+        Raises OSError, also that of `prepare`, and nothing is started.
+        """
         spawner = self._choose()
-        self._running[launch.attempt] = spawner
         spawner.launch(launch, prepare, self._setup)
+        self._running[launch.attempt] = spawner
         self._unsent.add(spawner)
 
     def kill(self, attempt: Attempt, number: int, *, whole_tree: bool) -> None:
@@ -168,53 +190,109 @@ class Spawners:
             del self._running[launch.attempt]
             if launch.cgroup:
                 cgroups.kill(Path(launch.cgroup))
-        with contextlib.suppress(OSError):
-            self._control.send(b"S%d" % spawner.number)
-
-    def _swept(self, number: int) -> None:
-        """The mother has killed what hung below her. What had lost her before hangs below this process."""
-        deadline_s = time.monotonic() + SWEEP_S_MAX
-        spared = frozenset({self.mother_pid, *(spawner.pid for spawner in self._spawners), *self._own_pids()})
-        while tree.signal_below(os.getpid(), 0, spared) and time.monotonic() < deadline_s:
-            tree.kill_below(os.getpid(), spared)
-            time.sleep(_SWEEP_PAUSE_S)
-        for attempt in self._orphaned.pop(number, ()):
-            self._inputs(Exited(attempt, Cause.AGENT_ERROR, message="the process that watched it died"))
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.send(b"S%d" % spawner.number)
 
     # ------------------------------------------------------------ the mother
 
-    def _start_mother(self) -> socket.socket:
+    def tend(self, now_ms: int) -> None:
+        """Does what is due: starts the mother again, and sweeps what dead spawners left."""
+        if self.wake_at_ms is None or now_ms < self.wake_at_ms:
+            return
+        self.wake_at_ms = None
+        if self._control is None:
+            try:
+                self._start_mother()
+            except OSError as error:
+                _log.error("cannot start the process that starts tasks: %s", error.strerror)
+                self._mother_died(now_ms)
+                return
+            self._started_at_ms = now_ms
+            # What hung below the last one hangs below this process.
+            self._swept |= self._orphaned.keys()
+        if self._swept:
+            self._sweep(now_ms)
+
+    def _sweep(self, now_ms: int) -> None:
+        """Kills what had lost the mother before she was told; with it ends what dead spawners ran."""
+        spared = frozenset({self.mother_pid, *(spawner.pid for spawner in self._spawners), *self._own_pids()})
+        try:
+            left = tree.signal_below(os.getpid(), 0, spared)
+            if left:
+                tree.kill_below(os.getpid(), spared)
+        except OSError:
+            # Not even /proc can be read now.
+            left = True
+        if left:
+            self.wake_at_ms = now_ms + self._sweep_ms
+            self._sweep_ms = min(2 * self._sweep_ms, SWEEP_MS_MAX)
+            return
+        self._sweep_ms = SWEEP_MS_MIN
+        for number in self._swept:
+            for attempt in self._orphaned.pop(number, ()):
+                self._inputs(Exited(attempt, Cause.AGENT_ERROR, message="the process that watched it died"))
+        self._swept.clear()
+
+    def _start_mother(self) -> None:
+        """Raises OSError, and there is none."""
         control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        os.set_inheritable(end.fileno(), True)
         root = str(Path(rota.__file__).parent.parent)
-        self.mother_pid = os.posix_spawn(
-            sys.executable,
-            [sys.executable, "-S", "-s", "-m", "rota.agent.spawner_main", "--fd", str(end.fileno())],
-            {"PYTHONPATH": root, "PATH": os.environ.get("PATH", "")},
-        )
-        end.close()
-        self._selector.register(control, selectors.EVENT_READ, self._hear_mother)
-        return control
+        with end:
+            os.set_inheritable(end.fileno(), True)
+            try:
+                self._selector.register(control, selectors.EVENT_READ, self._hear_mother)
+                self.mother_pid = os.posix_spawn(
+                    sys.executable,
+                    [sys.executable, "-S", "-s", "-m", "rota.agent.spawner_main", "--fd", str(end.fileno())],
+                    {"PYTHONPATH": root, "PATH": os.environ.get("PATH", "")},
+                )
+            except OSError:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(control)
+                control.close()
+                raise
+        self._control = control
+
+    def _mother_died(self, now_ms: int) -> None:
+        """The spawners go on; she is started again: later each time, if she dies at once."""
+        if now_ms >= self._started_at_ms + LIVED_MS_MIN:
+            self._retry_ms = 0
+        self.wake_at_ms = now_ms + self._retry_ms
+        self._retry_ms = min(max(2 * self._retry_ms, RETRY_MS_MIN), RETRY_MS_MAX)
 
     def _add(self) -> _Spawner:
+        """Raises OSError."""
+        if self._control is None:
+            raise OSError(errno.EAGAIN, "the process that starts tasks died")
         ours, theirs = socket.socketpair()
         spawner = _Spawner(next(self._numbers), ours, self._setup)
-        self._spawners.append(spawner)
-        self._selector.register(spawner.channel, selectors.EVENT_READ, self._ready(spawner))
-        # Where that fails the mother is dead, and this spawner with her: its socket says so.
-        with theirs, contextlib.suppress(OSError):
-            socket.send_fds(self._control, [b"F%d" % spawner.number], [theirs.fileno()])
+        with theirs:
+            try:
+                self._selector.register(spawner.channel, selectors.EVENT_READ, self._ready(spawner))
+            except OSError:
+                spawner.channel.close()
+                raise
+            self._spawners.append(spawner)
+            # Where that fails the mother is dead, and this spawner with her: its socket says so.
+            with contextlib.suppress(OSError):
+                socket.send_fds(self._control, [b"F%d" % spawner.number], [theirs.fileno()])
         return spawner
 
     def _hear_mother(self, _mask: int) -> None:
+        assert self._control is not None
         try:
             message = self._control.recv(64)
         except OSError:
             message = b""
         if not message:
-            self._mother_died()
+            self._selector.unregister(self._control)
+            self._control.close()
+            self._control = None
+            self._mother_died(boot_ms())
         elif message.startswith(b"S"):
-            self._swept(int(message[1:]))
+            self._swept.add(int(message[1:]))
+            self.wake_at_ms = 0
         else:
             number, pid = map(int, message.split())
             for spawner in self._spawners:
@@ -225,12 +303,5 @@ class Spawners:
         """Ends them, and her."""
         for spawner in self._spawners:
             spawner.channel.close()
-        self._control.close()
-
-    def _mother_died(self) -> None:
-        """What hung below her hangs below this process now; the spawners go on."""
-        self._selector.unregister(self._control)
-        self._control.close()
-        self._control = self._start_mother()
-        for number in list(self._orphaned):
-            self._swept(number)
+        if self._control is not None:
+            self._control.close()

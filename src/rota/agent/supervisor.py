@@ -17,6 +17,7 @@ from typing import assert_never
 
 from rota.agent import cgroups, facts, files, output, tree
 from rota.agent.cleanup import kill_journaled_trees
+from rota.agent.facts import boot_ms
 from rota.agent.journal import Journal, JournalError, JournalFull
 from rota.agent.launch import INHERITED, PATH_DEFAULT
 from rota.agent.link_child import LinkChild
@@ -79,11 +80,6 @@ class Config:
     pid_file: Path | None = None
     link_pid_file: Path | None = None
     grace_ms: int = GRACE_MS_DEFAULT
-
-
-def boot_ms() -> int:
-    """Milliseconds since boot, suspension included."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 class Supervisor:
@@ -159,6 +155,7 @@ class Supervisor:
             for key, mask in self._selector.select(self._timeout_s()):
                 key.data(mask)
             self._link.tend(boot_ms())
+            self._spawners.tend(boot_ms())
             if self._unwritten:
                 self._write_again()
             if self._inputs or self._due(self._wake_at_ms):
@@ -174,7 +171,7 @@ class Supervisor:
     def _timeout_s(self) -> float | None:
         if self._inputs:
             return 0
-        times = [self._wake_at_ms, self._link.wake_at_ms]
+        times = [self._wake_at_ms, self._link.wake_at_ms, self._spawners.wake_at_ms]
         if self._unwritten:
             times.append(self._retry_at_ms)
         at_ms = min((at_ms for at_ms in times if at_ms is not None), default=None)
@@ -306,14 +303,15 @@ class Supervisor:
         try:
             self._spawners.launch(launch, lambda: self._prepare(spawn.job, spawn.version))
         except OSError as error:
-            # No descriptor for another spawner, or no memory: the others go on.
-            message = f"cannot start another process: {error.strerror}"
+            # No descriptor for another spawner, no memory, or no room for a script: the others go on.
+            message = f"the agent cannot start it: {error.strerror}"
             self._inputs.append(SpawnFailed(spawn.attempt, message, Cause.AGENT_ERROR))
             return
         if self._machine.template(spawn.job, spawn.version).spec.stdin:
             self._feed(spawn.attempt, spawn.job)
 
     def _prepare(self, job: int, version: int) -> Prepare:
+        """Raises OSError where the job's script cannot be kept."""
         template = self._machine.template(job, version)
         spec = template.spec
         script = None
@@ -322,7 +320,7 @@ class Supervisor:
             try:
                 files.write_script(script, spec.script)
             except OSError as error:
-                _log.error("cannot write %s: %s", script, error.strerror)
+                raise OSError(error.errno, f"its script cannot be kept: {error.strerror}") from None
         return Prepare(
             job,
             version,

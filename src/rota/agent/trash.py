@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from rota.agent import files, output
@@ -27,19 +28,22 @@ class Trash:
 
     def throw_away(self, jobs: Iterable[int]) -> None:
         """Deletes what these jobs have left here."""
-        moved = []
+        moved: list[Path] = []
         for job in jobs:
-            for left in (output.job_folder(self._home, job), *files.script_folders(self._home, str(job))):
-                target = self._folder / f"{os.getpid()}.{time.time_ns()}.{next(self._numbers)}"
-                try:
-                    self._folder.mkdir(mode=0o700, exist_ok=True)
-                    left.rename(target)
-                    moved.append(target)
-                except FileNotFoundError:
-                    pass
-                except OSError as error:
-                    _log.warning("cannot delete %s: %s", left, error.strerror)
+            try:
+                self._move(job, moved)
+            except OSError as error:
+                _log.warning("cannot delete what job %d left: %s", job, error)
         self._delete(moved)
+
+    def _move(self, job: int, moved: list[Path]) -> None:
+        """Raises OSError."""
+        for left in (output.job_folder(self._home, job), *files.script_folders(self._home, str(job))):
+            target = self._folder / f"{os.getpid()}.{time.time_ns()}.{next(self._numbers)}"
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            with suppress(FileNotFoundError):
+                left.rename(target)
+                moved.append(target)
 
     def _delete(self, paths: list[Path]) -> None:
         if not paths:

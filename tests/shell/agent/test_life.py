@@ -16,7 +16,7 @@ from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, OnNodeLoss
 from tests.shell.agent.harness import Agent, agent
 from tests.support.files import WAIT_S_MAX, Gate, until, until_there, words
-from tests.support.processes import alive, until_gone
+from tests.support.processes import alive, kill, look_again, until_gone
 
 SLEEP = JobSpec(command=("sleep", "1000"))
 
@@ -120,12 +120,43 @@ def test_a_dead_link_harms_nothing(tmp_path: Path, gate: Gate) -> None:
         node.grant(JobSpec(command=gate.argv))
         node.until(lambda: (10, 0) in node.started)
         link = int((node.home / "link.pid").read_text())
-        os.kill(link, signal.SIGKILL)
+        kill(link)
         node.accept()
-        assert int((node.home / "link.pid").read_text()) != link
+        link = int((node.home / "link.pid").read_text())
+        node.connect()
+        # Nor does one that cannot be written down.
+        (node.home / "link.pid").unlink()
+        (node.home / "link.pid").mkdir()
+        kill(link)
+        node.accept()
         node.connect()
         gate.open()
         node.until(lambda: (10, 0) in node.succeeded)
+        assert node.end() == 0
+
+
+def test_what_the_agent_cannot_start_it_does_not_die_of(tmp_path: Path) -> None:
+    with agent(tmp_path / "home") as node:
+        (mother,) = _children(node.pid) - {int((node.home / "link.pid").read_text())}
+        # No descriptor is left for the next mother.
+        soft, hard = resource.prlimit(node.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (3, hard))
+        kill(mother)
+        ended = node.run(SLEEP)
+        assert ended is not None
+        assert (ended.cause, ended.started) == (Cause.AGENT_ERROR, False)
+        assert ended.message.startswith("the agent cannot start it: ")
+        resource.prlimit(node.pid, resource.RLIMIT_NOFILE, (soft, hard))
+        look_again(lambda: len(_children(node.pid)) > 1, "there is no mother")
+        assert node.run(JobSpec(script="true"), allocation=11) is None
+        (node.home / "scripts" / "12.1").write_text("where a folder must be")
+        ended = node.run(JobSpec(script="true"), allocation=12)
+        assert ended is not None
+        assert ended.message == "the agent cannot start it: its script cannot be kept: File exists"
+
+
+def _children(pid: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def test_tasks_go_on_without_a_stream_and_are_told_of_later(tmp_path: Path) -> None:
