@@ -60,7 +60,7 @@ def spool(path: Path, offset: int, data: bytes, *, end: bool) -> bool:
     """Adds a piece of a task's standard input; whether there was anything new in it.
 
     Pieces may come twice. One that would leave a gap is not taken: what is in between is lost, and
-    whoever sends it sends it again.
+    whoever sends it sends it again. Raises OSError.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -78,7 +78,7 @@ def spooled(path: Path) -> tuple[int, bool]:
     """How many bytes there are, and whether that is all."""
     try:
         return path.stat().st_size, _end_mark(path).exists()
-    except FileNotFoundError:
+    except OSError:
         return 0, False
 
 

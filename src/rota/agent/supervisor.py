@@ -39,6 +39,7 @@ from rota.core.node.inputs import (
     CloseStream,
     Command,
     DeleteOutput,
+    InputLost,
     KillTree,
     Leave,
     NodeInput,
@@ -361,6 +362,8 @@ class Supervisor:
             fresh = files.spool(path, piece.offset, piece.data, end=piece.end)
         except OSError as error:
             _log.error("cannot keep input in %s: %s", path, error.strerror)
+            message = f"its standard input could not be kept on the node: {error.strerror}"
+            self._inputs.append(InputLost(piece.allocation, piece.index, message))
             return
         if fresh:
             self._feed((piece.allocation, piece.index, 1), held.job)

@@ -30,6 +30,7 @@ from rota.core.node.inputs import (
     CloseStream,
     DeleteOutput,
     Exited,
+    InputLost,
     KillTree,
     Leave,
     SendOutput,
@@ -248,6 +249,24 @@ def test_what_had_ended_before_the_signal_ends_as_it_did(scene: Scene) -> None:
     (end,) = outcome.entries
     assert isinstance(end, End)
     assert end.ended.cause == Cause.EXIT
+
+
+def test_an_attempt_whose_input_is_lost_is_killed_and_says_why(scene: Scene) -> None:
+    scene.grant(((0, 2),))
+    scene.spawned((10, 0, 1), (10, 1, 1))
+    lost = InputLost(10, 0, "no space left")
+    assert scene.step(lost).commands == [KillTree((10, 0, 1))]
+    # It is said again with each piece; and of what does not run there is nothing to say.
+    only(scene.step(lost, InputLost(10, 2, "x"), InputLost(11, 0, "x"), after_ms=1))
+    (end, *_) = scene.exited((10, 0, 1), cause=Cause.SIGNAL, code=9).entries
+    assert isinstance(end, End)
+    assert (end.ended.cause, end.ended.message) == (Cause.AGENT_ERROR, "no space left")
+    # One that was being stopped ends as stopped.
+    scene.down(Stop(10, 9, ((1, 1),), StopReason.CANCEL))
+    scene.step(InputLost(10, 1, "no space left"))
+    (end, *_) = scene.exited((10, 1, 1), cause=Cause.SIGNAL, code=15).entries
+    assert isinstance(end, End)
+    assert (end.ended.cause, end.ended.message) == (Cause.STOPPED, "")
 
 
 def test_a_stop_between_spawn_and_start_is_not_lost(scene: Scene) -> None:

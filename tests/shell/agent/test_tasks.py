@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import resource
 import signal
 import sys
 import tempfile
@@ -204,6 +205,17 @@ def test_input_may_come_before_the_task_and_need_not_be_read(node: Agent) -> Non
     node.down(Input(11, 0, 0, b"y" * 200_000, True))
     node.down(Stop(10, 1, (), StopReason.CANCEL, 0))
     node.until(lambda: (11, 0) in node.succeeded)
+
+
+def test_input_that_cannot_be_kept_ends_the_task(node: Agent) -> None:
+    node.grant(JobSpec(command=("cat",), stdin=True))
+    node.until(lambda: (10, 0) in node.started)
+    resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
+    for number in range(3):
+        node.down(Input(10, 0, number * 100_000, b"y" * 100_000, False))
+    ended = node.until(lambda: node.ended.get((10, 0)))
+    assert (ended.cause, ended.started) == (Cause.AGENT_ERROR, True)
+    assert ended.message == "its standard input could not be kept on the node: File too large"
 
 
 # ---------------------------------------------------------------- what cannot be started

@@ -68,6 +68,15 @@ class Exited:
 
 
 @dataclass(slots=True)
+class InputLost:
+    """What an attempt is to read could not be kept here, and nobody sends it again; the message says why."""
+
+    allocation: int
+    index: int
+    message: str
+
+
+@dataclass(slots=True)
 class Storage:
     """Whether the journal can be written. While it cannot, nothing starts and no stream is held."""
 
@@ -83,7 +92,9 @@ class Shutdown:
 
 
 # Time that passes is no input: `step` with none.
-NodeInput = StreamOpened | StreamClosed | Received | Spawned | SpawnFailed | Exited | Storage | Shutdown
+NodeInput = (
+    StreamOpened | StreamClosed | Received | Spawned | SpawnFailed | Exited | InputLost | Storage | Shutdown
+)
 
 # ---------------------------------------------------------------- commands
 

@@ -34,6 +34,7 @@ from rota.core.node.held import Held
 from rota.core.node.inputs import (
     DeleteOutput,
     Exited,
+    InputLost,
     Leave,
     NodeInput,
     Outcome,
@@ -133,6 +134,8 @@ class Machine:
                 self.attempts.spawned(news)
             case SpawnFailed() | Exited():
                 self._ended(news)
+            case InputLost():
+                self.attempts.input_lost(news)
             case StreamOpened():
                 if self._writable:
                     self.talk.opened(news.stream, news.inventory)

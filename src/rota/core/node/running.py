@@ -15,7 +15,7 @@ from rota.core.node.book import Book
 from rota.core.node.entries import Attempt, End, Intent, Start
 from rota.core.node.held import AllocationHeld, LeaseHeld
 from rota.core.node.indices import Indices, each
-from rota.core.node.inputs import Exited, KillTree, Signal, Spawn, Spawned, SpawnFailed
+from rota.core.node.inputs import Exited, InputLost, KillTree, Signal, Spawn, Spawned, SpawnFailed
 from rota.core.node.signals import SIGTERM, parse
 from rota.core.node.timers import Timers
 
@@ -38,6 +38,7 @@ class Running:
     live: bool = False
     # Why it is being stopped; its end says this, if it was still running by then.
     cause: Cause | None = None
+    message: str = ""
     warn_at_ms: int | None = None
     limit_at_ms: int | None = None
     kill_at_ms: int | None = None
@@ -167,9 +168,9 @@ class Attempts:
         running = self._find(news.attempt)
         number, index, run = news.attempt
         start = self._held.allocations[number].live.get(index)
-        cause = news.cause
+        cause, message = news.cause, news.message
         if running.cause is not None and not news.ended_before_signal:
-            cause = running.cause
+            cause, message = running.cause, message or running.message
         return self._end(
             running,
             Ended(
@@ -177,7 +178,7 @@ class Attempts:
                 cause,
                 news.code,
                 run,
-                news.message[:MESSAGE_CHARS_MAX],
+                message[:MESSAGE_CHARS_MAX],
                 start.started_at_ms if start else 0,
                 news.duration_ms,
                 news.cpu_user_ms,
@@ -229,6 +230,13 @@ class Attempts:
         elif not running.killed:
             running.killed = True
             self._book.command(KillTree(running.attempt))
+
+    def input_lost(self, news: InputLost) -> None:
+        """It would wait for ever, or read what is not all: it is killed."""
+        running = self.running.get(news.allocation, {}).get(news.index)
+        if running is not None and running.cause is None:
+            running.message = news.message
+            self.stop(running, Cause.AGENT_ERROR, 0)
 
     def stop_all(self, cause: Cause, grace_ms: int) -> None:
         """Stops everything that runs."""
