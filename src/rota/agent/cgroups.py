@@ -220,9 +220,7 @@ def kill(path: Path) -> None:
 
 def signal_all(path: Path, number: int) -> None:
     """Signals every process in it and below."""
-    for inner in _below(path):
-        signal_all(inner, number)
-    for pid in _pids(path):
+    for pid in pids(path):
         send(pid, number)
 
 
@@ -232,6 +230,11 @@ def empty(path: Path) -> bool:
         return "populated 0" in (path / "cgroup.events").read_text()
     except OSError:
         return True
+
+
+def pids(path: Path) -> list[int]:
+    """The processes in it and below."""
+    return [*_pids(path), *(pid for inner in _below(path) for pid in pids(inner))]
 
 
 def _pids(path: Path) -> list[int]:

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import assert_never
 
-from rota.agent.cleanup import kill_journaled_trees
+from rota.agent.cleanup import kill_journaled_trees, pids_text
 from rota.agent.codec import Codec, Frames, frame
 from rota.agent.link_frames import AttemptEnded, End, FromLink, Say, SendOutput, ToLink
 from rota.agent.link_identity import Identity, IdentityError, read_identity
@@ -171,7 +171,9 @@ def main() -> int:
     try:
         asyncio.run(_live(arguments.home, arguments.fd))
     except SupervisorGone:
-        kill_journaled_trees(arguments.home)
+        killed = kill_journaled_trees(arguments.home)
+        if killed.left:
+            _log.error("processes %s of tasks do not end though they were killed", pids_text(killed.left))
     except IdentityError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_NO_IDENTITY

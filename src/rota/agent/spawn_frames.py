@@ -1,6 +1,6 @@
 """What the supervisor and its spawners say to each other, as frames of `rota.agent.codec`.
 
-Up go the machine's own inputs: Spawned, SpawnFailed, Exited.
+Up go the machine's own inputs, Spawned, SpawnFailed and Exited, and Stuck.
 """
 
 from dataclasses import dataclass
@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from rota.core.model.resources import Resources
 from rota.core.node.entries import Attempt
 from rota.core.node.inputs import Exited, Spawned, SpawnFailed
+
+# What is logged where nobody knows any more whose processes they are.
+STUCK = (
+    "what tasks left whose spawner died does not end though it was killed; "
+    "their slots stay taken until it is gone"
+)
 
 # ---------------------------------------------------------------- to a spawner
 
@@ -92,5 +98,13 @@ class Feed:
     end: bool
 
 
+@dataclass(slots=True)
+class Stuck:
+    """An attempt's processes that go on though they were killed; it goes on with them."""
+
+    attempt: Attempt
+    pids: tuple[int, ...]
+
+
 ToSpawner = Setup | Prepare | Launch | Kill | Feed
-FromSpawner = Spawned | SpawnFailed | Exited
+FromSpawner = Spawned | SpawnFailed | Exited | Stuck

@@ -20,7 +20,7 @@ from typing import assert_never
 from rota.agent import cgroups, files, output, tree
 from rota.agent.codec import Codec, Frames, frame
 from rota.agent.launch import Launcher, StartFailed, Task
-from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, ToSpawner
+from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, Stuck, ToSpawner
 from rota.core.model.states import Cause
 from rota.core.node.entries import Attempt
 from rota.core.node.inputs import Exited, Spawned, SpawnFailed
@@ -33,6 +33,8 @@ AGAIN_MS_MAX = 500
 # between is on the disk for so long.
 MEASURE_MS_MIN = 50
 MEASURE_MS_MAX = 1_000
+# Killed processes that live so long wait for something in the kernel: a disk or a device that hangs.
+STUCK_S_MIN = 5.0
 SLOTS_COUNT_MAX = 256
 # How long a spawner without a supervisor tries to end its tasks.
 END_S_MAX = 10.0
@@ -60,6 +62,9 @@ class _Live:
     status: int | None = None
     usage: struct_rusage | None = None
     ended_s: float = 0.0
+    # When its tree was killed first; and whether that it lives on has been said.
+    killed_s: float | None = None
+    stuck: bool = False
     feeds: bool = False
     fed: int = 0
     # Bytes of output, when they were measured last.
@@ -85,6 +90,7 @@ class Spawner:
         self._childless = True
         self._again_ms = AGAIN_MS_MIN
         self._measured_s = 0.0
+        self._looked_s = 0.0
         self._measure_ms = MEASURE_MS_MIN
         self._can_punch = True
         self._poll = select.poll()
@@ -115,6 +121,7 @@ class Spawner:
         for live in list(self._ending.values()):
             self._finish(live)
         self._measure()
+        self._look_for_stuck()
         if self._answers:
             answers = b"".join(self._answers)
             self._answers.clear()
@@ -286,10 +293,30 @@ class Spawner:
             tree.signal_below(os.getpid(), kill.signal)
 
     def _kill_tree(self, live: _Live) -> None:
+        if live.killed_s is None:
+            live.killed_s = time.monotonic()
         if live.slot is not None:
             cgroups.kill(live.slot.path)
         else:
             tree.kill_below(os.getpid())
+
+    def _look_for_stuck(self) -> None:
+        """Says of which attempts the processes do not end."""
+        now_s = time.monotonic()
+        if now_s < self._looked_s + MEASURE_MS_MAX / 1000:
+            return
+        self._looked_s = now_s
+        for live in self._live.values():
+            if live.stuck or live.killed_s is None or now_s < live.killed_s + STUCK_S_MIN:
+                continue
+            live.stuck = True
+            self._answer(Stuck(live.launch.attempt, tuple(self._processes(live))))
+
+    @staticmethod
+    def _processes(live: _Live) -> list[int]:
+        if live.slot is not None:
+            return cgroups.pids(live.slot.path)
+        return [one.pid for one in tree.below([os.getpid()], tree.processes()) if not one.zombie]
 
     def _kill_all(self) -> None:
         """There is nobody left to tell."""

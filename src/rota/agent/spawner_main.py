@@ -16,6 +16,7 @@ import socket
 import sys
 
 from rota.agent import tree
+from rota.agent.spawn_frames import STUCK
 from rota.agent.spawner import Spawner
 
 # How long what a dead spawner left is waited for before it is killed again: twice as long each time.
@@ -93,6 +94,8 @@ class _Mother:
         spared = frozenset(self._spawners.values())
         if tree.signal_below(os.getpid(), 0, spared):
             tree.kill_below(os.getpid(), spared)
+            if self._pause_ms < PAUSE_MS_MAX <= 2 * self._pause_ms:
+                sys.stderr.write(f"{STUCK}\n")
             self._pause_ms = min(2 * self._pause_ms, PAUSE_MS_MAX)
             return
         for child in tree.below([os.getpid()], tree.processes()):

@@ -18,9 +18,10 @@ from pathlib import Path
 import rota
 from rota.agent import cgroups, tree
 from rota.agent.channel import Channel
+from rota.agent.cleanup import pids_text
 from rota.agent.codec import Codec, Malformed
 from rota.agent.facts import boot_ms
-from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, ToSpawner
+from rota.agent.spawn_frames import STUCK, Feed, FromSpawner, Kill, Launch, Prepare, Setup, Stuck, ToSpawner
 from rota.core.model.states import Cause
 from rota.core.node.entries import Attempt
 from rota.core.node.inputs import Exited, NodeInput, Spawned
@@ -169,11 +170,16 @@ class Spawners:
         try:
             answers = spawner.channel.receive()
             for answer in answers or ():
-                # An attempt that was given up with a spawner thought dead is not heard of again.
-                if answer.attempt in spawner.attempts:
-                    if not isinstance(answer, Spawned):
-                        del spawner.attempts[answer.attempt], self._running[answer.attempt]
-                    self._inputs(answer)
+                launch = spawner.attempts.get(answer.attempt)
+                if launch is None:
+                    # An attempt that was given up with a spawner thought dead is not heard of again.
+                    continue
+                if isinstance(answer, Stuck):
+                    _tell_stuck(launch, answer.pids)
+                    continue
+                if not isinstance(answer, Spawned):
+                    del spawner.attempts[answer.attempt], self._running[answer.attempt]
+                self._inputs(answer)
         except Malformed:
             answers = None
         if answers is None:
@@ -226,6 +232,8 @@ class Spawners:
             left = True
         if left:
             self.wake_at_ms = now_ms + self._sweep_ms
+            if self._sweep_ms < SWEEP_MS_MAX <= 2 * self._sweep_ms:
+                _log.error("%s", STUCK)
             self._sweep_ms = min(2 * self._sweep_ms, SWEEP_MS_MAX)
             return
         self._sweep_ms = SWEEP_MS_MIN
@@ -305,3 +313,13 @@ class Spawners:
             spawner.channel.close()
         if self._control is not None:
             self._control.close()
+
+
+def _tell_stuck(launch: Launch, pids: tuple[int, ...]) -> None:
+    _log.error(
+        "job %d, task %d: processes %s do not end though they were killed, which a disk or a device that "
+        "hangs does to them; the task runs on, and keeps its slot, until they are gone",
+        launch.job,
+        launch.attempt[1],
+        pids_text(pids),
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import assert_never
 
 from rota.agent import cgroups, facts, files, output, tree
-from rota.agent.cleanup import kill_journaled_trees
+from rota.agent.cleanup import kill_journaled_trees, pids_text
 from rota.agent.facts import boot_ms
 from rota.agent.journal import Journal, JournalError, JournalFull
 from rota.agent.launch import INHERITED, PATH_DEFAULT
@@ -96,8 +96,14 @@ class Supervisor:
         tree.become_subreaper()
         self._wakeup = _Wakeup()
         killed = kill_journaled_trees(home, holds_journal=True)
-        if killed:
-            _log.warning("killed %d processes that an earlier agent had left", killed)
+        if killed.count:
+            _log.warning("killed %d processes that an earlier agent had left", killed.count)
+        if killed.left:
+            # Their slots are taken, and nobody would know of it.
+            raise JournalError(
+                f"processes {pids_text(killed.left)} of an earlier agent's tasks do not end though they were "
+                "killed, as where a disk or a device hangs; start this agent when they are gone"
+            )
         self._machine = self._recover()
         self._cgroups, warnings = cgroups.prepare(home)
         if self._cgroups is not None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from rota.core.model.protocol import Stop
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, StopReason
 from tests.shell.agent.harness import Agent, agent
-from tests.support.files import until_there
+from tests.support.files import WAIT_S_MAX, until, until_there
+from tests.support.hung import can_hang, hung
 from tests.support.processes import alive, freeze, kill, until_gone
 
 # Its children hide in every way, write their pids to files in a folder, and say so in a pipe.
@@ -185,6 +187,49 @@ def test_a_new_supervisor_ends_what_nobody_else_could(tmp_path: Path, way: tuple
             os.kill(pid, signal.SIGKILL)
         ended = node.until(lambda: node.ended.get((10, 0)))
         assert ended.cause == Cause.AGENT_ERROR
+
+
+# An agent that does not wait as long as others for what it has killed.
+IMPATIENT = """
+import runpy, sys
+from rota.agent import cleanup
+cleanup.WAIT_S_MAX = 0.5
+runpy.run_module("rota.agent", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not can_hang(), reason="needs root and FUSE")
+def test_a_slot_is_not_given_on_while_what_was_killed_lives(tmp_path: Path, way: tuple[str, ...]) -> None:
+    log = tmp_path / "log"
+    logged = (*way, "sh", "-c", f'exec "$@" 2>> {log}', "sh")
+    with hung(tmp_path / "hung") as place, agent(tmp_path / "home", prefix=logged) as node:
+        cat = JobSpec(command=("cat", str(place.folder / "x")))
+        node.lease(1, lease=2)
+        node.grant(cat, lease=2)
+        node.grant(JobSpec(command=("true",)), allocation=11, lease=2)
+        place.until_somebody_waits()
+        pid = _main(node)
+        node.down(Stop(10, 1, (), StopReason.CANCEL, 0))
+        # Other slots do their work meanwhile.
+        assert node.run(JobSpec(command=("true",)), allocation=12) is None
+        link = int((tmp_path / "home" / "link.pid").read_text())
+        says = f"job 10, task 0: processes {pid} do not end though they were killed"
+        until(lambda: says in log.read_text(), "nobody was told", tmp_path)
+        assert (10, 0) not in node.ended
+        assert (11, 0) not in node.started | node.succeeded
+        # An agent that comes after this one does not take the slot for free either.
+        node.kill()
+        kill(link)
+        command = [*way, sys.executable, "-c", IMPATIENT, "--home", str(node.home)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_S_MAX)
+        assert done.returncode == 1
+        assert f"processes {pid} of an earlier agent's tasks do not end" in done.stderr.splitlines()[-1]
+        place.release()
+        until_gone(pid)
+        node.restart()
+        node.connect()
+        ended = node.until(lambda: node.ended.get((10, 0)))
+        assert (ended.cause, ended.started) == (Cause.AGENT_ERROR, True)
 
 
 def _parent(pid: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rota.agent.facts import boot_id
 from rota.agent.journal import Journal
 from rota.agent.link import RETRY_S_MAX, pause_s
 from rota.agent.link_frames import Closed, End, Opened
@@ -166,7 +167,7 @@ async def test_when_the_supervisor_dies_what_its_journal_names_dies_too(tmp_path
         journal = Journal(home)
         journal.begin(
             [
-                Begin("journal", "boot"),
+                Begin("journal", boot_id()),
                 LeaseKept(1, Resources(cpu=1000), "default", (Slot(1),), 2),
                 Granted(1, 1, 1, 1, 1, 1, ((0, 0),), (), False),
                 Intent(1, ((0, 0),)),
