@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
-from rota.agent import cgroups, facts, files, output, tree
+from rota.agent import cgroups, facts, files, machine_id, output, tree
 from rota.agent.cleanup import kill_journaled_trees, pids_text
 from rota.agent.facts import boot_ms
 from rota.agent.journal import Journal, JournalError, JournalFull
@@ -87,10 +87,11 @@ class Supervisor:
     """One node. Made, it has taken its journal and ended what an earlier one left; `run` lives."""
 
     def __init__(self, config: Config) -> None:
-        """Raises JournalError and OSError, with a sentence for people."""
+        """Raises JournalError, AnotherMachine and OSError, with a sentence for people."""
         self._config = config
         home = config.home
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        machine_id.claim(home)
         self._journal = Journal(home)
         files.write_pid(config.pid_file)
         tree.become_subreaper()
@@ -482,10 +483,11 @@ def supervise(config: Config, ready: int | None = None) -> int:
     """Runs a node in this process; the exit code. `ready` is a descriptor to say so on, or why not."""
     try:
         supervisor = Supervisor(config)
-    except (JournalError, OSError) as error:
+    except (JournalError, machine_id.AnotherMachine, OSError) as error:
         sys.stderr.write(f"rota agent: {error}\n")
         _tell(ready, str(error))
-        return 1
+        # To start it again is of use only where that may mend itself.
+        return EXIT_REFUSED if isinstance(error, machine_id.AnotherMachine) else 1
     _tell(ready, "ready")
     return supervisor.run()
 

@@ -1,0 +1,82 @@
+"""A home and the machine that it is of."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rota.agent import facts
+from rota.agent.machine_id import AnotherMachine, claim
+from tests.support.files import WAIT_S_MAX
+
+OURS, OTHER = "0123456789abcdef" * 2, "f" * 32
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def _claim(home: Path, machine: str | None) -> None:
+    id_file = home / "machine-id"
+    id_file.unlink(missing_ok=True)
+    if machine is not None:
+        id_file.write_text(f"{machine}\n")
+    claim(home, id_file)
+
+
+def _reboot(home: Path) -> None:
+    """As if what is recorded were of an earlier boot."""
+    found = json.loads((home / "machine.json").read_text())
+    (home / "machine.json").write_text(json.dumps({**found, "boot": "earlier"}))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(OURS, OURS), (None, None), (None, OURS), ("", None), ("uninitialized", "uninitialized")],
+)
+def test_after_a_reboot_it_is_the_same_machine(home: Path, before: str | None, after: str | None) -> None:
+    _claim(home, before)
+    assert OURS not in (home / "machine.json").read_text()
+    _reboot(home)
+    _claim(home, after)
+    assert json.loads((home / "machine.json").read_text())["boot"] == facts.boot_id()
+
+
+@pytest.mark.parametrize("after", [OTHER, None, ""])
+def test_another_machine_is_refused_until_somebody_says_so(home: Path, after: str | None) -> None:
+    _claim(home, OURS)
+    _reboot(home)
+    for _ in range(2):
+        with pytest.raises(AnotherMachine):
+            _claim(home, after)
+    (home / "machine.json").unlink()
+    _claim(home, after)
+
+
+def test_a_container_that_is_made_anew_is_the_same_machine_until_it_boots(home: Path) -> None:
+    _claim(home, OURS)
+    _claim(home, OTHER)
+    _reboot(home)
+    _claim(home, OTHER)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_a_damaged_file_is_none(home: Path, text: str) -> None:
+    (home / "machine.json").write_text(text)
+    _claim(home, OURS)
+
+
+def test_an_agent_in_a_copied_home_does_not_start(home: Path) -> None:
+    (home / "machine.json").write_text(json.dumps({"machine": "0" * 32, "boot": "another"}))
+    command = [sys.executable, "-m", "rota.agent", "--home", str(home)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_S_MAX)
+    assert done.returncode == 4
+    assert done.stderr == (
+        f"rota agent: {home} was copied or moved from another machine. If its agent there will never run "
+        f"again, remove {home}/machine.json, and this one takes its place; else remove {home}, and join with "
+        "a new token\n"
+    )
+    assert not (home / "journal").exists()
