@@ -210,8 +210,9 @@ class Launcher:
         environment = dict(self._inherited)
         if account is not None:
             environment.update(HOME=account.pw_dir, USER=account.pw_name)
-        environment.update(gpus.environment(launch.devices, has_some=self._setup.has_gpus))
         environment.update(job.environment)
+        # Whatever the job says: others run on the devices beside its own.
+        environment.update(gpus.environment(launch.devices, has_some=self._setup.has_gpus))
         environment.update(
             ROTA_JOB_ID=str(job.job),
             ROTA_TASK_INDEX=str(launch.attempt[1]),

@@ -156,6 +156,10 @@ def test_a_task_is_told_which_gpus_are_its_own(node: Agent) -> None:
     node.grant(JobSpec(command=show), lease=2)
     node.until(lambda: (10, 0) in node.succeeded)
     assert node.output() == "GPU-a,GPU-b; GPU-a,GPU-b\n"
+    # Whatever the job says.
+    node.grant(JobSpec(command=show, env=(("CUDA_VISIBLE_DEVICES", "7"),)), allocation=13, lease=2)
+    node.until(lambda: (13, 0) in node.succeeded)
+    assert node.output(13) == "GPU-a,GPU-b; GPU-a,GPU-b\n"
     # Where there are none nothing is said, and a job may say it itself.
     assert node.run(JobSpec(command=show), allocation=11) is None
     assert node.output(11) == "; not said\n"
