@@ -240,7 +240,10 @@ class Launcher:
         raise StartFailed(f"no program {name!r} {self._where}; looked in {search}{here}")
 
     def _check_scripts_dir(self, job: Prepare, argv: list[str], program: str, cwd: str) -> None:
-        """Where only the scripts of one folder may run: that is `program script`, or the script itself."""
+        """Where only the scripts of one folder may run: that is `interpreter script`, or the script itself.
+
+        The interpreter is one of the agent's own PATH, whatever the job's PATH finds.
+        """
         if not self._setup.scripts_dir:
             return
         allowed = Path(self._setup.scripts_dir).resolve()
@@ -251,6 +254,13 @@ class Launcher:
         wanted = Path(cwd, argv[-1] if job.path else program)
         if not wanted.resolve().is_relative_to(allowed):
             raise StartFailed(f"{wanted} is outside {allowed}, and the agent {self._where} runs nothing else")
+        run = Path(cwd, program)
+        folders = {Path(folder) for folder in self._inherited.get("PATH", PATH_DEFAULT).split(":")}
+        if run.parent not in folders and not run.resolve().is_relative_to(allowed):
+            raise StartFailed(
+                f"{run} is neither in {allowed} nor in the PATH of the agent {self._where}, "
+                "which runs nothing else"
+            )
 
     # ------------------------------------------------------------ where, and as whom
 

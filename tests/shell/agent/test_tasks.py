@@ -4,6 +4,7 @@ import json
 import os
 import pwd
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -276,11 +277,20 @@ def test_an_agent_for_scripts_runs_nothing_else(tmp_path: Path) -> None:
     (allowed / "in.sh").chmod(0o755)
     (tmp_path / "out.sh").write_text("echo out\n")
     (allowed / "link.sh").symlink_to(tmp_path / "out.sh")
+    (tmp_path / "sh").write_text("#!/bin/sh\necho another\n")
+    (tmp_path / "sh").chmod(0o755)
     with agent(tmp_path / "home", "--scripts-dir", str(allowed)) as node:
         cwd = str(allowed)
+        shell = shutil.which("sh") or "sh"
         assert node.run(JobSpec(command=("sh",), path="in.sh", cwd=cwd)) is None
         assert node.run(JobSpec(command=("./in.sh", "x"), cwd=cwd), allocation=11) is None
+        assert node.run(JobSpec(command=(shell,), path="in.sh", cwd=cwd), allocation=12) is None
+        assert node.run(JobSpec(path="./in.sh", cwd=cwd), allocation=13) is None
         wrong = [
+            JobSpec(command=("sh",), path="in.sh", cwd=cwd, env=(("PATH", f"{tmp_path}:/bin"),)),
+            JobSpec(command=("../sh",), path="in.sh", cwd=cwd),
+            JobSpec(command=(f"/bin/../{tmp_path}/sh",), path="in.sh", cwd=cwd),
+            JobSpec(command=("true",), cwd=cwd),
             JobSpec(command=("sh",), path="link.sh", cwd=cwd),
             JobSpec(command=("sh",), path="../out.sh", cwd=cwd),
             JobSpec(command=("sh",), path="scripts/../out.sh", cwd=str(tmp_path)),
@@ -288,7 +298,7 @@ def test_an_agent_for_scripts_runs_nothing_else(tmp_path: Path) -> None:
             JobSpec(command=("sh", "-c"), path="in.sh", cwd=cwd),
             JobSpec(script="echo x", cwd=cwd),
         ]
-        for number, spec in enumerate(wrong, 12):
+        for number, spec in enumerate(wrong, 14):
             ended = _failed(node, spec, allocation=number)
             assert ended.cause == Cause.START_FAILED, spec
             assert str(allowed) in ended.message
