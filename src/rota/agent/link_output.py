@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 
 from rota.agent.output import LOOK_AGAIN_S, SUFFIXES, Reader, folder, path
+from rota.agent.watches import Watch, Watches
 from rota.core.model.protocol import ReadOutput
 from rota.wire.gen.v1 import link_pb2, link_pb2_grpc
 
@@ -32,6 +33,7 @@ class OutputSender:
 
     def __init__(self, home: Path) -> None:
         self._home = home
+        self._watches: Watches | None = None
         self._sendings: set[_Sending] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -40,12 +42,25 @@ class OutputSender:
         if read.stream not in SUFFIXES and (read.stream or not read.many):
             _log.warning("output stream %d was asked for, which there is not", read.stream)
             return
-        sending = _Many(read, self._home) if read.many else _One(read, self._home, over=not live)
+        sending: _Sending
+        if read.many:
+            sending = _Many(read, self._home)
+        else:
+            follow = read.follow and live
+            sending = _One(read, self._home, self._watch() if follow else None, over=not live)
         self._sendings.add(sending)
         task = asyncio.create_task(sending.run(channel), name=f"output {read.request}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: self._sendings.discard(sending))
+
+    def _watch(self) -> Watches | None:
+        """The one for all; None where the account has used up what it may have."""
+        if self._watches is None:
+            with suppress(OSError):
+                self._watches = Watches()
+                asyncio.get_running_loop().add_reader(self._watches, self._watches.take)
+        return self._watches
 
     def ended(self, attempt: Attempt) -> None:
         """Nothing more is written by this attempt (allocation, index, number as people count)."""
@@ -115,14 +130,16 @@ class _Sending:
 class _One(_Sending):
     """A file, to its end, and while it grows if that is wanted."""
 
-    def __init__(self, read: ReadOutput, home: Path, *, over: bool) -> None:
+    def __init__(self, read: ReadOutput, home: Path, watches: Watches | None, *, over: bool) -> None:
         super().__init__(read, home)
         self._over = over
+        self._watch = Watch(watches, self._changed.set)
 
     async def _send(self, call: Call) -> None:
         read = self._read
         file = path(self._home, read.job, *self.attempt, read.stream)
-        reader = Reader(file, read.offset, read.tail_lines, follow=read.follow and not self._over)
+        follow = read.follow and not self._over
+        reader = Reader(file, read.offset, read.tail_lines, self._watch if follow else None)
         try:
             await self._send_from(reader, call)
         finally:
@@ -148,19 +165,8 @@ class _One(_Sending):
             elif not self._read.follow:
                 return
             else:
-                await self._wait_for_more(reader)
-
-    async def _wait_for_more(self, reader: Reader) -> None:
-        if reader.fileno() < 0:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), LOOK_AGAIN_S)
-            return
-        loop = asyncio.get_running_loop()
-        loop.add_reader(reader.fileno(), self._changed.set)
-        try:
-            await self._changed.wait()
-        finally:
-            loop.remove_reader(reader.fileno())
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), None if self._watch.works else LOOK_AGAIN_S)
 
 
 class _Many(_Sending):

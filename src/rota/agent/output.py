@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rota.agent.watches import CREATED, MODIFIED, MOVED_HERE, Watch
+
 # Of both streams of an attempt together; each may have half of it, and what the other does not use.
 ATTEMPT_BYTES_MAX = 100_000_000
 STREAM_BYTES_MIN = ATTEMPT_BYTES_MAX // 2
@@ -27,7 +29,6 @@ _BLOCK_BYTES = 4096
 _FOLDER_COUNT = 1000
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
-_IN_MODIFY, _IN_CREATE, _IN_MOVED_TO = 0x2, 0x100, 0x80
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
@@ -143,37 +144,22 @@ class Piece:
 class Reader:
     """Reads one file from its offset on; it may not be there yet.
 
-    With `follow`, `fileno` is readable when there may be more (an inotify descriptor): call `read`
-    until it gives None, then wait. Where the account has used up its watches there is none: then read
-    again every `LOOK_AGAIN_S`. That no more will come is not seen in the file; whoever knows the attempt
-    knows.
+    With a `watch`, that is told when there may be more: call `read` until it gives None, then wait. Where
+    the watch does not work, read again every `LOOK_AGAIN_S`. That no more will come is not seen in the
+    file; whoever knows the attempt knows.
     """
 
-    def __init__(self, file: Path, offset: int = 0, tail_lines: int = 0, *, follow: bool = False) -> None:
+    def __init__(self, file: Path, offset: int = 0, tail_lines: int = 0, watch: Watch | None = None) -> None:
         """Raises OSError where the file cannot be read."""
         self._path = file
         self._offset = offset
         self._tail_lines = tail_lines
         self._file = -1
-        self._watch = _inotify_init() if follow else -1
-        try:
-            if not self._open() and follow:
-                # It is not there: its folder tells when it comes.
-                file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._look_at(file.parent, _IN_CREATE | _IN_MOVED_TO)
-        except OSError:
-            self.close()
-            raise
-
-    def fileno(self) -> int:
-        """For a selector; -1 where nothing tells of more."""
-        return self._watch
-
-    def _look_at(self, file: Path, mask: int) -> None:
-        """Has the descriptor tell of it, or gives the descriptor up."""
-        if self._watch >= 0 and not _inotify_add(self._watch, file, mask):
-            os.close(self._watch)
-            self._watch = -1
+        self._watch = watch
+        if not self._open() and watch is not None:
+            # It is not there: its folder tells when it comes.
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            watch.look_at(file.parent, CREATED | MOVED_HERE)
 
     def _open(self) -> bool:
         if self._file >= 0:
@@ -182,16 +168,14 @@ class Reader:
             self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
-        self._look_at(self._path, _IN_MODIFY)
+        if self._watch is not None:
+            self._watch.look_at(self._path, MODIFIED)
         if self._tail_lines:
             self._offset = max(self._offset, _tail(self._file, self._tail_lines))
         return True
 
     def read(self, count_max: int) -> Piece | None:
         """What comes next, at most so many bytes; None where there is no more for now."""
-        if self._watch >= 0:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._watch, 64 * 1024)
         if not self._open():
             return None
         at = self._offset
@@ -216,11 +200,12 @@ class Reader:
         return os.lseek(self._file, start, os.SEEK_HOLE) - start
 
     def close(self) -> None:
-        """Gives the descriptors back."""
-        for descriptor in (self._watch, self._file):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._watch = self._file = -1
+        """Gives the file back; the watch looks at nothing any more."""
+        if self._watch is not None:
+            self._watch.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
 
 def _tail(file: int, lines: int) -> int:
@@ -239,14 +224,3 @@ def _tail(file: int, lines: int) -> int:
             end = newline
         at = start
     return at
-
-
-def _inotify_init() -> int:
-    """An inotify instance; -1 where there is none left (128 for each account, by default)."""
-    descriptor: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-    return descriptor
-
-
-def _inotify_add(watch: int, file: Path, mask: int) -> bool:
-    """Whether there is a watch now, or need not be: the file has gone."""
-    return _libc.inotify_add_watch(watch, os.fsencode(file), mask) >= 0 or ctypes.get_errno() == errno.ENOENT

@@ -3,12 +3,15 @@
 import os
 import select
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rota.agent import output
 from rota.agent.output import Piece, Reader
+from rota.agent.watches import Watch, Watches
 from rota.core.model.protocol import Forget, ReadOutput
 from rota.core.model.spec import JobSpec
 from tests.shell.agent.harness import agent
@@ -22,29 +25,81 @@ def _read_all(reader: Reader, count_max: int = 1_000) -> list[Piece]:
     return pieces
 
 
-def test_a_file_is_read_in_pieces_and_on_as_it_grows(tmp_path: Path) -> None:
+class Bell:
+    """Who waits for changes."""
+
+    def __init__(self, watches: Watches) -> None:
+        self._watches = watches
+        self.watch = Watch(watches, self._ring)
+        self._rung = False
+
+    def _ring(self) -> None:
+        self._rung = True
+
+    def _left_s(self, deadline_s: float) -> float:
+        return 0 if self._rung else max(0.0, deadline_s - time.monotonic())
+
+    def rings(self, wait_s: float = 0) -> bool:
+        """Whether there was a change since the last time."""
+        deadline_s = time.monotonic() + wait_s
+        while select.select([self._watches], [], [], self._left_s(deadline_s))[0]:
+            self._watches.take()
+        rung, self._rung = self._rung, False
+        return rung
+
+
+@pytest.fixture
+def watches() -> Iterator[Watches]:
+    made = Watches()
+    yield made
+    made.close()
+
+
+def test_a_file_is_read_in_pieces_and_on_as_it_grows(tmp_path: Path, watches: Watches) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"0123456789")
-    reader = Reader(file, offset=3, follow=True)
+    bell = Bell(watches)
+    reader = Reader(file, offset=3, watch=bell.watch)
     assert _read_all(reader, 4) == [Piece(3, b"3456"), Piece(7, b"789")]
-    assert not select.select([reader], [], [], 0)[0]
+    assert not bell.rings()
     with file.open("ab") as more:
         more.write(b"abc")
-    assert select.select([reader], [], [], 10)[0]
+    assert bell.rings(10)
     assert _read_all(reader) == [Piece(10, b"abc")]
-    assert not select.select([reader], [], [], 0)[0]
+    assert not bell.rings()
     reader.close()
 
 
-def test_a_file_may_come_later(tmp_path: Path) -> None:
+def test_a_file_may_come_later(tmp_path: Path, watches: Watches) -> None:
     file = tmp_path / "7" / "10" / "0" / "0.1.out"
-    reader = Reader(file, follow=True)
+    bell = Bell(watches)
+    reader = Reader(file, watch=bell.watch)
     assert reader.read(10) is None
     file.write_bytes(b"here")
-    assert select.select([reader], [], [], 10)[0]
+    assert bell.rings(10)
     assert _read_all(reader) == [Piece(0, b"here")]
     reader.close()
     assert Reader(tmp_path / "not" / "there").read(10) is None
+
+
+def test_one_instance_serves_many_readers_of_one_file_or_of_several(tmp_path: Path, watches: Watches) -> None:
+    files = [tmp_path / str(number) for number in range(300)]
+    for file in files:
+        file.touch()
+    bells = [Bell(watches) for _ in range(600)]
+    readers = [Reader(file, watch=bell.watch) for file, bell in zip(files * 2, bells, strict=True)]
+    files[7].write_bytes(b"x")
+    assert [number for number, bell in enumerate(bells) if bell.rings()] == [7, 307]
+    # One goes, and the other is told as before; a file that goes takes nobody along.
+    readers[7].close()
+    files[7].write_bytes(b"y")
+    files[8].unlink()
+    assert [number for number, bell in enumerate(bells) if bell.rings() and number != 308] == [307]
+    for reader in readers:
+        reader.close()
+    for file in files:
+        file.write_bytes(b"z")
+    assert not any(bell.rings() for bell in bells)
 
 
 @pytest.mark.parametrize(

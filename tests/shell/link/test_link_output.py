@@ -31,13 +31,13 @@ STDOUT = job_service_pb2.OUTPUT_STREAM_STDOUT
 # The link where the account has no inotify instance, or no watch, left.
 WITHOUT_WATCHES = """
 import ctypes, runpy
-from rota.agent import output
+from rota.agent import watches
 
 def refused(*_):
     ctypes.set_errno({number})
     return -1
 
-output._libc.{call} = refused
+watches._libc.{call} = refused
 runpy.run_module("rota.agent.link", run_name="__main__")
 """
 
