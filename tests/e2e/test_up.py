@@ -210,6 +210,23 @@ def test_two_homes_do_not_disturb_each_other(new_home: Cluster, cluster: Cluster
     assert cluster.ok("run", "--", "echo", "still here") == "still here\n"
 
 
+def test_what_runs_in_a_home_that_was_removed_ends(new_home: Cluster, tmp_path: Path) -> None:
+    new_home.ok("up", "--detach")
+    new_home.ok("submit", "--", "sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 1000")
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "it does not run", tmp_path)
+    old = {name: new_home.pid(name) for name in ("controller", "agent-0", "link-0")}
+    logs = {name: new_home.home / "log" / f"{name}.log" for name in ("controller", "agent-0")}
+    with ExitStack() as held:
+        open_logs = {name: held.enter_context(log.open()) for name, log in logs.items()}
+        subprocess.run(["rm", "-rf", new_home.home], check=True)
+        new_home.ok("up", "--detach")
+        until_gone(int((tmp_path / "pid").read_text()), *old.values())
+        for name, log in open_logs.items():
+            assert f"{new_home.home}" in log.read().partition(" was removed or replaced while")[0], name
+    assert new_home.ok("run", "--", "echo", "hello") == "hello\n"
+    assert set(old.values()).isdisjoint(new_home.pid(name) for name in old)
+
+
 def test_two_ups_at_once_start_one_cluster(new_home: Cluster) -> None:
     with new_home.begin("up", "--detach") as one, new_home.begin("up", "--detach") as two:
         for process in (one, two):

@@ -15,11 +15,25 @@ def write_pid(path: Path | None, pid: int | None = None) -> None:
         draft.replace(path)
 
 
-def remove_pid(path: Path | None) -> None:
-    """Removes a pid file; where it cannot be, it names a process that has ended."""
+def remove_pid(path: Path | None, pid: int | None = None) -> None:
+    """Removes a pid file, unless it is another's; where it cannot be, it names a process that has ended."""
     if path is not None:
-        with suppress(OSError):
-            path.unlink()
+        with suppress(OSError, ValueError):
+            if int(path.read_text()) == (os.getpid() if pid is None else pid):
+                path.unlink()
+
+
+def replaced(descriptor: int, path: Path) -> bool:
+    """Whether an open file is not the one at its path any more: that was removed, or is another."""
+    try:
+        there = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        # A file server that is away, say: nobody knows.
+        return False
+    ours = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
 
 # ---------------------------------------------------------------- scripts

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rota.agent import files
 from rota.agent.codec import Codec, Malformed
 from rota.core.node.entries import Begin, Entry
 
@@ -103,6 +104,10 @@ class Journal:
             os.ftruncate(self._segment, self._size)
         except OSError as error:
             raise JournalFull(error.strerror) from None
+
+    def removed(self) -> bool:
+        """Whether it was removed under this process, or another has come to its place."""
+        return files.replaced(self._lock, self._folder / "lock")
 
     def wants_snapshot(self) -> bool:
         """Whether the segment has grown enough for `begin`."""

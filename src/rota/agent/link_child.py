@@ -200,6 +200,7 @@ class LinkChild:
     def close(self) -> None:
         """Lets it send what was said, and end."""
         self.wake_at_ms = None
+        pid = self.pid
         deadline_s = time.monotonic() + GOODBYE_S_MAX
         if self._stream:
             self._put(End(self._stream, "the agent ends", 0, final=True))
@@ -219,4 +220,4 @@ class LinkChild:
             time.sleep(0.01)
         if self.pid:
             tree.send(self.pid, signal.SIGKILL)
-        files.remove_pid(self._pid_file)
+        files.remove_pid(self._pid_file, pid)

@@ -63,7 +63,10 @@ from rota.core.node.recovery import recover
 GRACE_MS_DEFAULT = 10_000
 # How often a journal that could not be written, or not begun anew, is tried again.
 JOURNAL_RETRY_MS = 1_000
+# How often it is looked whether the home is still there.
+LOOK_MS = 2_000
 EXIT_REFUSED = 4
+EXIT_HOMELESS = 1
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +131,9 @@ class Supervisor:
         self._watched: dict[tuple[int, int], set[int]] = {}
         self._leaving = False
         self._refused = ""
+        # The home was removed, and another may be in its place, with another agent.
+        self._homeless = False
+        self._look_at_ms = 0
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wakeup.descriptor, selectors.EVENT_READ, self._signalled)
         self._setup = self._make_setup()
@@ -166,6 +172,8 @@ class Supervisor:
             self._spawners.tend(boot_ms())
             if self._unwritten:
                 self._write_again()
+            if self._due(self._look_at_ms) and not self._homeless:
+                self._look_at_home()
             if self._inputs or self._due(self._wake_at_ms):
                 inputs, self._inputs[:] = list(self._inputs), []
                 self._perform(self._machine.step(inputs, boot_ms(), time.time_ns() // 1_000_000))
@@ -174,6 +182,8 @@ class Supervisor:
             self._spawners.flush()
             self._link.flush()
         self._end()
+        if self._homeless:
+            return EXIT_HOMELESS
         return EXIT_REFUSED if self._refused else 0
 
     def _timeout_s(self) -> float | None:
@@ -182,6 +192,8 @@ class Supervisor:
         times = [self._wake_at_ms, self._link.wake_at_ms, self._spawners.wake_at_ms]
         if self._unwritten:
             times.append(self._retry_at_ms)
+        if not self._homeless:
+            times.append(self._look_at_ms)
         at_ms = min((at_ms for at_ms in times if at_ms is not None), default=None)
         return None if at_ms is None else max(at_ms - boot_ms(), 0) / 1000
 
@@ -449,10 +461,19 @@ class Supervisor:
     def _own_pids(self) -> set[int]:
         return {self._link.pid, *self._trash.pids}
 
+    def _look_at_home(self) -> None:
+        """Ends where the home was removed: an agent that is started there would not know of this one."""
+        self._look_at_ms = boot_ms() + LOOK_MS
+        if self._journal.removed():
+            self._homeless = True
+            _log.error("%s was removed or replaced while its agent ran: this agent ends", self._config.home)
+            self._inputs.append(Shutdown(self._config.grace_ms))
+
     def _end(self) -> None:
         self._link.close()
         self._spawners.close()
-        if self._cgroups is not None:
+        # An agent that has come to its place uses the same cgroups.
+        if self._cgroups is not None and not self._homeless:
             self._cgroups.clear()
             cgroups.remove(self._cgroups.group)
         self._journal.close()

@@ -8,6 +8,7 @@ import getpass
 import os
 import threading
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -171,7 +172,11 @@ class Controller:
         for task in self._tasks[1:]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        (self.home / "run" / "controller.pid").unlink(missing_ok=True)
+        pid_file = self.home / "run" / "controller.pid"
+        # Where the home was removed, that of the one that came to its place.
+        with suppress(FileNotFoundError):
+            if pid_file.read_bytes() == f"{os.getpid()}\n".encode():
+                pid_file.unlink()
         self._audit.close()
 
     def _bind(self, server: grpc.aio.Server, port: int, *, with_clients: bool) -> None:

@@ -10,12 +10,15 @@ from collections.abc import Coroutine
 
 import click
 
+from rota.agent.files import replaced
 from rota.agent.log import log_to_stderr
 from rota.main.daemon import say_ready
 from rota.main.home import Home
 from rota.main.options import home_option, lost_after_option, ready_option
 
 STOP_GRACE_S = 5.0
+# How often it is looked whether the home is still there.
+LOOK_S = 2.0
 LOST_AFTER_MS_DEFAULT = 300_000
 
 _log = logging.getLogger(__name__)
@@ -76,11 +79,9 @@ def controller(
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log_to_stderr(home.log)
     try:
-        asyncio.run(_serve(home, listen, join_port, lost_after, ready_fd))
+        return asyncio.run(_serve(home, listen, join_port, lost_after, ready_fd))
     except _Failed as failed:
-        say_ready(ready_fd, str(failed))
         raise click.ClickException(str(failed)) from failed
-    return 0
 
 
 class _Failed(Exception):
@@ -89,7 +90,8 @@ class _Failed(Exception):
 
 async def _serve(
     home: Home, listen: tuple[str, int], join_port: int, lost_after: int, ready_fd: int | None
-) -> None:
+) -> int:
+    """Until it is asked to end, or ends by itself; the exit code. Raises _Failed."""
     # Here, so that no other command pays for the imports.
     from rota.controller.ca import CaError
     from rota.controller.loop import Clock, SchemaTooNew
@@ -115,33 +117,64 @@ async def _serve(
                 "the API is at %s, machines join at %s", controller.api_address, controller.join_address
             )
             say_ready(ready_fd)
+            ready_fd = None
             notify_systemd()
             try:
-                await _stopped_or(controller.closed())
+                await _until_first(_stopped(), controller.closed(), _homeless(home))
             finally:
                 await controller.stop(STOP_GRACE_S)
         finally:
             await store.close()
+    except _Homeless:
+        _log.error("%s was removed or replaced while its controller ran: this controller ends", home.path)
+        return 1
     except (CaError, PortError, SchemaTooNew, StoreError) as failed:
+        say_ready(ready_fd, str(failed))
         raise _Failed(str(failed)) from failed
     except OSError as failed:
-        raise _Failed(f"{failed.filename or home.path}: {failed.strerror}") from failed
+        text = f"{failed.filename or home.path}: {failed.strerror}"
+        say_ready(ready_fd, text)
+        raise _Failed(text) from failed
+    return 0
 
 
-async def _stopped_or(closed: Coroutine[None, None, None]) -> None:
-    """Until SIGTERM, SIGINT or SIGQUIT, or until the controller ends by itself; raises what ended it."""
+class _Homeless(Exception):
+    """The home is not there any more: a controller that is started there would not know of this one."""
+
+
+async def _homeless(home: Home) -> None:
+    """Raises _Homeless once the lock of the home's store is not the one of now any more."""
+    path = home.path / "store" / "lock"
+    lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if replaced(lock, path):
+                raise _Homeless
+    finally:
+        os.close(lock)
+
+
+async def _until_first(*waiting: Coroutine[None, None, None]) -> None:
+    """Returns when one of them does, or raises what it raises; the others are given up."""
+    tasks = [asyncio.create_task(each) for each in waiting]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stopped() -> None:
+    """Returns at SIGTERM, SIGINT or SIGQUIT."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         loop.add_signal_handler(number, stopped.set)
-    ended = asyncio.create_task(closed)
-    asked = asyncio.create_task(stopped.wait())
-    done, _ = await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
-    if ended in done:
-        ended.result()
-    for task in (ended, asked):
-        task.cancel()
-    await asyncio.gather(ended, asked, return_exceptions=True)
+    await stopped.wait()
 
 
 def _boot_ms() -> int:
