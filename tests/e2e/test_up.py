@@ -295,6 +295,26 @@ def test_a_stale_pid_file_is_no_process(new_home: Cluster) -> None:
         bystander.wait()
 
 
+def test_down_waits_for_what_has_put_its_pid_file_away(new_home: Cluster) -> None:
+    """As an agent does that has little left to do, on a machine that has much."""
+    run = new_home.home / "run"
+    run.mkdir(parents=True)
+    # The first is waited for while the second puts its file away; that one takes longer to end.
+    endings = {"agent-0": "sleep 0.5", "agent-1": f"rm {run}/agent-1.pid; sleep 1"}
+    with ExitStack() as ended:
+        slow = []
+        for name, ending in endings.items():
+            script = (
+                f"trap '{ending}; exit' TERM; echo $$ > {run}/{name}.pid; echo; while :; do sleep 0.1; done"
+            )
+            process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)
+            slow.append(ended.enter_context(process))
+            assert process.stdout is not None
+            process.stdout.readline()
+        assert new_home.ok("down") == "stopped 2 agents\n"
+        assert [process.poll() for process in slow] == [0, 0]
+
+
 @pytest.mark.parametrize("text", ["", "x", "99999999", "-1"])
 def test_a_damaged_pid_file_is_no_process(text: str, new_home: Cluster) -> None:
     (new_home.home / "run").mkdir(parents=True)

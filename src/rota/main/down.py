@@ -4,8 +4,8 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 
 import click
 
@@ -15,7 +15,7 @@ from rota.client.context import load_context
 from rota.client.errors import RotaError
 from rota.main.home import Home
 from rota.main.options import home_option
-from rota.main.processes import lives, living
+from rota.main.processes import Process, living
 
 TIMEOUT_MS_DEFAULT = 60_000
 CONTROLLER_S_MAX = 15.0
@@ -52,31 +52,39 @@ def down(home: Home, timeout: int) -> int:
 
 def bring_down(home: Home, timeout_ms: int = TIMEOUT_MS_DEFAULT) -> None:
     """Ends all agents within `timeout_ms`, then the controller. Says how many tasks ran."""
-    agents = [number for number in home.agents() if lives(home.agent_pid(number))]
-    controller = lives(home.controller_pid)
-    if not agents and not controller:
-        click.echo(f"nothing runs in {home.path}", err=True)
-    tasks = _running(home, agents) if agents and controller else None
-    with _hurried_by_signals(home, agents):
-        _end_agents(home, agents, time.monotonic() + timeout_ms / 1000)
-        _end_controller(home)
+    with ExitStack() as held:
+        # Held from here on: they remove their pid files before they have ended.
+        agents = {
+            number: process
+            for number in home.agents()
+            if (process := held.enter_context(living(home.agent_pid(number)))) is not None
+        }
+        controller = held.enter_context(living(home.controller_pid))
+        if not agents and controller is None:
+            click.echo(f"nothing runs in {home.path}", err=True)
+        tasks = _running(home, agents) if agents and controller is not None else None
+        with _hurried_by_signals(agents.values()):
+            _end_agents(home, agents, time.monotonic() + timeout_ms / 1000)
+            if controller is not None:
+                _end_controller(controller)
     for number in home.agents():
         home.agent_pid(number).unlink(missing_ok=True)
         home.link_pid(number).unlink(missing_ok=True)
     home.controller_pid.unlink(missing_ok=True)
-    if agents or controller:
-        click.echo(f"stopped {_what(len(agents), controller=controller)}{_tasks_text(tasks)}")
+    if agents or controller is not None:
+        what = _what(len(agents), controller=controller is not None)
+        click.echo(f"stopped {what}{_tasks_text(tasks)}")
 
 
 @contextmanager
-def _hurried_by_signals(home: Home, agents: list[int]) -> Iterator[None]:
+def _hurried_by_signals(agents: Collection[Process]) -> Iterator[None]:
     """INT and TERM end the tasks' grace; a terminal that goes away changes nothing."""
 
     def hurry(_number: int, _frame: object) -> None:
         with suppress(OSError):
             # Past Python's buffers: this may be in the midst of another text.
             os.write(2, b"rota: killing what still runs\n")
-        _tell_agents(home, agents)
+        _tell(agents)
 
     def hang_up(_number: int, _frame: object) -> None:
         let_go_of_terminal()
@@ -99,7 +107,7 @@ def let_go_of_terminal() -> None:
     os.close(nowhere)
 
 
-def _running(home: Home, agents: list[int]) -> int | None:
+def _running(home: Home, agents: Iterable[int]) -> int | None:
     """How many tasks run on these agents' nodes; None where the controller does not say."""
     names = {name for number in agents if (name := home.node_name(number))}
     try:
@@ -109,37 +117,31 @@ def _running(home: Home, agents: list[int]) -> int | None:
         return None
 
 
-def _tell_agents(home: Home, agents: list[int]) -> None:
+def _tell(agents: Iterable[Process]) -> None:
     """To end their tasks with grace; told once more, they kill them."""
-    for number in agents:
-        with living(home.agent_pid(number)) as process:
-            if process is not None:
-                process.signal(signal.SIGTERM)
+    for process in agents:
+        process.signal(signal.SIGTERM)
 
 
-def _end_agents(home: Home, agents: list[int], until_s: float) -> None:
-    _tell_agents(home, agents)
-    for number in agents:
-        with living(home.agent_pid(number)) as process:
-            if process is not None and not process.ended(until_s - time.monotonic()):
-                click.echo(f"agent {number} has not stopped in time, killing it", err=True)
-                process.signal(signal.SIGKILL)
-                process.ended(KILLED_S_MAX)
+def _end_agents(home: Home, agents: Mapping[int, Process], until_s: float) -> None:
+    _tell(agents.values())
+    for number, process in agents.items():
+        if not process.ended(until_s - time.monotonic()):
+            click.echo(f"agent {number} has not stopped in time, killing it", err=True)
+            process.signal(signal.SIGKILL)
+            process.ended(KILLED_S_MAX)
         # The link of a killed agent kills what its tasks left, and ends then.
         with living(home.link_pid(number)) as link:
             if link is not None:
                 link.ended(KILLED_S_MAX)
 
 
-def _end_controller(home: Home) -> None:
-    with living(home.controller_pid) as process:
-        if process is None:
-            return
-        process.signal(signal.SIGTERM)
-        if not process.ended(CONTROLLER_S_MAX):
-            click.echo("the controller has not stopped in time, killing it", err=True)
-            process.signal(signal.SIGKILL)
-            process.ended(KILLED_S_MAX)
+def _end_controller(process: Process) -> None:
+    process.signal(signal.SIGTERM)
+    if not process.ended(CONTROLLER_S_MAX):
+        click.echo("the controller has not stopped in time, killing it", err=True)
+        process.signal(signal.SIGKILL)
+        process.ended(KILLED_S_MAX)
 
 
 def _what(agents: int, *, controller: bool) -> str:
