@@ -40,7 +40,7 @@ def test_a_bug_outlives_a_change_beside_it(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("tools.bugs.ROOT", tmp_path)
     bug = refreshed(bug)
     fits(bug)
-    beside = "    def fence_ms(self) -> int:\n"
+    beside = "    def fence_ms(self, told_ms: int) -> int:\n"
     assert beside in source.read_text()
     source.write_text(
         "# more\n" * 5 + source.read_text().replace(beside, beside.replace(":", ":  # changed"))
@@ -51,7 +51,7 @@ def test_a_bug_outlives_a_change_beside_it(tmp_path: Path, monkeypatch: pytest.M
     fits(renewed)
     assert renewed.diff.count("\n-") == bug.diff.count("\n-")
     # Where the line itself is another one, nobody can say what the bug would be.
-    source.write_text(source.read_text().replace("self.lost_after_ms // 20 +", "self.lost_after_ms // 19 +"))
+    source.write_text(source.read_text().replace("longest_ms // 20 +", "longest_ms // 19 +"))
     with pytest.raises(BugsError, match="make it anew"):
         refreshed(renewed)
 

@@ -25,6 +25,8 @@ SETTINGS = Settings(
     linger_ms=200,
     long_task_ms=1_000,
 )
+# One leader may have been told another time than the one before.
+LOST_AFTER_MS = (SETTINGS.lost_after_ms, SETTINGS.lost_after_ms, SETTINGS.lost_after_ms * 2 // 3)
 ASK_AGAIN_MS = 3_000
 WIDE_CHECK_STEPS = 20
 
@@ -58,7 +60,7 @@ class Cast:
         self.leader = Leader(
             self.world,
             self.disk,
-            SETTINGS,
+            replace(SETTINGS, lost_after_ms=self.world.chance.choice(LOST_AFTER_MS)),
             f"controller-{self._leader_count}",
             self.checkers,
             self._replied,

@@ -119,10 +119,16 @@ class Users:
             checkers.dependencies_ignored.add(job)
         self._cast.ask(lambda ticket: RetryJob(ticket, "user", job, some, ignore))
 
+    def _again(self, job: int) -> None:
+        """A job is cancelled, and run again after all."""
+        chance, world = self._world.chance, self._world
+        world.after(chance.randint(10, 500), "a user gives up", lambda: self._cancel(job))
+        world.after(chance.randint(500, 3_000), "a user regrets", lambda: self._retry(job, None))
+
     def _release(self, ticket: int, job: int) -> Input:
         """Whoever gives a lost node's work up answers for it: that machine is off, or it runs twice."""
         known = self._known(job)
-        if known is not None and known.lost:
+        if known is not None and (known.lost or known.held or known.fenced):
             self._cast.checkers.truth.forced.add(job)
         return ReleaseJob(ticket, "user", job)
 
@@ -159,24 +165,31 @@ class Users:
             cast.ask(lambda ticket: EditNode(ticket, "admin", node.id, edit, deadline_ms))
 
     def _remove(self, node: Node) -> None:
-        """By force where the machine is off, and sometimes where it is not: then its work may run twice."""
+        """By force where the machine is off, and sometimes where it runs, cut off from here or not."""
         cast, chance = self._cast, self._world.chance
         force = chance.random() < 0.5
         if node.removed or sum(not other.removed for other in cast.nodes.values()) < 2:
             return
         if force:
             node.removed = True
+            if chance.random() < 0.5:
+                cast.network.deaf_up.add(node.id)
+                cast.network.deaf_down.add(node.id)
+        jobs: set[int] = set()
 
         def make(ticket: int) -> Input:
             assert cast.leader is not None
             known = cast.leader.machine.cluster.nodes.get(node.id)
-            if known is not None and node.on and force:
-                cast.checkers.truth.forced.update(one.job.id for one in known.allocations.values())
+            if known is not None:
+                jobs.update(one.job.id for one in known.allocations.values())
             return RemoveNode(ticket, "admin", node.id, force=force)
 
         def removed(reply: Reply) -> None:
             # Whatever the answer: it may be that to a second request.
             node.removed = node.removed or node.id in cast.checkers.truth.removed
+            for job in sorted(jobs):
+                if node.removed and chance.random() < 0.3:
+                    self._again(job)
 
         cast.ask(make, removed)
 

@@ -1,6 +1,7 @@
 """Stories of a leader that once went wrong, or easily could."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from pyroaring import BitMap
@@ -341,7 +342,7 @@ def test_a_fenced_task_of_a_node_removed_by_force_waits_until_its_agent_cannot_r
         assert wake_ms is not None
         beat = scene.said(second, Heartbeat(scene.now_ms, 0))
         scene.step(beat, after_ms=min(max(wake_ms - scene.now_ms, 1), settings.suspect_ms // 2))
-    assert scene.now_ms - heard_ms == settings.fence_ms
+    assert scene.now_ms - heard_ms == settings.fence_ms(0)
     assert granted[0].first_attempt == 2
 
 
@@ -591,3 +592,65 @@ def test_a_lease_that_was_lost_goes_out_again_with_what_the_node_has_room_for_no
     sent = scene.sent(Lease)
     assert [(len(lease.slots), lease.target) for lease in sent] == [(3, 1)]
     assert scene.sent(Resize) == []
+
+
+def _cut_off(scene: Scene, **spec: Any) -> int:
+    """A job whose one task runs on a node, `a`, that is not heard any more; there is another node."""
+    first = scene.node("a", 1)
+    job = scene.submit(**spec)
+    (grant,) = scene.sent(Grant)
+    scene.report(first, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.silence(first, 1_000)
+    scene.node("b", 1)
+    return job
+
+
+@pytest.mark.parametrize("cancelled_first", [True, False])
+@pytest.mark.parametrize("policy", [OnNodeLoss.RERUN_FENCED, OnNodeLoss.HOLD])
+def test_an_attempt_that_may_be_alive_is_not_forgotten_by_cancel_and_retry(
+    policy: OnNodeLoss, cancelled_first: bool
+) -> None:
+    scene = Scene()
+    job = _cut_off(scene, on_node_loss=policy)
+    if cancelled_first:
+        scene.ask(CancelJob(0, "user", job))
+    scene.ask(RemoveNode(0, "admin", "a", force=True))
+    for _ in range(2):
+        if scene.job(job).status.state is not JobState.CANCELLED:
+            scene.ask(CancelJob(0, "user", job))
+        scene.ask(RetryJob(0, "user", job))
+        assert scene.sent(Grant) == []
+    if policy is OnNodeLoss.HOLD:
+        scene.ask(ReleaseJob(0, "user", job))
+        assert len(scene.sent(Grant)) == 1
+        return
+    heard_ms = scene.now_ms
+    while not (granted := scene.sent(Grant)):
+        beat = scene.said("id-b", Heartbeat(scene.now_ms, 0))
+        scene.step(beat, after_ms=1_000)
+    assert scene.now_ms - heard_ms > Settings().lost_after_ms
+    assert [grant.first_attempt for grant in granted] == [2]
+
+
+def test_a_leader_with_less_patience_waits_for_what_a_node_was_told_before() -> None:
+    settings = Settings()
+    scene = Scene(Machine(settings))
+    job = _cut_off(scene, on_node_loss=OnNodeLoss.RERUN_FENCED)
+    records = sorted(scene.machine.cluster.records.items())
+    scene.machine = Machine(replace(settings, lost_after_ms=settings.lost_after_ms // 10), records)
+    scene.step(Lead())
+    scene.hello("id-b", 1)
+    led_ms = scene.now_ms
+    while not (granted := scene.sent(Grant)):
+        beat = scene.said("id-b", Heartbeat(scene.now_ms, 0))
+        scene.step(beat, after_ms=1_000)
+    assert granted[0].job == job
+    assert scene.now_ms - led_ms >= settings.fence_ms(0)
+
+
+def test_a_task_that_reads_input_does_not_run_again_when_its_node_is_removed() -> None:
+    scene = Scene()
+    job = _cut_off(scene, stdin=True)
+    scene.ask(RemoveNode(0, "admin", "a", force=True))
+    assert scene.sent(Grant) == []
+    assert scene.job(job).status.state is JobState.FAILED

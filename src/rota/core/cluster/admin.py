@@ -262,7 +262,7 @@ def remove_node(work: Work, item: RemoveNode) -> None:
         work.close(node.id, session.stream, "the node was removed")
         del work.soft.sessions[node.id]
     for allocation in list(node.allocations.values()):
-        _end_on_removal(work, allocation, heard_ms + work.settings.fence_ms)
+        _end_on_removal(work, allocation, heard_ms + nodes.fence_ms(work, node))
     for lease in list(node.leases):
         work.drop(lease_key(node.id, lease))
     work.drop(inventory_key(node.id))
@@ -284,15 +284,23 @@ def _end_on_removal(work: Work, allocation: Allocation, fenced_until_ms: int) ->
         record_ends(work, allocation, unclaimed, Cause.NODE_LOST, "the node was removed")
         let_go(work, allocation, unclaimed)
     ended = tuple(
-        Ended(index, Cause.NODE_LOST, message="the node was removed", started=False) for index in remaining
+        Ended(
+            index,
+            Cause.NODE_LOST,
+            message="the node was removed",
+            started=index in allocation.status.started,
+        )
+        for index in remaining
     )
     if not ended:
         close_if_done(work, allocation)
         return
     reports.take_allocation(work, allocation.node, AllocationReport(allocation.id, ended=ended))
-    again = remaining & job.pending
-    if job.spec.on_node_loss is OnNodeLoss.RERUN_FENCED and again and fenced_until_ms > work.now_ms:
-        writer = TaskWriter(work, job)
-        writer.wait(again, fenced_until_ms)
-        writer.flush()
+    # They may run there, also those that end here as cancelled, and may be retried.
+    writer = TaskWriter(work, job)
+    if job.spec.on_node_loss is OnNodeLoss.HOLD:
+        writer.hold(remaining)
+    elif job.spec.on_node_loss is OnNodeLoss.RERUN_FENCED and fenced_until_ms > work.now_ms:
+        writer.fence(remaining, fenced_until_ms)
         work.soft.timers.arm_earlier("retry", str(job.id), fenced_until_ms)
+    writer.flush()

@@ -5,6 +5,7 @@ For tests and the simulator; what costs little is also required where it could b
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 
 from pyroaring import BitMap
@@ -80,14 +81,17 @@ def _check_exceptions(job: Job) -> None:
     for number, said in job.exceptions.items():
         name = f"job {job.id}: exceptions {number}"
         waiting, grouped = BitMap(), BitMap()
-        for backoff in said.backoffs:
-            require(backoff.indices.isdisjoint(waiting), "exceptions", f"{name}: {backoff} and another")
-            waiting |= backoff.indices
+        for sets in (said.backoffs, said.fences):
+            for one, other in pairwise(sets):
+                require(one.until_ms < other.until_ms, "exceptions", f"{name}: {sets}")
+            seen = BitMap()
+            for one in sets:
+                require(one.indices and one.indices.isdisjoint(seen), "exceptions", f"{name}: {sets}")
+                seen |= one.indices
+            waiting |= seen
         for group in said.groups:
             require(group.indices.isdisjoint(grouped), "exceptions", f"{name}: {group} and another")
             grouped |= group.indices
-        times = [backoff.until_ms for backoff in said.backoffs]
-        require(times == sorted(set(times)), "exceptions", f"{name}: {times}")
         require(waiting <= job.delayed and said.held <= job.held, "counters", f"{name}: {said}")
 
 
@@ -188,7 +192,7 @@ def same(cluster: Cluster, other: Cluster) -> None:
     require(cluster.jobs.keys() == other.jobs.keys(), "load", "jobs differ")
     for number, job in cluster.jobs.items():
         twin = other.jobs[number]
-        for field in ("all", "pending", "owned", "finals", "attempted", "delayed", "held"):
+        for field in ("all", "pending", "owned", "finals", "attempted", "delayed", "fenced", "held"):
             require(
                 getattr(job, field) == getattr(twin, field),
                 "load",

@@ -23,7 +23,7 @@ from rota.core.cluster.records import (
     tally_key,
     version_key,
 )
-from rota.core.cluster.settling import cannot_be_met, forget_waiting, stop_rest
+from rota.core.cluster.settling import arm_retry, cannot_be_met, stop_rest
 from rota.core.cluster.state import Job
 from rota.core.cluster.tasks import (
     TaskWriter,
@@ -253,7 +253,7 @@ def _cancel_tasks(work: Work, job: Job, indices: BitMap, item: CancelJob) -> Non
     pending = job.pending & indices
     if pending:
         writer = TaskWriter(work, job)
-        forget_waiting(writer, job, pending)
+        writer.wait(pending, 0)
         writer.finish(pending, TaskState.CANCELLED)
         writer.flush()
     for allocation in list(job.allocations.values()):
@@ -292,12 +292,13 @@ def release(work: Work, item: ReleaseJob) -> None:
     job = _find(work, item.ticket, item.job)
     if job is None:
         return
-    count, changed = len(job.held), job.config.held
+    kept_back = job.held | job.fenced
+    count, changed = len(kept_back), job.config.held
     if changed:
         work.put(job_key(job.id), replace(job.config, held=False))
-    if job.held:
+    if kept_back:
         writer = TaskWriter(work, job)
-        writer.release(job.held)
+        writer.release(kept_back)
         writer.flush()
     for allocation in list(job.lost.values()):
         kept = allocation.remaining.copy()
@@ -373,6 +374,7 @@ def retry(work: Work, item: RetryJob) -> None:
         )
         work.soft.timers.disarm("retention", str(job.id))
     put_job_status(work, job, retried_at_ms=work.wall_ms)
+    arm_retry(work, job)
     work.event(EventKind.JOB_RETRIED, job=job.id, by=item.by, message=tasks_text(len(back)))
     work.touch(job)
 

@@ -170,11 +170,16 @@ def _to_give_up(allocation: Allocation) -> bool:
     return bool(allocation.remaining) and allocation.job.spec.on_node_loss is not OnNodeLoss.HOLD
 
 
+def fence_ms(work: Work, node: Node) -> int:
+    """Silence after which a fenced attempt there must have ended, by what its agent was told last."""
+    return work.settings.fence_ms(node.status.lost_after_ms)
+
+
 def _patience_ms(work: Work, allocation: Allocation, extension_ms: int) -> int:
     """Silence after which an allocation is given up."""
     settings, spec = work.settings, allocation.job.spec
     if spec.on_node_loss is OnNodeLoss.RERUN_FENCED:
-        return settings.fence_ms + extension_ms
+        return fence_ms(work, allocation.node) + extension_ms
     if spec.on_node_loss is OnNodeLoss.RERUN and spec.rerun_after:
         return max(spec.rerun_after, settings.suspect_ms) + extension_ms
     return settings.lost_after_ms + extension_ms

@@ -142,6 +142,7 @@ class NodeStatus:
     changed_at_ms: int = 0
     away: bool = False
     journal_new: bool = False
+    lost_after_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +248,9 @@ class Exceptions:
     """How tasks of a segment ended that did not simply succeed, and what they wait for.
 
     `failures` (that count towards the retries) and `crashes` (of a node or agent, under the task) are bit
-    planes, as a segment's `attempts`; `backoffs` ascend by time, and no index is in two.
+    planes, as a segment's `attempts`; `backoffs` ascend by time, and no index is in two. So do `fences`:
+    until then an earlier attempt may still run. Of those, and of what is `held`, an earlier attempt may
+    be alive whatever becomes of the task: they outlive a cancel and a retry.
     """
 
     groups: tuple[FailureSet, ...] = ()
@@ -255,6 +258,7 @@ class Exceptions:
     crashes: Planes = ()
     held: BitMap = field(default_factory=empty)
     backoffs: tuple[BackoffSet, ...] = ()
+    fences: tuple[BackoffSet, ...] = ()
 
 
 NO_EXCEPTIONS = Exceptions()

@@ -1,7 +1,5 @@
 """Jobs as wholes: when they end, stop, wait, and go on. Runs at the end of each step over what moved."""
 
-from pyroaring import BitMap
-
 from rota.core.cluster import nodes
 from rota.core.cluster.records import After
 from rota.core.cluster.state import Cluster, Job
@@ -95,7 +93,7 @@ def stop_rest(work: Work, job: Job) -> None:
         writer = TaskWriter(work, job)
         if job.status.cause is Cause.DEPENDENCY:
             writer.failed_by(pending, Cause.DEPENDENCY, 0, job.status.reason)
-        forget_waiting(writer, job, pending)
+        writer.wait(pending, 0)
         writer.finish(pending, TaskState.CANCELLED)
         writer.flush()
     for allocation in list(job.allocations.values()):
@@ -120,36 +118,26 @@ def _stop_lost(work: Work, number: int, job: Job) -> None:
             supersede(work, allocation, over)
 
 
-def forget_waiting(writer: TaskWriter, job: Job, indices: BitMap) -> None:
-    """Back-offs and holds of tasks that will not run any more."""
-    writer.wait(job.delayed & indices, 0)
-    writer.release(job.held & indices)
-
-
 # ---------------------------------------------------------------- retries and ends
 
 
 def arm_retry(work: Work, job: Job) -> None:
-    """Sets the timer for the earliest back-off of the job."""
-    times = [said.backoffs[0].until_ms for said in job.exceptions.values() if said.backoffs]
+    """Sets the timer for the earliest back-off or fence of the job."""
+    times = [
+        sets[0].until_ms for said in job.exceptions.values() for sets in (said.backoffs, said.fences) if sets
+    ]
     if times:
         work.soft.timers.arm("retry", str(job.id), min(times))
 
 
 def retry_due(work: Work, name: str) -> None:
-    """Back-offs that are over: their tasks may be placed again."""
+    """Back-offs and fences that are over: their tasks may be placed again."""
     job = work.cluster.jobs.get(int(name))
     if job is None or job.ended:
         return
-    due = BitMap()
-    for said in job.exceptions.values():
-        for backoff in said.backoffs:
-            if backoff.until_ms <= work.now_ms:
-                due |= backoff.indices
-    if due:
-        writer = TaskWriter(work, job)
-        writer.wait(due, 0)
-        writer.flush()
+    writer = TaskWriter(work, job)
+    writer.expire(work.now_ms)
+    writer.flush()
     arm_retry(work, job)
 
 

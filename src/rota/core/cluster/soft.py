@@ -60,10 +60,13 @@ class Settings:
         """A step that comes so late shows that the leader itself was stopped."""
         return max(self.suspect_ms // 3, 1)
 
-    @property
-    def fence_ms(self) -> int:
-        """Silence after which a fenced attempt must have ended, the node's clock 5 % slow at worst."""
-        return self.lost_after_ms + self.lost_after_ms // 20 + self.fence_margin_ms
+    def fence_ms(self, told_ms: int) -> int:
+        """Silence after which a fenced attempt must have ended, the node's clock 5 % slow at worst.
+
+        `told_ms` is the `lost_after` that the node may go by, of another leader perhaps.
+        """
+        longest_ms = max(self.lost_after_ms, told_ms)
+        return longest_ms + longest_ms // 20 + self.fence_margin_ms
 
 
 @dataclass(slots=True)

@@ -174,6 +174,7 @@ class Job:
         "count_succeeded",
         "delayed",
         "exceptions",
+        "fenced",
         "finals",
         "held",
         "id",
@@ -204,9 +205,11 @@ class Job:
         self.finals = BitMap()
         self.owned = BitMap()
         self.pending = BitMap()
-        # With ended attempts; with a time to wait for; held for an operator.
+        # With ended attempts; with a time to wait for, of which some for an earlier attempt's certain end;
+        # held for an operator.
         self.attempted = BitMap()
         self.delayed = BitMap()
+        self.fenced = BitMap()
         self.held = BitMap()
         # Tasks by their end, in segments and allocations; started ones that have not ended.
         self.count_succeeded = 0
@@ -471,13 +474,17 @@ class Cluster:
 
     def _set_exceptions(self, job: Job, number: int, record: Exceptions) -> None:
         old = job.exceptions.pop(number, NO_EXCEPTIONS)
-        for backoff in old.backoffs:
-            job.delayed -= backoff.indices
+        for one in (*old.backoffs, *old.fences):
+            job.delayed -= one.indices
+        for one in old.fences:
+            job.fenced -= one.indices
         job.held -= old.held
         if record != NO_EXCEPTIONS:
             job.exceptions[number] = record
-        for backoff in record.backoffs:
-            job.delayed |= backoff.indices
+        for one in (*record.backoffs, *record.fences):
+            job.delayed |= one.indices
+        for one in record.fences:
+            job.fenced |= one.indices
         job.held |= record.held
 
     def _put_tally(self, key: Key, record: NodeTally) -> None:

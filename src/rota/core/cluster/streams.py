@@ -185,7 +185,13 @@ def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
     session = Session(node_id, stream, work.number(), hello, fresh)
     work.soft.sessions[node_id] = session
     status = replace(
-        node.status, boot_id=hello.boot_id, journal_id=hello.journal_id, away=False, journal_new=fresh
+        node.status,
+        boot_id=hello.boot_id,
+        journal_id=hello.journal_id,
+        away=False,
+        journal_new=fresh,
+        # Until this session's Welcome is there, the agent goes by what it was told before.
+        lost_after_ms=max(hello.lost_after_ms, work.settings.lost_after_ms),
     )
     # What was acknowledged to this journal once counts, also where another one came between.
     known = 0 if new_journal else status.acknowledged

@@ -60,7 +60,7 @@ class TaskWriter:
     def reopen(self, indices: BitMap) -> None:
         """Failed and cancelled tasks are put back, their failures forgiven.
 
-        Holds stay: an attempt may still run on a lost node; that is an operator's to say.
+        Holds and fences stay: an attempt may still run on a node that is not here.
         """
         for number, part in indexset.segments_of(indices):
             old = self._segment(number)
@@ -119,23 +119,36 @@ class TaskWriter:
             self._exceptions[number] = replace(said, held=said.held | part)
 
     def release(self, indices: BitMap) -> None:
-        """These wait for an operator no longer."""
+        """An operator says that no earlier attempt at these runs."""
         for number, part in indexset.segments_of(indices):
             said = self._said(number)
-            if not said.held.isdisjoint(part):
-                self._exceptions[number] = replace(said, held=said.held - part)
+            self._exceptions[number] = replace(
+                said, held=said.held - part, fences=_until(said.fences, part, 0)
+            )
 
     def wait(self, indices: BitMap, until_ms: int) -> None:
         """These are tried again at that cluster time; with 0 they wait for no time any more."""
         for number, part in indexset.segments_of(indices):
             said = self._said(number)
-            if not until_ms and not said.backoffs:
-                continue
-            sets = {one.until_ms: one.indices - part for one in said.backoffs}
-            if until_ms:
-                sets[until_ms] = sets.get(until_ms, empty()) | part
-            backoffs = (BackoffSet(until_ms, sets[until_ms]) for until_ms in sorted(sets) if sets[until_ms])
-            self._exceptions[number] = replace(said, backoffs=tuple(backoffs))
+            if until_ms or said.backoffs:
+                self._exceptions[number] = replace(said, backoffs=_until(said.backoffs, part, until_ms))
+
+    def fence(self, indices: BitMap, until_ms: int) -> None:
+        """Until that cluster time an earlier attempt at these may run."""
+        for number, part in indexset.segments_of(indices):
+            said = self._said(number)
+            for one in said.fences:
+                if one.until_ms > until_ms:
+                    part = part - one.indices
+            self._exceptions[number] = replace(said, fences=_until(said.fences, part, until_ms))
+
+    def expire(self, now_ms: int) -> None:
+        """Back-offs and fences up to now are over."""
+        for number, said in self._job.exceptions.items():
+            backoffs = tuple(one for one in said.backoffs if one.until_ms > now_ms)
+            fences = tuple(one for one in said.fences if one.until_ms > now_ms)
+            if (backoffs, fences) != (said.backoffs, said.fences):
+                self._exceptions[number] = replace(said, backoffs=backoffs, fences=fences)
 
     def flush(self) -> None:
         """Puts what has changed."""
@@ -156,6 +169,14 @@ class TaskWriter:
 
     def _said(self, number: int) -> Exceptions:
         return self._exceptions.get(number) or self._job.exceptions_of(number)
+
+
+def _until(sets: tuple[BackoffSet, ...], indices: BitMap, until_ms: int) -> tuple[BackoffSet, ...]:
+    """The sets with these indices in that of `until_ms` alone; with 0, in none."""
+    by_time = {one.until_ms: one.indices - indices for one in sets}
+    if until_ms:
+        by_time[until_ms] = by_time.get(until_ms, empty()) | indices
+    return tuple(BackoffSet(time_ms, by_time[time_ms]) for time_ms in sorted(by_time) if by_time[time_ms])
 
 
 # ---------------------------------------------------------------- allocations

@@ -212,10 +212,11 @@ def _kept(allocation: Allocation) -> Waiting:
 
 def _backoff(job: Job, delayed: BitMap) -> Waiting:
     until_ms = min(
-        backoff.until_ms
+        one.until_ms
         for segment, part in indexset.segments_of(delayed)
-        for backoff in job.exceptions_of(segment).backoffs
-        if not backoff.indices.isdisjoint(part)
+        for said in (job.exceptions_of(segment),)
+        for one in (*said.backoffs, *said.fences)
+        if not one.indices.isdisjoint(part)
     )
     return Waiting(PendingReason.BACKOFF, "waits to be tried again", until_ms)
 

@@ -81,6 +81,7 @@ class Hello:
     inventory: Inventory
     sent_ms: int
     acknowledged: int = 0
+    lost_after_ms: int = 0
 
 
 @dataclass(slots=True)

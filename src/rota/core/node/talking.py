@@ -89,6 +89,7 @@ class Talk:
                 inventory,
                 self._hello_ms,
                 held.acknowledged,
+                self._lost_after_ms,
             )
         )
         pages = list(holding(held))
