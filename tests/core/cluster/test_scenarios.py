@@ -15,6 +15,7 @@ from rota.core.cluster.inputs import (
     Enrolled,
     Lead,
     NodeEdit,
+    PutQueue,
     PutToken,
     Refusal,
     ReleaseJob,
@@ -25,7 +26,7 @@ from rota.core.cluster.inputs import (
 )
 from rota.core.cluster.nodes import become
 from rota.core.cluster.placing import SLOTS_OF_UNIT_MAX
-from rota.core.cluster.records import NodeConfig, NodeStatus, ResultBlock, TokenConfig
+from rota.core.cluster.records import NodeConfig, NodeStatus, QueueConfig, ResultBlock, TokenConfig
 from rota.core.cluster.reports import UNSTARTED_BACKOFF_MS
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.state import Cluster
@@ -654,3 +655,18 @@ def test_a_task_that_reads_input_does_not_run_again_when_its_node_is_removed() -
     scene.ask(RemoveNode(0, "admin", "a", force=True))
     assert scene.sent(Grant) == []
     assert scene.job(job).status.state is JobState.FAILED
+
+
+def test_a_quota_that_is_lowered_holds_for_what_runs_as_its_tasks_end() -> None:
+    scene = Scene()
+    scene.ask(PutQueue(0, "admin", "q", QueueConfig(quota=Resources(cpu=4_000))))
+    node = scene.node("n", 4)
+    scene.submit(array="0-39", queue="q")
+    (grant,) = scene.sent(Grant)
+    scene.ask(PutQueue(0, "admin", "q", QueueConfig(quota=Resources(cpu=1_000)), update=True))
+    assert [(one.lease, one.target) for one in scene.sent(Resize)] == [(grant.lease, 1)]
+    scene.report(node, resized=(Resized(grant.lease, (1, 2, 3)),))
+    assert scene.machine.cluster.queue_charged["q"] == Resources(cpu=1_000)
+    # One that can never fit any more gives all of its slots back.
+    scene.ask(PutQueue(0, "admin", "q", QueueConfig(quota=Resources(cpu=500)), update=True))
+    assert [one.target for one in scene.sent(Resize)] == [0]

@@ -19,6 +19,7 @@ from rota.core.cluster.inputs import (
     RevokeToken,
     Why,
 )
+from rota.core.cluster.leases import fit_quota
 from rota.core.cluster.records import (
     Idempotency,
     NodeConfig,
@@ -60,6 +61,7 @@ def put_queue(work: Work, item: PutQueue) -> None:
         return
     work.put(queue_key(item.name), item.config)
     work.event(EventKind.QUEUE_CHANGED, by=item.by, message=f"queue {item.name}")
+    fit_quota(work, item.name)
     work.place_wanted = True
     work.reply(item.ticket, Done())
 

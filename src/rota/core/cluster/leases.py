@@ -9,6 +9,7 @@ from rota.core.cluster.state import Lease, Node
 from rota.core.cluster.work import Work
 from rota.core.model import protocol
 from rota.core.model.protocol import Pool, Resize
+from rota.core.model.resources import NOTHING
 from rota.core.model.states import EventKind
 
 _WHOLE = 1000
@@ -61,6 +62,30 @@ def fit_leases(work: Work, node: Node) -> None:
                 target -= 1
                 free = free.plus(lease.desired.shape)
             shrink(work, lease, target)
+
+
+def fit_quota(work: Work, queue: str) -> None:
+    """Where a queue's work holds more than its quota now allows, its newest leases shrink."""
+    config = work.cluster.queue(queue)
+    if config is None or config.quota is None:
+        return
+    quota = config.quota
+    leases = [
+        lease
+        for node in work.cluster.nodes.values()
+        if not node.lost
+        for lease in node.leases.values()
+        if lease.desired.queue == queue
+    ]
+    charged = NOTHING
+    for lease in leases:
+        charged = charged.plus(lease.desired.shape, lease.desired.target)
+    for lease in sorted(leases, key=lambda lease: lease.id, reverse=True):
+        target, shape = lease.desired.target, lease.desired.shape
+        while target and any(0 < quota.get(name) < charged.get(name) for name, _ in shape.items()):
+            target -= 1
+            charged = charged.plus(shape, -1)
+        shrink(work, lease, target)
 
 
 # ---------------------------------------------------------------- units and devices
