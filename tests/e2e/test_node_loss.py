@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -64,7 +64,8 @@ def frozen(cluster: Cluster, *processes: str) -> Iterator[None]:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def agent_frozen(cluster: Cluster, job: str) -> Any:
@@ -116,10 +117,11 @@ def test_a_node_that_is_back_in_time_keeps_its_task(two_nodes: Cluster, gate: Ga
     assert words(two_nodes.place / "said") == ["1"]
 
 
-def test_fenced_is_never_live_twice(two_nodes: Cluster, gate: Gate) -> None:
-    """The link is frozen and the supervisor is not: it must end the task by itself."""
+@pytest.mark.parametrize("process", ["link", "agent"])
+def test_fenced_is_never_live_twice(process: str, two_nodes: Cluster, gate: Gate) -> None:
+    """The link is frozen, and the supervisor must end the task by itself; or the other way round."""
     job = start(two_nodes, gate, "rerun_fenced")
-    with frozen(two_nodes, f"link-{agent_of(two_nodes, job)}"):
+    with frozen(two_nodes, f"{process}-{agent_of(two_nodes, job)}"):
         until_second_attempt(two_nodes)
         assert not alive(pid_of(two_nodes, 1))
     gate.open()

@@ -12,17 +12,19 @@ import argparse
 import asyncio
 import itertools
 import logging
+import os
 import random
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import assert_never
 
 from rota.agent.cleanup import kill_journaled_trees, pids_text
 from rota.agent.codec import Codec, Frames, frame
-from rota.agent.link_frames import AttemptEnded, End, FromLink, Say, SendOutput, ToLink
+from rota.agent.link_frames import Alive, AttemptEnded, End, FromLink, Say, SendOutput, ToLink
 from rota.agent.link_identity import Identity, IdentityError, read_identity
 from rota.agent.link_output import OutputSender
 from rota.agent.link_stream import Stream
@@ -32,6 +34,9 @@ EXIT_NO_IDENTITY = 3
 RETRY_S_MIN = 0.1
 RETRY_S_MAX = 5.0
 RECEIVE_BYTES = 256 * 1024
+# The leader waits for somewhat longer than `fence_ms` after what it heard last.
+HANG_SHARE = 0.8
+WATCH_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -83,12 +88,16 @@ class Link:
         self._supervisor = supervisor
         self._stream: Stream | None = None
         self._output = OutputSender(home)
+        self._heard_s = time.monotonic()
+        self._fence_s = 0.0
+        self._fenced = asyncio.Event()
 
     async def run(self) -> None:
         """Lives until the supervisor is gone; then raises SupervisorGone."""
         tasks = [
             asyncio.create_task(self._dial(), name="dial"),
             asyncio.create_task(self._listen(), name="orders"),
+            asyncio.create_task(self._watch(), name="watch"),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -102,7 +111,38 @@ class Link:
     async def _listen(self) -> None:
         """Does what the supervisor says."""
         async for order in self._supervisor.orders():
+            self._heard_s = time.monotonic()
             self._obey(order)
+
+    async def _watch(self) -> None:
+        """Kills a supervisor that is stopped, or hangs, while a fenced task runs: nobody else would end that.
+
+        By the clock that stands still while the machine is suspended: then the supervisor was, too, and ends
+        such tasks itself when it goes on.
+        """
+        supervisor = os.pidfd_open(os.getppid())
+        try:
+            while not (self._hangs() and await self._still_hangs()):
+                await self._fenced.wait()
+                await asyncio.sleep(WATCH_S)
+            _log.error(
+                "the supervisor has said nothing for %.0f s, and a task runs that must not run twice: "
+                "it is killed, and all that it started",
+                time.monotonic() - self._heard_s,
+            )
+            signal.pidfd_send_signal(supervisor, signal.SIGKILL)
+        finally:
+            os.close(supervisor)
+        # Its end of the socketpair ends, and with it this process.
+        await asyncio.Event().wait()
+
+    def _hangs(self) -> bool:
+        return 0 < self._fence_s * HANG_SHARE < time.monotonic() - self._heard_s
+
+    async def _still_hangs(self) -> bool:
+        """What it has said may lie there unread, where this process was stopped as well."""
+        await asyncio.sleep(WATCH_S)
+        return self._hangs()
 
     def _obey(self, order: ToLink) -> None:
         stream = self._stream
@@ -116,6 +156,12 @@ class Link:
             case SendOutput(read, live):
                 if stream is not None:
                     self._output.start(stream.channel, read, live=live)
+            case Alive(fence_ms):
+                self._fence_s = fence_ms / 1000
+                if fence_ms:
+                    self._fenced.set()
+                else:
+                    self._fenced.clear()
             case AttemptEnded(allocation, index, attempt):
                 self._output.ended((allocation, index, attempt))
             case _:

@@ -13,7 +13,18 @@ from typing import Protocol
 from rota.agent import files, tree
 from rota.agent.channel import Channel
 from rota.agent.codec import Codec, Malformed
-from rota.agent.link_frames import AttemptEnded, Came, Closed, End, FromLink, Opened, Say, SendOutput, ToLink
+from rota.agent.link_frames import (
+    Alive,
+    AttemptEnded,
+    Came,
+    Closed,
+    End,
+    FromLink,
+    Opened,
+    Say,
+    SendOutput,
+    ToLink,
+)
 from rota.core.model.protocol import ReadOutput, Up
 from rota.core.node.inputs import CloseStream, Received
 
@@ -182,6 +193,10 @@ class LinkChild:
     def attempt_ended(self, allocation: int, index: int, attempt: int) -> None:
         """There is no more to read."""
         self._put(AttemptEnded(allocation, index, attempt))
+
+    def alive(self, fence_ms: int) -> None:
+        """The supervisor runs; see `link_frames.Alive`."""
+        self._put(Alive(fence_ms))
 
     def _put(self, message: ToLink) -> None:
         if self._channel is not None:

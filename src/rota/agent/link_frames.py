@@ -70,6 +70,13 @@ class SendOutput:
 
 
 @dataclass(slots=True)
+class Alive:
+    """The supervisor runs. Fenced tasks must end where it says no more for `fence_ms`; 0: there are none."""
+
+    fence_ms: int
+
+
+@dataclass(slots=True)
 class AttemptEnded:
     """Nothing more is written by this attempt (by its number as people count)."""
 
@@ -78,4 +85,4 @@ class AttemptEnded:
     attempt: int
 
 
-ToLink = Say | End | SendOutput | AttemptEnded
+ToLink = Say | End | SendOutput | AttemptEnded | Alive

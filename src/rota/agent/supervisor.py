@@ -65,6 +65,7 @@ GRACE_MS_DEFAULT = 10_000
 JOURNAL_RETRY_MS = 1_000
 # How often it is looked whether the home is still there.
 LOOK_MS = 2_000
+ALIVE_MS = 2_000
 EXIT_REFUSED = 4
 EXIT_HOMELESS = 1
 
@@ -131,6 +132,8 @@ class Supervisor:
         self._watched: dict[tuple[int, int], set[int]] = {}
         self._leaving = False
         self._refused = ""
+        self._fence_told_ms = 0
+        self._alive_at_ms = 0
         # The home was removed, and another may be in its place, with another agent.
         self._homeless = False
         self._look_at_ms = 0
@@ -177,6 +180,7 @@ class Supervisor:
             if self._inputs or self._due(self._wake_at_ms):
                 inputs, self._inputs[:] = list(self._inputs), []
                 self._perform(self._machine.step(inputs, boot_ms(), time.time_ns() // 1_000_000))
+            self._tell_alive()
             if self._journal.wants_snapshot() and not self._unwritten and self._due(self._retry_at_ms):
                 self._begin_segment()
             self._spawners.flush()
@@ -194,8 +198,18 @@ class Supervisor:
             times.append(self._retry_at_ms)
         if not self._homeless:
             times.append(self._look_at_ms)
+        if self._fence_told_ms:
+            times.append(self._alive_at_ms)
         at_ms = min((at_ms for at_ms in times if at_ms is not None), default=None)
         return None if at_ms is None else max(at_ms - boot_ms(), 0) / 1000
+
+    def _tell_alive(self) -> None:
+        """Fenced tasks have to end in time also where this process is stopped: the link sees to that."""
+        fence_ms = self._machine.fence_patience_ms
+        if fence_ms != self._fence_told_ms or (fence_ms and self._due(self._alive_at_ms)):
+            self._fence_told_ms = fence_ms
+            self._alive_at_ms = boot_ms() + min(ALIVE_MS, fence_ms // 10)
+            self._link.alive(fence_ms)
 
     def _due(self, at_ms: int | None) -> bool:
         return at_ms is not None and boot_ms() >= at_ms

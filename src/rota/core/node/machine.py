@@ -112,6 +112,11 @@ class Machine:
         return self.held.session.node_name
 
     @property
+    def fence_patience_ms(self) -> int:
+        """The silence after which fenced attempts must end; 0 where none runs."""
+        return self.talk.lost_after_ms if self.attempts.any_fenced else 0
+
+    @property
     def stream(self) -> int:
         """The stream that the last outcome's messages are for; 0 for none."""
         return self.talk.stream

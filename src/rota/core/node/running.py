@@ -268,6 +268,10 @@ class Attempts:
         for attempt in self._timers.take_due(self._book.now_ms):
             self._due(self._find(attempt))
 
+    @property
+    def any_fenced(self) -> bool:
+        return bool(self._fenced)
+
     def stop_fenced(self) -> None:
         """Contact was lost for too long: another attempt may begin elsewhere, so these end at once."""
         for running in self._fenced.values():

@@ -46,7 +46,8 @@ class Talk:
         self._hello_sequence = 0
         # Heartbeats that the leader has seen, by the time of their sending.
         self._contact_ms = 0
-        self._lost_after_ms = 0
+        # As the last Welcome said; 0 since the start.
+        self.lost_after_ms = 0
         self._heartbeat_ms = 0
         self._alive_ms = 0
         self._leaving = False
@@ -89,7 +90,7 @@ class Talk:
                 inventory,
                 self._hello_ms,
                 held.acknowledged,
-                self._lost_after_ms,
+                self.lost_after_ms,
             )
         )
         pages = list(holding(held))
@@ -168,7 +169,7 @@ class Talk:
         self.open = True
         self._number = down.number
         self._heartbeat_ms = welcome.heartbeat_ms
-        self._lost_after_ms = welcome.lost_after_ms
+        self.lost_after_ms = welcome.lost_after_ms
         self._heartbeat_sent_ms = self._alive_ms = self._book.now_ms
         self._contact_ms = max(self._contact_ms, welcome.hello_sent_ms)
         self._sent_sequence = max(welcome.acknowledged, held.acknowledged)
@@ -203,7 +204,7 @@ class Talk:
     @property
     def fence_ms(self) -> int:
         """Until when the leader does not call this node lost."""
-        return self._contact_ms + self._lost_after_ms
+        return self._contact_ms + self.lost_after_ms
 
     @property
     def settled(self) -> bool:
