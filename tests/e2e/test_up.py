@@ -385,6 +385,16 @@ def controller_as_of_systemd(cluster: Cluster) -> "Iterator[subprocess.Popen[byt
             yield controller
 
 
+def test_systemd_does_not_begin_a_new_cluster_where_a_home_was_removed(new_home: Cluster) -> None:
+    with controller_as_of_systemd(new_home) as controller:
+        subprocess.run(["rm", "-rf", new_home.home], check=True)
+        code = controller.wait(CALL_S_MAX)
+    assert not new_home.home.exists()
+    unit = (Path(__file__).parents[2] / "deploy" / "rota-controller.service").read_text()
+    (given_up,) = re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE)
+    assert str(code) in given_up.split()
+
+
 def test_a_controller_and_an_agent_by_hand(new_home: Cluster) -> None:
     with controller_as_of_systemd(new_home) as controller:
         assert new_home("cluster", "info").returncode == 0

@@ -26,13 +26,12 @@ def remove_pid(path: Path | None, pid: int | None = None) -> None:
 def replaced(descriptor: int, path: Path) -> bool:
     """Whether an open file is not the one at its path any more: that was removed, or is another."""
     try:
-        there = path.stat()
+        there, ours = path.stat(), os.fstat(descriptor)
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:
-        # A file server that is away, say: nobody knows.
+        # A file server that is away, or has lost the file's handle, say: nobody knows.
         return False
-    ours = os.fstat(descriptor)
     return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
 

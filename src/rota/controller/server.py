@@ -174,7 +174,7 @@ class Controller:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         pid_file = self.home / "run" / "controller.pid"
         # Where the home was removed, that of the one that came to its place.
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             if pid_file.read_bytes() == f"{os.getpid()}\n".encode():
                 pid_file.unlink()
         self._audit.close()

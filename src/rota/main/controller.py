@@ -19,6 +19,9 @@ from rota.main.options import home_option, lost_after_option, ready_option
 STOP_GRACE_S = 5.0
 # How often it is looked whether the home is still there.
 LOOK_S = 2.0
+# There is no cluster in the home any more. Its unit names this code: started again there, a controller would
+# begin a new one.
+EXIT_HOMELESS = 5
 LOST_AFTER_MS_DEFAULT = 300_000
 
 _log = logging.getLogger(__name__)
@@ -127,7 +130,7 @@ async def _serve(
             await store.close()
     except _Homeless:
         _log.error("%s was removed or replaced while its controller ran: this controller ends", home.path)
-        return 1
+        return EXIT_HOMELESS
     except (CaError, PortError, SchemaTooNew, StoreError) as failed:
         say_ready(ready_fd, str(failed))
         raise _Failed(str(failed)) from failed

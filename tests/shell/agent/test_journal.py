@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rota.agent import journal as journal_module
+from rota.agent.files import replaced
 from rota.agent.journal import Journal, JournalError, JournalFull, encode, in_use, read
 from rota.core.model.protocol import Ended, Template
 from rota.core.model.spec import JobSpec
@@ -156,6 +157,7 @@ def test_a_snapshot_is_wanted_when_the_segment_has_grown(home: Path, monkeypatch
 FULL = """
 import resource, sys
 from pathlib import Path
+from rota.agent.files import replaced
 from rota.agent.journal import Journal, JournalFull
 from tests.shell.agent.test_journal import HEAD, TAIL
 made = Journal(Path(sys.argv[1]))
@@ -212,3 +214,16 @@ def test_an_unwritable_journal_says_so(home: Path) -> None:
     made.close()
     with pytest.raises((JournalFull, OSError)):
         made.append(TAIL)
+
+
+def test_a_home_is_taken_as_removed_only_where_that_is_known(home: Path) -> None:
+    made = Journal(home)
+    lock = home / "journal" / "lock"
+    assert not made.removed()
+    # No file of this process's any more, as one is whose handle a file server has lost.
+    assert not replaced(-1, lock)
+    lock.rename(lock.with_suffix(".away"))
+    assert made.removed()
+    lock.touch()
+    assert made.removed()
+    made.close()
