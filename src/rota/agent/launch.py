@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rota.agent import gpus, output
+from rota.agent.obeyed import obeyed
 from rota.agent.spawn_frames import Launch, Prepare, Setup
 
 PATH_DEFAULT = "/usr/local/bin:/usr/bin:/bin"
@@ -242,21 +243,32 @@ class Launcher:
     def _check_scripts_dir(self, job: Prepare, argv: list[str], program: str, cwd: str) -> None:
         """Where only the scripts of one folder may run: that is `interpreter script`, or the script itself.
 
-        The interpreter is one of the agent's own PATH, whatever the job's PATH finds.
+        The interpreter is one of the agent's own PATH. What follows it is a file, so that it is taken neither
+        for an option nor for a command: `env id`, `python3 -cCODE`.
         """
         if not self._setup.scripts_dir:
             return
-        allowed = Path(self._setup.scripts_dir).resolve()
+        allowed = _real(self._setup.scripts_dir)
         if job.script or (job.path and len(job.command) > 1):
             raise StartFailed(
                 f"the agent {self._where} runs scripts in {allowed} alone: one program and a path"
             )
+        for name, _ in job.environment:
+            if obeyed(name):
+                raise StartFailed(
+                    f"the agent {self._where} runs what is in {allowed} alone, and takes no {name}: "
+                    "programs can run something else because of it; leave that --env out"
+                )
         wanted = Path(cwd, argv[-1] if job.path else program)
-        if not wanted.resolve().is_relative_to(allowed):
+        if not _real(wanted).is_relative_to(allowed):
             raise StartFailed(f"{wanted} is outside {allowed}, and the agent {self._where} runs nothing else")
+        if not os.path.isfile(wanted):  # noqa: PTH113 - Path's own raises where it may not look
+            raise StartFailed(
+                f"there is no file {wanted} {self._where}, whose agent runs what is in {allowed} alone"
+            )
         run = Path(cwd, program)
         folders = {Path(folder) for folder in self._inherited.get("PATH", PATH_DEFAULT).split(":")}
-        if run.parent not in folders and not run.resolve().is_relative_to(allowed):
+        if run.parent not in folders and not _real(run).is_relative_to(allowed):
             raise StartFailed(
                 f"{run} is neither in {allowed} nor in the PATH of the agent {self._where}, "
                 "which runs nothing else"
@@ -280,6 +292,11 @@ class Launcher:
         if os.geteuid() != 0:
             raise StartFailed(f"the agent {self._where} is not root and cannot run tasks as {name!r}")
         return account
+
+
+def _real(path: str | Path) -> Path:
+    """A path with its symbolic links followed, as far as they lead; Path's own raises where they go round."""
+    return Path(os.path.realpath(path))
 
 
 def _begins(path: Path, count: int) -> bytes:

@@ -34,7 +34,7 @@ _OPTIONS = [
     ("--disk", "SIZE", False, "Disk space to offer."),
     ("--resource", "NAME=N", True, "Another resource to offer."),
     ("--label", "K=V", True, "A label of the node."),
-    ("--scripts-dir", "DIR", False, "Run nothing but what is in this directory."),
+    ("--scripts-dir", "DIR", False, "Run only what is in this directory: a guard, no sandbox."),
     ("--map-user", "USER=ACCOUNT", True, "Run a user's tasks as this account."),
     ("--grace", "DURATION", False, "When the agent is stopped: time between TERM and KILL (default: 10s)."),
 ]

@@ -277,6 +277,7 @@ def test_an_agent_for_scripts_runs_nothing_else(tmp_path: Path) -> None:
     (allowed / "in.sh").chmod(0o755)
     (tmp_path / "out.sh").write_text("echo out\n")
     (allowed / "link.sh").symlink_to(tmp_path / "out.sh")
+    (allowed / "round").symlink_to("round")
     (tmp_path / "sh").write_text("#!/bin/sh\necho another\n")
     (tmp_path / "sh").chmod(0o755)
     with agent(tmp_path / "home", "--scripts-dir", str(allowed)) as node:
@@ -285,7 +286,8 @@ def test_an_agent_for_scripts_runs_nothing_else(tmp_path: Path) -> None:
         assert node.run(JobSpec(command=("sh",), path="in.sh", cwd=cwd)) is None
         assert node.run(JobSpec(command=("./in.sh", "x"), cwd=cwd), allocation=11) is None
         assert node.run(JobSpec(command=(shell,), path="in.sh", cwd=cwd), allocation=12) is None
-        assert node.run(JobSpec(path="./in.sh", cwd=cwd), allocation=13) is None
+        env = (("COLOUR", "blue"), ("MY_PATH", "/x"), ("PATHS", "x"))
+        assert node.run(JobSpec(path="./in.sh", cwd=cwd, env=env), allocation=13) is None
         wrong = [
             JobSpec(command=("sh",), path="in.sh", cwd=cwd, env=(("PATH", f"{tmp_path}:/bin"),)),
             JobSpec(command=("../sh",), path="in.sh", cwd=cwd),
@@ -297,6 +299,13 @@ def test_an_agent_for_scripts_runs_nothing_else(tmp_path: Path) -> None:
             JobSpec(command=("sh", "-c", "echo x"), cwd=cwd),
             JobSpec(command=("sh", "-c"), path="in.sh", cwd=cwd),
             JobSpec(script="echo x", cwd=cwd),
+            JobSpec(command=("sh",), path="round", cwd=cwd),
+            JobSpec(command=("env",), path="id", cwd=cwd),
+            JobSpec(command=(sys.executable,), path="-cprint('x')", cwd=cwd),
+            *(
+                JobSpec(command=("./in.sh",), cwd=cwd, env=((name, "x"),))
+                for name in ("BASH_ENV", "BASH_FUNC_ls%%", "LD_PRELOAD", "PS4", "PYTHONPATH", "HOME")
+            ),
         ]
         for number, spec in enumerate(wrong, 14):
             ended = _failed(node, spec, allocation=number)
