@@ -91,7 +91,7 @@ class Supervisor:
     """One node. Made, it has taken its journal and ended what an earlier one left; `run` lives."""
 
     def __init__(self, config: Config) -> None:
-        """Raises JournalError, AnotherMachine and OSError, with a sentence for people."""
+        """Raises JournalError, Copied and OSError, with a sentence for people."""
         self._config = config
         home = config.home
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -518,11 +518,11 @@ def supervise(config: Config, ready: int | None = None) -> int:
     """Runs a node in this process; the exit code. `ready` is a descriptor to say so on, or why not."""
     try:
         supervisor = Supervisor(config)
-    except (JournalError, machine_id.AnotherMachine, OSError) as error:
+    except (JournalError, machine_id.Copied, OSError) as error:
         sys.stderr.write(f"rota agent: {error}\n")
         _tell(ready, str(error))
         # To start it again is of use only where that may mend itself.
-        return EXIT_REFUSED if isinstance(error, machine_id.AnotherMachine) else 1
+        return EXIT_REFUSED if isinstance(error, machine_id.Copied) else 1
     _tell(ready, "ready")
     return supervisor.run()
 

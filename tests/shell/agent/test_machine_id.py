@@ -1,6 +1,7 @@
 """A home and the machine that it is of."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from rota.agent import facts
-from rota.agent.machine_id import AnotherMachine, claim
+from rota.agent.machine_id import Copied, claim
+from rota.core.model.spec import JobSpec
+from rota.core.node.entries import Start
+from tests.shell.agent.harness import agent
 from tests.support.files import WAIT_S_MAX
+from tests.support.processes import alive
 
 OURS, OTHER = "0123456789abcdef" * 2, "f" * 32
 
@@ -50,7 +55,7 @@ def test_another_machine_is_refused_until_somebody_says_so(home: Path, after: st
     _claim(home, OURS)
     _reboot(home)
     for _ in range(2):
-        with pytest.raises(AnotherMachine):
+        with pytest.raises(Copied):
             _claim(home, after)
     (home / "machine.json").unlink()
     _claim(home, after)
@@ -70,7 +75,7 @@ def test_a_damaged_file_is_none(home: Path, text: str) -> None:
 
 
 def test_an_agent_in_a_copied_home_does_not_start(home: Path) -> None:
-    (home / "machine.json").write_text(json.dumps({"machine": "0" * 32, "boot": "another"}))
+    (home / "machine.json").write_text(json.dumps({"machine": "0" * 32, "boot": "another", "home": ""}))
     command = [sys.executable, "-m", "rota.agent", "--home", str(home)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_S_MAX)
     assert done.returncode == 4
@@ -80,3 +85,48 @@ def test_an_agent_in_a_copied_home_does_not_start(home: Path) -> None:
         "a new token\n"
     )
     assert not (home / "journal").exists()
+
+
+def test_a_copy_beside_the_original_does_not_start_and_one_that_was_moved_does(tmp_path: Path) -> None:
+    home, copy, moved = tmp_path / "home", tmp_path / "copy", tmp_path / "moved"
+    with agent(home) as node:
+        (home / "identity.json").write_text(json.dumps({"node": node.node_id}))
+        node.grant(JobSpec(command=("sleep", "1000"), cwd="/"))
+        node.until(lambda: (10, 0) in node.started)
+        (start,) = [entry for entry in node.entries() if isinstance(entry, Start)]
+        shutil.copytree(home, copy)
+        command = [sys.executable, "-m", "rota.agent", "--home", str(copy)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_S_MAX)
+        assert done.returncode == 4
+        assert done.stderr == (
+            f"rota agent: {copy} is a copy of {home}, which is there still: they cannot both be one node. "
+            f"To go on here, stop the agent there and remove {home}; else remove {copy}, and join with a new "
+            "token\n"
+        )
+        assert alive(start.pid)
+        assert node.end() == 0
+        home.rename(moved)
+        node.home = moved
+        node.restart()
+        node.connect()
+        node.lease()
+        assert node.run(JobSpec(command=("true",), cwd="/"), allocation=11) is None
+    # It has been moved meanwhile, and the copy knows of no original any more.
+    claim(copy)
+
+
+def test_a_path_that_is_another_nodes_now_or_leads_here_is_no_original(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    (first / "identity.json").write_text('{"node": "one"}')
+    claim(first)
+    first.rename(second)
+    first.symlink_to(second)
+    claim(second)
+    first.unlink()
+    first.mkdir()
+    found = json.loads((second / "machine.json").read_text())
+    for text in ('{"node": "two"}', "{", "[]"):
+        (second / "machine.json").write_text(json.dumps({**found, "home": str(first)}))
+        (first / "identity.json").write_text(text)
+        claim(second)
