@@ -53,7 +53,7 @@ def prepare(home: Path) -> tuple[Cgroups | None, list[str]]:
     """The cgroups of the agent with this home, and a warning for each thing that cannot be enforced."""
     found = _own()
     if found is None or not writable():
-        return None, ["no cgroup can be made here: limits of memory and cpu are not enforced"]
+        return None, ["no cgroup can be used here: limits of memory and cpu are not enforced"]
     mount, own = found
     group = own / group_name(home)
     group.mkdir(exist_ok=True)
@@ -68,18 +68,19 @@ def prepare(home: Path) -> tuple[Cgroups | None, list[str]]:
 
 
 def writable() -> bool:
-    """Whether cgroups can be made below this process's own."""
+    """Whether cgroups can be made below this process's own, and processes be moved into them and back."""
     found = _own()
     if found is None:
         return False
     probe = found[1] / f"rota-probe-{os.getpid()}"
     try:
         probe.mkdir()
-        is_one = (probe / "cgroup.procs").exists()
+        # To move a process takes this right of where it goes, and of what both places are below.
+        moves = all(os.access(group / "cgroup.procs", os.W_OK) for group in (probe, probe.parent))
         probe.rmdir()
     except OSError:
         return False
-    return is_one
+    return moves
 
 
 def recorded(home: Path) -> Path | None:
@@ -157,7 +158,11 @@ class Slot:
         path.mkdir(parents=True, exist_ok=True)
         _limit(path, shape, controllers)
         self._procs = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        self._events = os.open(path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._events = os.open(path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(self._procs)
+            raise
 
     def enter(self) -> None:
         """Moves this process into it. Raises OSError."""

@@ -1,13 +1,13 @@
 """What the supervisor and its spawners say to each other, as frames of `rota.agent.codec`.
 
-Up go the machine's own inputs, Spawned, SpawnFailed and Exited, and Stuck.
+Up go the machine's own inputs, Spawned, SpawnFailed, Exited and InputLost, and Stuck.
 """
 
 from dataclasses import dataclass
 
 from rota.core.model.resources import Resources
 from rota.core.node.entries import Attempt
-from rota.core.node.inputs import Exited, Spawned, SpawnFailed
+from rota.core.node.inputs import Exited, InputLost, Spawned, SpawnFailed
 
 # What is logged where nobody knows any more whose processes they are.
 STUCK = (
@@ -107,4 +107,4 @@ class Stuck:
 
 
 ToSpawner = Setup | Prepare | Launch | Kill | Feed
-FromSpawner = Spawned | SpawnFailed | Exited | Stuck
+FromSpawner = Spawned | SpawnFailed | Exited | Stuck | InputLost

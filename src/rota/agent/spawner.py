@@ -23,7 +23,7 @@ from rota.agent.launch import Launcher, StartFailed, Task
 from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, Stuck, ToSpawner
 from rota.core.model.states import Cause
 from rota.core.node.entries import Attempt
-from rota.core.node.inputs import Exited, Spawned, SpawnFailed
+from rota.core.node.inputs import Exited, InputLost, Spawned, SpawnFailed
 
 RECEIVE_BYTES = 256 * 1024
 # How long an ending tree is left alone before it is killed again: twice as long each time.
@@ -67,6 +67,8 @@ class _Live:
     stuck: bool = False
     feeds: bool = False
     fed: int = 0
+    # What is to be fed cannot be read.
+    starved: bool = False
     # Bytes of output, when they were measured last.
     written: int = 0
     input: Feed = field(default_factory=lambda: Feed(0, 0, 0, False))
@@ -167,8 +169,6 @@ class Spawner:
         self._setup = setup
         self._launcher = Launcher(setup)
         self._jobs.clear()
-        if setup.rest and self._rest < 0:
-            self._rest = os.open(f"{setup.rest}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
     def _answer(self, answer: FromSpawner) -> None:
         self._answers.append(frame(_FROM_SPAWNER.encode(answer)))
@@ -183,7 +183,10 @@ class Spawner:
             message = "the node was out of contact for too long"
             self._answer(SpawnFailed(launch.attempt, message, Cause.NODE_LOST))
             return
+        spare = -1
         try:
+            # Its place is for what the new process is looked up with, which must not fail then.
+            spare = os.dup(self._end.fileno())
             slot = self._slot(launch)
             oom_kills = slot.oom_kills() if slot is not None else 0
             job = self._jobs[launch.job, launch.version]
@@ -192,11 +195,15 @@ class Spawner:
             self._answer(SpawnFailed(launch.attempt, _printable(str(failed))))
             return
         except OSError as error:
-            message = f"cannot use the cgroup {launch.cgroup}: {error.strerror}"
+            where = f" in the cgroup {launch.cgroup}" if launch.cgroup else ""
+            message = f"the agent cannot start it{where}: {error.strerror}"
             self._answer(SpawnFailed(launch.attempt, message, Cause.AGENT_ERROR))
             return
         finally:
+            if spare >= 0:
+                os.close(spare)
             if self._rest >= 0:
+                # One that cannot leave the slot's cgroup would be killed with it.
                 os.write(self._rest, b"0")
         self._childless = False
         live = _Live(launch, task, now_s, slot, oom_kills, getrusage(RUSAGE_SELF).ru_maxrss)
@@ -210,12 +217,14 @@ class Spawner:
             os.set_blocking(task.stdin, False)
 
     def _slot(self, launch: Launch) -> cgroups.Slot | None:
-        """The cgroup to start in. Raises OSError."""
+        """The cgroup to start in, and to come back from. Raises OSError."""
         name = launch.cgroup
         if not name:
             return None
+        assert self._setup is not None
+        if self._rest < 0:
+            self._rest = os.open(f"{self._setup.rest}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         if name not in self._slots:
-            assert self._setup is not None
             if len(self._slots) >= SLOTS_COUNT_MAX:
                 used = {live.launch.cgroup for live in self._live.values()}
                 for unused in set(self._slots) - used:
@@ -248,7 +257,9 @@ class Spawner:
         del self._live[live.launch.attempt], self._ending[live.launch.attempt]
         if live.feeds:
             self._close_input(live)
-            files.unspool(self._input_path(live))
+            with suppress(OSError):
+                # It goes with the job's output.
+                files.unspool(self._input_path(live))
         with suppress(OSError):
             # Where holes cannot be punched, the agent's warnings say so from its start.
             output.settle(live.task.files)
@@ -261,8 +272,10 @@ class Spawner:
         if code < 0:
             cause, code = Cause.SIGNAL, -code
         failed = (cause, code) != (Cause.EXIT, 0)
-        if failed and live.slot is not None and live.slot.oom_kills() > live.oom_kills:
-            cause = Cause.OOM
+        # Where the count cannot be read, it is told as what the process saw of it.
+        with suppress(OSError):
+            if failed and live.slot is not None and live.slot.oom_kills() > live.oom_kills:
+                cause = Cause.OOM
         return Exited(
             live.launch.attempt,
             cause,
@@ -342,8 +355,8 @@ class Spawner:
     def _pump(self, live: _Live) -> None:
         """Writes what has come for the task, as far as its pipe takes it."""
         stdin = live.task.stdin
-        if stdin < 0 or (live.fed == live.input.size and not live.input.end):
-            # It has none, or nothing has come for it: its file may not even be there yet.
+        if stdin < 0 or live.starved or (live.fed == live.input.size and not live.input.end):
+            # It has none, or gets no more, or nothing has come for it: its file may not even be there yet.
             return
         waits = False
         try:
@@ -351,13 +364,22 @@ class Spawner:
                 spool.seek(live.fed)
                 while live.fed < live.input.size:
                     data = spool.read(min(64 * 1024, live.input.size - live.fed))
+                    if not data:
+                        raise OSError(0, "it is shorter than it was")
                     live.fed += os.write(stdin, data)
                     spool.seek(live.fed)
         except BlockingIOError:
             waits = True
-        except (BrokenPipeError, FileNotFoundError):
+        except BrokenPipeError:
             live.fed = live.input.size
             self._close_input(live)
+            return
+        except OSError as error:
+            # Its end stays open: the task would take what it has got for all.
+            live.starved = True
+            self._stop_feeding(stdin)
+            message = f"its standard input cannot be read on the node: {error.strerror}"
+            self._answer(InputLost(*live.launch.attempt[:2], message))
             return
         if waits and stdin not in self._feeding:
             self._poll.register(stdin, select.POLLOUT)

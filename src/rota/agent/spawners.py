@@ -24,7 +24,7 @@ from rota.agent.facts import boot_ms
 from rota.agent.spawn_frames import STUCK, Feed, FromSpawner, Kill, Launch, Prepare, Setup, Stuck, ToSpawner
 from rota.core.model.states import Cause
 from rota.core.node.entries import Attempt
-from rota.core.node.inputs import Exited, NodeInput, Spawned
+from rota.core.node.inputs import Exited, InputLost, NodeInput, Spawned
 
 SHARED_COUNT_MAX = 4
 # Templates that a spawner keeps before it is made to forget them all.
@@ -170,6 +170,9 @@ class Spawners:
         try:
             answers = spawner.channel.receive()
             for answer in answers or ():
+                if isinstance(answer, InputLost):
+                    self._inputs(answer)
+                    continue
                 launch = spawner.attempts.get(answer.attempt)
                 if launch is None:
                     # An attempt that was given up with a spawner thought dead is not heard of again.

@@ -1,5 +1,6 @@
 """A spawner by itself: what it is asked, and what it answers."""
 
+import resource
 import socket
 import subprocess
 import sys
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from rota.agent import output
 from rota.agent.codec import Codec, Frames, frame
-from rota.agent.spawn_frames import FromSpawner, Kill, Launch, Prepare, Setup, ToSpawner
+from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, ToSpawner
 from rota.core.model.resources import Resources
 from rota.core.model.states import Cause
-from rota.core.node.inputs import Exited, Spawned, SpawnFailed
+from rota.core.node.inputs import Exited, InputLost, Spawned, SpawnFailed
 from tests.support.files import WAIT_S_MAX
 from tests.support.processes import alive, until_gone
 
@@ -37,26 +39,16 @@ class Conversation:
         self._codec: Codec[ToSpawner] = Codec(ToSpawner)
         self._answers: Codec[FromSpawner] = Codec(FromSpawner)
         self._heard: list[FromSpawner] = []
-        self.say(
-            Setup(
-                str(home),
-                "id-n1",
-                "n1",
-                (("PATH", "/usr/bin:/bin"), ("HOME", "/")),
-                "",
-                (),
-                "",
-                (),
-                has_gpus=False,
-            )
-        )
+        self.say(setup(home))
 
     def say(self, *messages: ToSpawner) -> None:
         self.end.sendall(b"".join(frame(self._codec.encode(message)) for message in messages))
 
     def hear(self) -> FromSpawner:
         while not self._heard:
-            self._heard += map(self._answers.decode, self._frames.feed(self.end.recv(65536)))
+            data = self.end.recv(65536)
+            assert data, "the spawner died"
+            self._heard += map(self._answers.decode, self._frames.feed(data))
         return self._heard.pop(0)
 
     def close(self) -> None:
@@ -65,12 +57,17 @@ class Conversation:
         self.mother.wait(WAIT_S_MAX)
 
 
-def prepare(*command: str) -> Prepare:
-    return Prepare(7, 1, command, "", False, "", (), "/", "", "", False, 1, "")
+def setup(home: Path, rest: str = "") -> Setup:
+    environment = (("PATH", "/usr/bin:/bin"), ("HOME", "/"))
+    return Setup(str(home), "id-n1", "n1", environment, rest, (), "", (), has_gpus=False)
 
 
-def launch(index: int, start_before_ms: int | None = None) -> Launch:
-    return Launch((10, index, 1), 7, 1, 1, "", Resources(), (), None, start_before_ms)
+def prepare(*command: str, kept: str = "", stdin: bool = False) -> Prepare:
+    return Prepare(7, 1, command, "", False, "", (), "/", kept, kept, stdin, 1, "")
+
+
+def launch(index: int, start_before_ms: int | None = None, cgroup: str = "") -> Launch:
+    return Launch((10, index, 1), 7, 1, 1, cgroup, Resources(), (), None, start_before_ms)
 
 
 @pytest.fixture
@@ -139,3 +136,53 @@ def test_a_dead_mother_is_survived(spawner: Conversation) -> None:
     assert isinstance(spawner.hear(), Spawned)
     assert isinstance(spawner.hear(), Exited)
     assert alive(spawner.pid)
+
+
+def test_without_descriptors_nothing_starts_and_then_it_goes_on(spawner: Conversation) -> None:
+    soft, hard = resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE, (3, hard))
+    spawner.say(prepare("sleep", "1000", kept="none"), launch(0))
+    reason = "the agent cannot start it: Too many open files"
+    assert spawner.hear() == SpawnFailed((10, 0, 1), reason, Cause.AGENT_ERROR)
+    resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    spawner.say(launch(1))
+    assert isinstance(spawner.hear(), Spawned)
+
+
+@pytest.mark.parametrize("missing", ["rest", "slot"])
+def test_a_cgroup_that_cannot_be_used_is_the_end_of_that_start_alone(
+    spawner: Conversation, tmp_path: Path, missing: str
+) -> None:
+    # No cgroups: what is written to them goes to files.
+    for name in {"rest", "slot"} - {missing}:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cgroup.procs").touch()
+    slot = str(tmp_path / "slot")
+    spawner.say(setup(tmp_path, str(tmp_path / "rest")), prepare("true"), launch(0, cgroup=slot))
+    reason = f"the agent cannot start it in the cgroup {slot}: No such file or directory"
+    assert spawner.hear() == SpawnFailed((10, 0, 1), reason, Cause.AGENT_ERROR)
+    assert alive(spawner.pid)
+
+
+@pytest.mark.parametrize("what", ["unreadable", "cut off"])
+def test_input_that_cannot_be_read_is_lost_to_its_task_alone(
+    spawner: Conversation, tmp_path: Path, what: str
+) -> None:
+    path = output.input_path(tmp_path, 7, 10, 0)
+    path.parent.mkdir(parents=True)
+    if what == "unreadable":
+        path.mkdir()
+    else:
+        path.write_bytes(b"1234")
+    spawner.say(prepare("cat", stdin=True), launch(0))
+    assert isinstance(spawner.hear(), Spawned)
+    spawner.say(Feed(10, 0, 5, True))
+    lost = spawner.hear()
+    assert isinstance(lost, InputLost)
+    why = "Is a directory" if what == "unreadable" else "it is shorter than it was"
+    assert lost == InputLost(10, 0, f"its standard input cannot be read on the node: {why}")
+    # It does not take what it got for all.
+    spawner.say(Feed(10, 0, 5, True), Kill((10, 0, 1), 9, True))
+    ended = spawner.hear()
+    assert isinstance(ended, Exited)
+    assert (ended.cause, ended.code) == (Cause.SIGNAL, 9)

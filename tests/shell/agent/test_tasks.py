@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rota.core.model.protocol import Ended, Forget, Input, Stop
+from rota.core.model.protocol import Ended, Forget, Input, InputTaken, Stop
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, StopReason
@@ -210,6 +210,22 @@ def test_input_may_come_before_the_task_and_need_not_be_read(node: Agent) -> Non
     node.down(Input(11, 0, 0, b"y" * 200_000, True))
     node.down(Stop(10, 1, (), StopReason.CANCEL, 0))
     node.until(lambda: (11, 0) in node.succeeded)
+
+
+def test_input_that_cannot_be_read_ends_the_task(node: Agent, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gate")
+    gate = os.open(tmp_path / "gate", os.O_RDWR)
+    node.grant(JobSpec(command=("sh", "-c", "read x < gate; exec cat"), cwd=str(tmp_path), stdin=True))
+    # More than its pipe holds.
+    node.down(Input(10, 0, 0, b"y" * 200_000, True))
+    node.until(lambda: InputTaken(10, 0, 200_000, True, False) in node.said)
+    (spool,) = node.home.glob("out/10/10/0/*.in")
+    os.truncate(spool, 0)
+    os.write(gate, b"\n")
+    ended = node.until(lambda: node.ended.get((10, 0)))
+    os.close(gate)
+    assert (ended.cause, ended.started) == (Cause.AGENT_ERROR, True)
+    assert ended.message == "its standard input cannot be read on the node: it is shorter than it was"
 
 
 def test_input_that_cannot_be_kept_ends_the_task(node: Agent) -> None:
