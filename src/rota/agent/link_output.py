@@ -4,6 +4,9 @@ Either one stream of one attempt, and on as it grows; or what many attempts have
 """
 
 import asyncio
+
+# asyncio would load it when the first thread is asked for, and out of descriptors it could not.
+import concurrent.futures.thread  # noqa: F401
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -176,8 +179,8 @@ class _Many(_Sending):
         # Thousands of files may be looked for, and heartbeats do not wait.
         files = await asyncio.to_thread(lambda: sorted(self._files()))
         message = Piece()
-        for count, (index, attempt, stream, file) in enumerate(files, 1):
-            for piece in _pieces(file, self._read.tail_lines):
+        for count, (index, attempt, stream, file, wrong) in enumerate(files, 1):
+            for piece in [_unreadable(wrong)] if wrong else _pieces(file, self._read.tail_lines):
                 piece.index, piece.attempt, piece.stream = index, attempt, stream
                 message.many.append(piece)
                 if message.ByteSize() >= PIECE_BYTES_MAX:
@@ -190,8 +193,8 @@ class _Many(_Sending):
             return
         await call.write(Piece(end=True))
 
-    def _files(self) -> Iterator[tuple[int, int, int, Path]]:
-        """Index, attempt, stream and path of what is there."""
+    def _files(self) -> Iterator[tuple[int, int, int, Path, str]]:
+        """Index, attempt, stream and path of what is there; and of what may be there, why nobody knows."""
         read, home = self._read, self._home
         streams = [(stream, SUFFIXES[stream]) for stream in ([read.stream] if read.stream else SUFFIXES)]
         for each in read.many:
@@ -200,15 +203,18 @@ class _Many(_Sending):
                 for index in range(first, last + 1):
                     by_folder[folder(home, read.job, each.allocation, index)].append(index)
             for place, indices in by_folder.items():
+                there, wrong = set(), ""
                 try:
                     there = {entry.name for entry in place.iterdir()}
                 except (FileNotFoundError, NotADirectoryError):
                     continue
+                except OSError as error:
+                    wrong = str(error.strerror)
                 for index in indices:
                     for stream, suffix in streams:
                         name = f"{index}.{each.attempt}.{suffix}"
-                        if name in there:
-                            yield index, each.attempt, stream, place / name
+                        if wrong or name in there:
+                            yield index, each.attempt, stream, place / name, wrong
 
     async def _put(self, call: Call, message: Piece) -> bool:
         """Sends a message once there is credit for it; False where no more is wanted."""
@@ -240,4 +246,9 @@ def _pieces(file: Path, tail_lines: int) -> Iterator[link_pb2.OutputPiece]:
         finally:
             reader.close()
     except OSError as error:
-        yield link_pb2.OutputPiece(end=True, error=f"the output cannot be read: {error.strerror}")
+        yield _unreadable(str(error.strerror))
+
+
+def _unreadable(why: str) -> link_pb2.OutputPiece:
+    """In the place of an output, or of the rest of it."""
+    return link_pb2.OutputPiece(end=True, error=f"the output cannot be read: {why}")
