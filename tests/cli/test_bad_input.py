@@ -41,6 +41,11 @@ def test_all_wrong_options_are_named_at_once(rota: Rota) -> None:
             ["--env", "ROTA_TEST_NOT_SET"],
             "rota: --env: 'ROTA_TEST_NOT_SET' is not set here; give a value, as in --env ROTA_TEST_NOT_SET=1",
         ),
+        (
+            ["--env", "ROTA_JOB_ID=7"],
+            "rota: --env: 'ROTA_JOB_ID' is set by Rota itself for each task; give yours another name",
+        ),
+        (["--memory", "4"], "rota: --memory: '4' is not a size; try 4GB or 4GiB"),
         (["--env", "1=2"], "rota: --env: '1' is no name for it; use letters, digits and '_', no digit first"),
         (["--after", "41:soon"], "rota: --after: '41:soon' is no dependency; try 41:finished"),
         (["--after", "afterok:41"], "rota: --after: 'afterok:41' is no dependency; here it is --after 41"),

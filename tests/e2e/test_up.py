@@ -53,7 +53,7 @@ def test_up_can_be_called_at_any_time(new_home: Cluster) -> None:
         for what in ("--label", "the share of the machine with --nodes 3")
     ]
     # What runs is no reason to take nonsense.
-    done = new_home("up", "--detach", "--cpu", "x", "--label", "=")
+    done = new_home("up", "--detach", "--cpu", "0", "--label", "=")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 2)
     # The controller dies: the nodes are not ready at once, and that is waited for.
     kill(new_home.pid("controller"))

@@ -11,7 +11,7 @@ from rota.wire.units import Signal, UnitError
 
 SIZES = [
     ("0", 0),
-    ("1024", 1024),
+    ("1024B", 1024),
     ("10B", 10),
     ("2GB", 2 * 10**9),
     ("2GiB", 2 * 2**30),
@@ -76,6 +76,9 @@ def test_signals(text: str, what: Signal) -> None:
         (units.parse_bytes, "2GBs", "'2GBs' is not a size; try 2GB or 2GiB"),
         (units.parse_bytes, "500M", "'500M' is not a size; try 500MB or 500MiB"),
         (units.parse_bytes, "2.5g", "'2.5g' is not a size; try 2.5GB or 2.5GiB"),
+        (units.parse_bytes, "4", "'4' is not a size; try 4GB or 4GiB"),
+        (units.parse_bytes, "4000", "'4000' is not a size; try 4000MB or 4000MiB"),
+        (units.parse_bytes, "4294967296", "'4294967296' is not a size; try 4294967296B"),
         (units.parse_bytes, "lots", "'lots' is not a size; try 500MB or 2GiB"),
         (units.parse_bytes, "", "'' is not a size; try 500MB or 2GiB"),
         (units.parse_bytes, "-2GB", "'-2GB' is negative; the least is 0"),
@@ -154,7 +157,7 @@ def test_printed_thousandths_are_read_as_the_same(amount: int) -> None:
 
 def test_texts_are_short() -> None:
     assert [units.bytes_text(n) for n in (0, 1, 1024, 2 * 2**30, 2 * 10**9, 1536 * 2**20, 1234567)] == [
-        "0", "1", "1KiB", "2GiB", "2GB", "1536MiB", "1234567",
+        "0", "1B", "1KiB", "2GiB", "2GB", "1536MiB", "1234567B",
     ]  # fmt: skip
     assert [units.milliseconds_text(n) for n in (0, 250, 90_000, 5_400_000, 86_400_000)] == [
         "0", "250ms", "1m30s", "1h30m", "1d",

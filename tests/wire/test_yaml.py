@@ -103,7 +103,7 @@ def test_amounts_are_written_with_their_units() -> None:
         resources:
           cpu: 0.5
           memory: "1.5 GiB"
-          disk: 2000
+          disk: 2000B
           named: {power: 10, licence.x: 0.25}
         time_limit: 1h30m
         signal: USR1@1m

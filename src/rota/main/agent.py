@@ -22,6 +22,7 @@ from rota.main.daemon import say_ready
 from rota.main.home import Home
 from rota.main.options import home_option, ready_option
 from rota.wire.gen.v1.node_pb2 import Inventory, Pool
+from rota.wire.units import quoted
 from rota.wire.validate import validate
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -210,6 +211,11 @@ def machine_flags(options: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     def amount(name: str, text: str) -> str:
         set_text(amounts, name, text)
+        if name == "cpu" and not amounts.cpu:
+            # It would be ready, and run nothing.
+            raise UnitError(
+                f"{quoted(text)} is no core; offer at least 0.001, or leave the option out for all"
+            )
         return str(getattr(amounts, name))
 
     def named(text: str) -> str:

@@ -14,6 +14,21 @@ from rota.wire.units import UnitError, bytes_text, milliseconds_text, parse_sign
 SPEC_BYTES_MAX = 1280 * 1024
 """A job, serialised: so that its template fits into what nodes accept, whatever else is in it."""
 
+VARIABLES_OF_ROTA = frozenset(
+    f"ROTA_{name}"
+    for name in (
+        "JOB_ID",
+        "TASK_INDEX",
+        "TASK_COUNT",
+        "ATTEMPT",
+        "NODE_NAME",
+        "NODE_ID",
+        "LINE",
+        "GPUS",
+    )
+)
+"""What agents say to tasks, whatever a job's `env` says of it."""
+
 JOB_NUMBER_MAX = 2**63 - 1
 CYCLE_SHOWN_MAX = 8
 
@@ -27,7 +42,7 @@ def submission(request: job_service_pb2.SubmitJobsRequest) -> list[Problem]:
     """What is wrong with jobs as a whole, and among them."""
     problems = []
     for number, job in enumerate(request.jobs):
-        for check in (_command, _tasks, _kind, _signal, _size):
+        for check in (_command, _tasks, _kind, _environment, _signal, _size):
             problems += [Problem(("jobs", number, *path), says) for path, says in check(job)]
     return problems + _dependencies(request.jobs)
 
@@ -82,6 +97,11 @@ def _kind(job: job_pb2.JobSpec) -> _Found:
         if given:
             found.append(((name,), "is not for a service, whose instances are all alike; say `replicas`"))
     return found
+
+
+def _environment(job: job_pb2.JobSpec) -> _Found:
+    says = "is set by Rota itself for each task; give yours another name"
+    return [(("env",), f"{quoted(name)} {says}") for name in sorted(VARIABLES_OF_ROTA & set(job.env))]
 
 
 def _signal(job: job_pb2.JobSpec) -> _Found:

@@ -2,8 +2,8 @@
 
 - thousandths: `2`, `0.5`; at most three decimals
 - sizes: `2GiB 500MB 1.5TiB`; KB MB GB TB PB are powers of 1000, KiB MiB GiB TiB PiB of 1024, in capitals or
-  not, B or nothing is bytes; a letter alone (`500M`) means one thing here and another there, and is refused;
-  a part of a byte is dropped
+  not, B is bytes; a letter alone (`500M`) and no unit at all (`4000`) mean one thing here and another there,
+  and are refused; `0` is nothing; a part of a byte is dropped
 - durations: `250ms 90s 1h30m 2d`, or `0`; a number without unit is refused
 - signals: `TERM`, or `USR1@60s` for so long before the time limit
 """
@@ -15,6 +15,8 @@ from itertools import pairwise
 
 INT64_MAX = 2**63 - 1
 TEXT_LENGTH_MAX = 64
+# A bare number of so many, where a size is wanted, is likely to mean MB.
+SIZE_IN_MB_MIN = 1_000
 
 SECOND_MS = 1_000
 MINUTE_MS = 60 * SECOND_MS
@@ -27,7 +29,7 @@ _DURATION = re.compile(r"(?:([0-9]+(?:\.[0-9]+)?)(ms|[dhms]))")
 
 _BINARY = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50}
 _DECIMAL = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
-_SIZES = {unit.lower(): amount for unit, amount in {**_BINARY, **_DECIMAL, "B": 1, "": 1}.items()}
+_SIZES = {unit.lower(): amount for unit, amount in {**_BINARY, **_DECIMAL, "B": 1}.items()}
 _DURATIONS = {"d": DAY_MS, "h": HOUR_MS, "m": MINUTE_MS, "s": SECOND_MS, "ms": 1}
 
 # By name, because clients on other systems know other numbers.
@@ -123,6 +125,8 @@ def parse_thousandths(text: str) -> int:
 def parse_bytes(text: str) -> int:
     """`2GiB` is 2147483648. Raises UnitError."""
     _check(text)
+    if text == "0":
+        return 0
     match = _SIZE.fullmatch(text) if len(text) <= TEXT_LENGTH_MAX else None
     unit = _SIZES.get(match[2].lower()) if match else None
     if match is None or unit is None:
@@ -131,10 +135,12 @@ def parse_bytes(text: str) -> int:
 
 
 def _sizes_like(text: str) -> str:
+    if len(text) <= TEXT_LENGTH_MAX and re.fullmatch(r"[0-9]{7,}", text):
+        return f"{text}B"
     match = re.match(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([KMGTPkmgtp]?)", text)
     if match is None:
         return "500MB or 2GiB"
-    letter = match[2].upper() or "G"
+    letter = match[2].upper() or ("M" if float(match[1]) >= SIZE_IN_MB_MIN else "G")
     return f"{match[1]}{letter}B or {match[1]}{letter}iB"
 
 
@@ -191,7 +197,7 @@ def bytes_text(amount: int) -> str:
     """2147483648 is `2GiB`: the shortest text that is read again as the same."""
     units = {**_BINARY, **_DECIMAL}.items()
     texts = [f"{amount // size}{unit}" for unit, size in units if amount and amount % size == 0]
-    return min([*texts, str(amount)], key=len)
+    return min([*texts, f"{amount}B" if amount > 0 else str(amount)], key=len)
 
 
 def milliseconds_text(amount: int) -> str:
