@@ -76,11 +76,20 @@ def test_down_says_how_many_tasks_ran_and_they_run_again(
     ends_well = 'test $ROTA_TASK_INDEX != 1 || trap "exit 0" TERM'
     script = f"{ends_well}; echo x >> {tmp_path}/started-$ROTA_TASK_INDEX; {gate.wait}"
     number = new_home.submit("--array", "0-2", "--", "sh", "-c", script)
-    until_there(*(tmp_path / f"started-{index}" for index in range(3)))
-    pids = [new_home.pid(name) for name in ("controller", "agent-0", "link-0")]
-    said = new_home.ok("down")
+    reads = f"cat; touch {tmp_path}/read; {gate.wait}"
+    with new_home.begin("run", "--", "sh", "-c", reads, stdin=subprocess.PIPE) as reader:
+        assert reader.stdin is not None
+        reader.stdin.close()
+        until_there(tmp_path / "read", *(tmp_path / f"started-{index}" for index in range(3)))
+        pids = [new_home.pid(name) for name in ("controller", "agent-0", "link-0")]
+        said = new_home.ok("down")
+        assert reader.stderr is not None
+        assert reader.wait(CALL_S_MAX) == 125
+        why = "PREEMPTED: it had read its input, which is gone"
+        assert reader.stderr.read().decode().splitlines()[-1].endswith(why)
     assert said == (
-        "stopped 1 agent and the controller; 3 tasks were running and start again at the next 'rota up'\n"
+        "stopped 1 agent and the controller; 4 tasks were running, "
+        "3 start again at the next 'rota up', 1 is lost: the input that was read is gone\n"
     )
     until_gone(*pids)
     assert processes_of(new_home.home) == []

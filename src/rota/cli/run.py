@@ -32,6 +32,9 @@ CANCEL_S_MAX = 2.0
 # An end of standard input and a hang-up that are no further apart have one cause.
 TOGETHER_S_MAX = 1.0
 
+# After these a task runs again, unless there is nothing any more that it could read.
+_RUN_AGAIN = (Cause.CAUSE_PREEMPTED, Cause.CAUSE_AGENT_ERROR, Cause.CAUSE_NODE_REBOOT)
+
 _FILES = {STDOUT: "--stdout", STDERR: "--stderr"}
 
 
@@ -243,8 +246,11 @@ class _Run:
                 count = f"{job.tasks.failed:,} of {job.tasks.total:,} tasks"
                 app.say(f"job {number}: {count} failed ({ends}); 'rota show {number} --failed' shows which")
             elif groups and groups[0].cause != Cause.CAUSE_EXIT:
-                end, message = formats.outcome(groups[0].cause, groups[0].code), groups[0].message
-                app.say(f"job {number} ended by {end}" + (f": {formats.safe(message)}" if message else ""))
+                end = formats.outcome(groups[0].cause, groups[0].code)
+                why = [formats.safe(groups[0].message)] if groups[0].message else []
+                if job.spec.stdin and groups[0].cause in _RUN_AGAIN:
+                    why.append("it had read its input, which is gone")
+                app.say(f"job {number} ended by {end}" + (f": {'; '.join(why)}" if why else ""))
                 if groups[0].cause == Cause.CAUSE_START_FAILED and (hint := start_hint(job.spec)):
                     app.say(hint)
         elif follower.missed:

@@ -6,6 +6,7 @@ import stat
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 
 import click
 
@@ -13,6 +14,7 @@ from rota.cli.units import Duration
 from rota.client.client import Client
 from rota.client.context import load_context
 from rota.client.errors import RotaError
+from rota.client.messages import JobState
 from rota.main.home import Home
 from rota.main.options import home_option
 from rota.main.processes import Process, living
@@ -26,7 +28,8 @@ ASK_S_MAX = 1.0
 @click.command(
     epilog="""\b
 Examples:
-  rota down                running tasks get TERM, then KILL; they run again at the next 'rota up'
+  rota down                running tasks get TERM, then KILL; they run again at the next 'rota up',
+                           but for those that read standard input, which are lost
   rota down --timeout 10m  patience with agents that give their tasks long
 
 \b
@@ -107,12 +110,28 @@ def let_go_of_terminal() -> None:
     os.close(nowhere)
 
 
-def _running(home: Home, agents: Iterable[int]) -> int | None:
-    """How many tasks run on these agents' nodes; None where the controller does not say."""
+@dataclass(frozen=True, slots=True)
+class _Tasks:
+    """How many tasks run; of these, how many have read an input, which is gone with them."""
+
+    running: int
+    lost: int
+
+
+def _running(home: Home, agents: Iterable[int]) -> _Tasks | None:
+    """The tasks on these agents' nodes; None where the controller does not say."""
     names = {name for number in agents if (name := home.node_name(number))}
     try:
         with Client(load_context(home.path), patience_s=ASK_S_MAX) as rota:
-            return sum(node.running for node in rota.nodes() if node.name in names)
+            running = sum(node.running for node in rota.nodes() if node.name in names)
+            # Of one task each, and nowhere else but here.
+            alone = (
+                job.id
+                for job in rota.jobs(states=[JobState.JOB_STATE_RUNNING])
+                if job.tasks.total == 1 and any(each.running and each.node in names for each in job.nodes)
+            )
+            lost = sum(rota.job(number).spec.stdin for number in alone) if running else 0
+            return _Tasks(running, lost)
     except RotaError:
         return None
 
@@ -149,10 +168,19 @@ def _what(agents: int, *, controller: bool) -> str:
     return " and ".join(parts + (["the controller"] if controller else []))
 
 
-def _tasks_text(tasks: int | None) -> str:
+def _tasks_text(tasks: _Tasks | None) -> str:
     if tasks is None:
         return ""
-    if tasks == 0:
+    if tasks.running == 0:
         return "; no task was running"
-    were = "1 task was running and starts" if tasks == 1 else f"{tasks:,} tasks were running and start"
-    return f"; {were} again at the next 'rota up'"
+    were = "1 task was running" if tasks.running == 1 else f"{tasks.running:,} tasks were running"
+    again = tasks.running - tasks.lost
+    if not tasks.lost:
+        return f"; {were} and {_verb(again, 'start')} again at the next 'rota up'"
+    ends = [f"{again:,} {_verb(again, 'start')} again at the next 'rota up'"] if again else []
+    ends.append(f"{tasks.lost:,} {'is' if tasks.lost == 1 else 'are'} lost: the input that was read is gone")
+    return f"; {were}, {', '.join(ends)}"
+
+
+def _verb(count: int, verb: str) -> str:
+    return f"{verb}s" if count == 1 else verb

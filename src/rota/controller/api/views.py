@@ -202,7 +202,7 @@ def exit_code_of(cause: Cause, code: int) -> int:
             return EXIT_KILLED
         case Cause.TIME_LIMIT | Cause.DEADLINE:
             return EXIT_TIME_LIMIT
-        case Cause.STOPPED | Cause.PREEMPTED:
+        case Cause.STOPPED:
             return EXIT_CANCELLED
         case _:
             return EXIT_ROTA
