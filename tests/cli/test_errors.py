@@ -69,6 +69,11 @@ NO_JOB = "is not the number of a job; 'rota ls' lists jobs"
             ["--label", "a=b", "--label", ""],
             "--label is empty; give a value, or leave the option out",
         ),
+        (
+            "up",
+            ["--lost-after", "4s"],
+            "invalid value for '--lost-after': at least 5s is needed: healthy nodes would seem silent",
+        ),
         ("up", ["--home", ""], "--home is empty; give a value, or leave the option out"),
         ("", ["--home", "", "ls"], "--home is empty; give a value, or leave the option out"),
         ("token create", ["--uses", ""], "invalid value for '--uses': '' is no number"),

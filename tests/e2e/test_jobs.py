@@ -550,6 +550,7 @@ def test_tokens(cluster: Cluster) -> None:
     done = cluster("token", "create", "--ttl", "1h", "--uses", "2")
     assert done.stdout.startswith("rota1_")
     assert "rota agent --join 127.0.0.1:" in done.stderr
+    assert cluster.ok("token", "create", "-o", "name").startswith("rota1_")
     made = cluster.json("token", "create")
     number = made["token"]["id"]
     assert number in cluster.ok("token", "ls", "-o", "name").split()

@@ -254,6 +254,11 @@ def test_the_environment_is_the_nodes_and_what_is_named(cluster: Cluster) -> Non
     assert {name for name in found if not name.startswith("ROTA_")} <= allowed
 
 
+def test_a_task_has_no_descriptors_but_its_own(cluster: Cluster) -> None:
+    out = cluster.ok("run", "--", "ls", "/proc/self/fd")
+    assert out.split() == ["0", "1", "2", "3"], "the last is that of the listing"
+
+
 def test_it_runs_in_the_directory_it_was_called_from(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.ok("run", "--", "pwd").strip() == str(cluster.place)
     (cluster.place / "below").mkdir()

@@ -5,7 +5,9 @@
 
 import argparse
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rota.agent.facts import Declared
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("--grace-ms", type=int, default=GRACE_MS_DEFAULT)
     parser.add_argument("--link", action="append", metavar="WORD", help="a word of another link's command")
     given = parser.parse_args()
+    _keep_descriptors()
     home = given.home.absolute()
     log_to_stderr(home.parent / "log")
     link = given.link or [sys.executable, "-m", "rota.agent.link", "--home", str(home)]
@@ -56,6 +59,15 @@ def main() -> int:
         grace_ms=given.grace_ms,
     )
     return supervise(config, given.ready_fd)
+
+
+def _keep_descriptors() -> None:
+    """What this process was given, `--ready-fd` and what a shell left open, is no task's."""
+    for descriptor in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        if descriptor > 2:
+            # That of the listing itself is gone by now.
+            with suppress(OSError):
+                os.set_inheritable(descriptor, False)
 
 
 def _pair(text: str) -> tuple[str, str]:

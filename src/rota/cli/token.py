@@ -74,10 +74,10 @@ def create(ttl: int, uses: int, output: str) -> None:
         print_json(plain(made))
     elif output == "yaml":
         print_yaml(plain(made))
-    elif output == "name":
-        click.echo(made.token.id)
     else:
+        # For 'name' too: the id alone is worth nothing, and the secret is told this once.
         click.echo(made.secret)
+    if output in ("table", "wide"):
         until = f"until {formats.clock(made.token.expires_at_ms)}"
         click.echo(f"good for {made.token.uses_left} {until}; on the new machine:", err=True)
         where = join_address(rota.context) or "HOST:PORT"

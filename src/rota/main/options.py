@@ -9,9 +9,11 @@ import click
 
 from rota.cli.units import Duration
 from rota.client.context import home_directory
+from rota.client.units import milliseconds_text
 from rota.main.home import Home
 
-LOST_AFTER_MS_MIN = 1_000
+# A node is then suspect after 250 ms: less than that passes on a busy machine that is well.
+LOST_AFTER_MS_MIN = 5_000
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -57,11 +59,13 @@ def lost_after_option(default: int | None) -> Callable[[F], F]:
         default=default,
         callback=_not_too_short,
         show_default=False,
-        help="Silence after which a node is lost (default: 5m); the other limits of silence scale with it.",
+        help="Silence after which a node is lost, 5s or more (default: 5m); "
+        "the other limits of silence scale with it.",
     )
 
 
 def _not_too_short(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
     if value is not None and value < LOST_AFTER_MS_MIN:
-        raise click.BadParameter("at least 1s is needed", ctx, param)
+        least = milliseconds_text(LOST_AFTER_MS_MIN)
+        raise click.BadParameter(f"at least {least} is needed: healthy nodes would seem silent", ctx, param)
     return value

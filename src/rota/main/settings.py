@@ -24,7 +24,7 @@ class Settings:
     machine: Mapping[str, Any] = field(default_factory=dict)
 
     def changed_by(self, later: "Settings") -> "Settings":
-        """These with what was said later in their place; an empty text takes back what was said."""
+        """These with what was said later in their place; an empty text takes back, of the machine."""
         return Settings(
             self.nodes if later.nodes is None else later.nodes,
             self.lost_after_ms if later.lost_after_ms is None else later.lost_after_ms,

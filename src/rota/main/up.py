@@ -41,8 +41,8 @@ Examples:
 
 \b
 What it is told is kept in the home and holds at the next start too; an empty text
-(--cpu '') takes it back. What runs is left alone: for that, options take effect after
-'rota down' and 'rota up'.
+(--cpu '') takes back what is said of the machine. What runs is left alone: for that,
+options take effect after 'rota down' and 'rota up'.
 """
 )
 @home_option
