@@ -30,6 +30,18 @@ NO_JOB = "is not the number of a job; 'rota ls' lists jobs"
         ("", ["status"], "there is no command 'status'; try: rota cluster info"),
         ("", ["help", "nothing"], "there is no command 'nothing'"),
         ("node", ["cordn", "a"], "there is no command 'cordn'; did you mean 'cordon'?"),
+        ("node", ["uncordon", "a"], "there is no command 'uncordon'; try: rota node resume"),
+        ("node", ["delete", "a"], "there is no command 'delete'; try: rota node rm"),
+        ("", ["x" * 3000], f"there is no command '{'x' * 61}...'"),
+        ("run", ["--test-only", "a"], "there is no option '--test-only'"),
+        (
+            "run",
+            ["--exclusive", "a"],
+            (
+                "there is no option '--exclusive'; "
+                "a task that asks for all cores of a node (--cpu) is alone there"
+            ),
+        ),
         ("run", ["--cpus", "2"], "there is no option '--cpus'; did you mean '--cpu'?"),
         ("run", [], "what shall run? try: rota run -- echo hello"),
         (

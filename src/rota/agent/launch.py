@@ -22,6 +22,8 @@ from rota.agent.spawn_frames import Launch, Prepare, Setup
 
 PATH_DEFAULT = "/usr/local/bin:/usr/bin:/bin"
 # What tasks have of the agent's own environment.
+# So much of a name that is not found is said.
+SHOWN_LENGTH_MAX = 200
 INHERITED = ("PATH", "HOME", "USER", "LANG")
 
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
@@ -238,7 +240,8 @@ class Launcher:
                 self._programs[name, search] = path
                 return path
         here = f"; there is a ./{name} in {cwd}" if Path(cwd, name).is_file() else ""
-        raise StartFailed(f"no program {name!r} {self._where}; looked in {search}{here}")
+        shown = name if len(name) <= SHOWN_LENGTH_MAX else f"{name[: SHOWN_LENGTH_MAX - 3]}..."
+        raise StartFailed(f"no program {shown!r} {self._where}; looked in {search}{here}")
 
     def _check_scripts_dir(self, job: Prepare, argv: list[str], program: str, cwd: str) -> None:
         """Where only the scripts of one folder may run: that is `interpreter script`, or the script itself.

@@ -11,7 +11,7 @@ import click
 
 import rota
 from rota.cli import slurm
-from rota.cli.group import Entry, LazyGroup
+from rota.cli.group import Entry, LazyGroup, nearest, shortened
 from rota.cli.interrupts import EXIT_INTERRUPTED
 
 EXIT_BUG = 1
@@ -251,11 +251,10 @@ def usage_text(wrong: click.UsageError) -> str:
     """What is wrong with a command line, in one line."""
     text = wrong.format_message().rstrip(".")
     if isinstance(wrong, click.NoSuchOption):
-        near = wrong.possibilities
         of_a_job = wrong.ctx is not None and wrong.ctx.info_name in _WITH_JOB_OPTIONS
         hint = slurm.hint(wrong.option_name) if of_a_job else ""
-        hint = hint or (f"; did you mean '{near[0]}'?" if near else "")
-        text = f"there is no option '{wrong.option_name}'{hint}"
+        hint = hint or nearest(wrong.option_name, wrong.possibilities or ())
+        text = f"there is no option '{shortened(wrong.option_name)}'{hint}"
     text = re.sub(r"is not a valid (integer|float)( range)?", "is no number", text)
     return " ".join((text[:1].lower() + text[1:]).split())
 

@@ -12,6 +12,27 @@ from rota.cli import interrupts
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+# What is less alike than this is not likely to be meant: `--each-line` by `--exclusive`.
+ALIKE_MIN = 0.75
+WORD_LENGTH_MAX = 64
+
+# What commands of a group are called by other programs.
+_INSTEAD = {
+    "list": "ls",
+    "get": "ls",
+    "describe": "show",
+    "info": "show",
+    "remove": "rm",
+    "delete": "rm",
+    "add": "create",
+    "new": "create",
+    "set": "update",
+    "uncordon": "resume",
+    "undrain": "resume",
+    "taint": "label",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A command: where it is (`module:attribute`), what its help line says, under which heading it stands."""
@@ -29,7 +50,7 @@ class LazyGroup(click.Group):
         super().__init__(name=name, help=says, epilog=epilog, context_settings=CONTEXT_SETTINGS)
         self.entries = dict(entries)
         # What other programs call something: its name here.
-        self.instead: dict[str, str] = {}
+        self.instead = {word: f"{name} {ours}" for word, ours in _INSTEAD.items() if ours in entries}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Their names, in the order of the entries."""
@@ -55,7 +76,7 @@ class LazyGroup(click.Group):
         if name not in self.entries and not name.startswith("-") and not ctx.resilient_parsing:
             said = self.instead.get(name)
             hint = f"; try: rota {said}" if said else nearest(name, self.entries)
-            raise click.UsageError(f"there is no command '{name}'{hint}", ctx)
+            raise click.UsageError(f"there is no command '{shortened(name)}'{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -71,7 +92,14 @@ class LazyGroup(click.Group):
                 formatter.write_dl(rows)
 
 
+def shortened(word: str) -> str:
+    """A word that somebody gave, for an error message."""
+    return word if len(word) <= WORD_LENGTH_MAX else f"{word[: WORD_LENGTH_MAX - 3]}..."
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing."""
-    found = difflib.get_close_matches(word, list(words), n=1)
-    return f"; did you mean '{found[0]}'?" if found else ""
+    # Dashes are alike in all options.
+    known = {each.lstrip("-"): each for each in words}
+    found = difflib.get_close_matches(word.lstrip("-"), known, n=1, cutoff=ALIKE_MIN)
+    return f"; did you mean '{known[found[0]]}'?" if found else ""

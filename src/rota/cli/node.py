@@ -148,7 +148,7 @@ def label(name: str, labels: Sequence[str], output: str) -> None:
 @_NAMES
 @click.option("--force", is_flag=True, help="Also while it is connected or holds work.")
 def rm(nodes: Sequence[str], force: bool) -> int:
-    """Forget nodes; they can come back with a new join token alone."""
+    """Forget nodes for good: what they hold is lost, and a machine can only join again, as a new node."""
     with client() as rota:
 
         def act(name: str) -> None:
@@ -174,6 +174,10 @@ def _deadline(node: Node) -> str:
     )
 
 
+# For programs, which find them in `-o json`.
+_LONG_FACTS = ("cpu.flags",)
+
+
 def _node(node: Node) -> str:
     facts = [
         ("id", node.id),
@@ -186,7 +190,7 @@ def _node(node: Node) -> str:
         ("tasks", f"{node.running:,} running, {node.allocated:,} allocated"),
         ("labels", _labels(node)),
         ("agent", node.inventory.agent_version),
-        *sorted(node.inventory.facts.items()),
+        *sorted(fact for fact in node.inventory.facts.items() if fact[0] not in _LONG_FACTS),
         *(("cannot", warning) for warning in node.inventory.warnings),
     ]
     width = max(len(name) for name, _ in facts) + 2

@@ -43,7 +43,7 @@ queue = LazyGroup(
         "create": Entry("rota.cli.queue:create", "make a queue"),
         "update": Entry("rota.cli.queue:update", "change a queue"),
         "ls": Entry("rota.cli.queue:ls", "list queues"),
-        "rm": Entry("rota.cli.queue:rm", "remove queues that have no jobs"),
+        "rm": Entry("rota.cli.queue:rm", "remove queues whose jobs have all ended"),
     },
     "Queues: whose work it is. `default` is always there.",
 )
@@ -182,7 +182,7 @@ def ls(output: str) -> None:
 @click.command(epilog="Example: rota queue rm video")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", type=QueueName(), callback=not_empty)
 def rm(names: Sequence[str]) -> int:
-    """Remove queues that have no jobs."""
+    """Remove queues whose jobs have all ended."""
     with client() as rota:
 
         def act(name: str) -> None:

@@ -29,6 +29,12 @@ OPTIONS = {
     "--requeue": ("", "--retries"),
     "--comment": ("", "--label"),
 }
+# What there is nothing for, and what does instead.
+_NOTHING = {
+    "--mail-user": "no mail is sent: 'rota wait ID' returns when a job has ended",
+    "--mail-type": "no mail is sent: 'rota wait ID' returns when a job has ended",
+    "--exclusive": "a task that asks for all cores of a node (--cpu) is alone there",
+}
 _OURS = {name: ours for long, (short, ours) in OPTIONS.items() for name in (long, short) if name}
 
 
@@ -36,6 +42,8 @@ def hint(option: str) -> str:
     """`; Slurm's '--mem' is '--memory' here`, or nothing."""
     if option == "--wrap":
         return "; Slurm's '--wrap \"CMD\"' is '-- sh -c \"CMD\"' here"
+    if option in _NOTHING:
+        return f"; {_NOTHING[option]}"
     ours = _OURS.get(option)
     return f"; Slurm's '{option}' is '{ours}' here" if ours else ""
 
