@@ -495,7 +495,10 @@ def test_a_node_that_was_removed_can_join_again(new_home: Cluster) -> None:
     assert ", 1 node ready, " in done.stdout, "what runs is said all the same"
     (line,) = done.stderr.splitlines()
     folder = new_home.home / "agent-0"
-    assert f"it was removed, or it belongs to another cluster; to join again, remove {folder}, then" in line
+    assert line.endswith(
+        f"is not known to the controller any more: 'rota down', remove {folder}, "
+        "and 'rota up' makes it a new node"
+    )
     shutil.rmtree(folder)
     new_home.ok("up", "--detach")
     again = {each["name"]: each["id"] for each in new_home.json("node", "ls")["nodes"]}

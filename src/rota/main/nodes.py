@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -17,6 +17,20 @@ from rota.main.processes import living
 
 # A wait of so long is not worth a word.
 QUIET_S = 2.0
+
+
+def forgotten(rota: Client, home: Home, numbers: Iterable[int]) -> dict[int, str]:
+    """Agents that are no nodes of this controller any more, by number, and what is to be done about each.
+
+    They were removed, or the records are others than when they joined: they would wait in vain.
+    """
+    known = {node.name for node in rota.nodes() if node.state != NodeState.NODE_STATE_GONE}
+    return {
+        number: f"node {name} is not known to the controller any more: 'rota down', remove "
+        f"{home.agent(number)}, and 'rota up' makes it a new node"
+        for number in numbers
+        if (name := home.node_name(number)) is not None and name not in known
+    }
 
 
 def until_ready(rota: Client, home: Home, names: Mapping[int, str], seconds: float) -> list[str]:

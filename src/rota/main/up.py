@@ -20,7 +20,7 @@ from rota.main.agent import machine_arguments, machine_flags, machine_name, mach
 from rota.main.controller import LOST_AFTER_MS_DEFAULT
 from rota.main.down import bring_down, let_go_of_terminal
 from rota.main.home import Home
-from rota.main.nodes import until_ready
+from rota.main.nodes import forgotten, until_ready
 from rota.main.notices import say_what_waits, say_who_is_left
 from rota.main.options import home_option, lost_after_option
 from rota.main.processes import lives, living
@@ -98,11 +98,14 @@ def _start(home: Home, given: Settings) -> bool:
     say_what_waits(home, given, wanted, running, count)
     started = _start_controller(home, wanted.lost_after_ms or LOST_AFTER_MS_DEFAULT)
     with Client(patience_s=START_S_MAX) as rota:
-        for number in missing:
+        left = forgotten(rota, home, sorted({*missing, *running}))
+        for number in sorted({*missing} - left.keys()):
             share = ["--share", share_text(number, count)]
             _start_agent(home, rota, number, [*share, *machine_arguments(wanted.machine)])
-        names = {number: home.node_name(number) or "" for number in sorted({*missing, *running})}
-        problems = until_ready(rota, home, names, START_S_MAX)
+        names = {
+            number: home.node_name(number) or "" for number in sorted({*missing, *running} - left.keys())
+        }
+        problems = [*left.values(), *until_ready(rota, home, names, START_S_MAX)]
         # What runs goes on, and is named, whatever became of the rest.
         _say_where(home, rota, first=first)
         say_who_is_left(home, rota, given, count, running)
