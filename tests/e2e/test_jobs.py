@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rota.agent.output import TAIL_BYTES_MAX as NODES_TAIL_BYTES_MAX
+from rota.cli.logs import TAIL_BYTES_MAX
 from tests.e2e.conftest import CALL_S_MAX, Cluster
 from tests.support.files import Gate, until_there
 
@@ -232,6 +234,18 @@ def test_what_is_waited_for_is_told_beside_the_output(
 
 
 ENDED_OR_FOLLOWED = pytest.mark.parametrize("follow", [[], ["-f"]], ids=["now", "follow"])
+
+
+def test_a_last_line_that_is_not_sent_whole_is_said(cluster: Cluster) -> None:
+    assert TAIL_BYTES_MAX == NODES_TAIL_BYTES_MAX
+    size = TAIL_BYTES_MAX + 100_000
+    number = cluster.submit("--", "sh", "-c", f"head -c {size} /dev/zero | tr '\\0' x; echo; echo short")
+    cluster.ok("wait", number)
+    done = cluster("logs", number, "--tail", "1")
+    assert (done.stdout, done.stderr) == ("short\n", "")
+    done = cluster("logs", number, "--tail", "2")
+    assert len(done.stdout) == TAIL_BYTES_MAX
+    assert done.stderr == "rota: the last lines are longer than 16MiB: what is before that is left out\n"
 
 
 @ENDED_OR_FOLLOWED

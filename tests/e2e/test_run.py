@@ -376,6 +376,19 @@ def test_a_job_that_has_all_of_its_input_goes_on_without_a_terminal(cluster: Clu
     assert cluster.ok("logs", number) == "whole\ndone\n"
 
 
+def test_quit_leaves_the_job_and_names_it(cluster: Cluster, gate: Gate) -> None:
+    with running(cluster, f"echo up; {gate.wait}") as process:
+        process.send_signal(signal.SIGQUIT)
+        _, err = process.communicate(timeout=CALL_S_MAX)
+    assert process.returncode == -signal.SIGQUIT
+    number = newest(cluster)["id"]
+    assert err.decode() == (
+        f"rota: leaving job {number}, which goes on; 'rota logs -f {number}' shows what it prints\n"
+    )
+    gate.open()
+    cluster.ok("wait", str(number))
+
+
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_an_interrupted_submission_tells_how_to_ask_again(
     command: str, cluster: Cluster, tmp_path: Path
@@ -409,7 +422,8 @@ def test_a_job_that_has_to_wait_says_why_without_a_terminal_too(
         said.append(text)
         go_on.touch()
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    handlers = {number: signal.getsignal(number) for number in caught}
     monkeypatch.setattr("rota.cli.run.PATIENT_IN_LOG_S", 0.1)
     monkeypatch.setattr("rota.cli.app.say", say)
     monkeypatch.setenv("ROTA_HOME", str(cluster.home))

@@ -15,10 +15,13 @@ from rota.cli.session import TasksOfJob, client
 from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, PATIENCE_S, Client
 from rota.client.errors import NotFound
 from rota.client.follow import Choice, Follower, indices_of, task_indices, text_of
-from rota.client.messages import Cause, Job
+from rota.client.messages import Cause, Job, ReadOutputResponse
+from rota.client.units import bytes_text
 
 # A reading that takes longer than this says how far it is, on a terminal.
 PROGRESS_S = 1.0
+# So much a node sends of last lines (`rota.agent.output` has the same).
+TAIL_BYTES_MAX = 16 * 1024 * 1024
 
 
 @click.command(
@@ -115,10 +118,30 @@ class _Now:
     missed: bool = False
 
 
+class _Tails:
+    """Finds out whose last lines are longer than what is sent of them."""
+
+    def __init__(self) -> None:
+        self.cut = BitMap()
+        # Where in its file what came of an attempt begins.
+        self._begun: dict[tuple[int, int], int] = {}
+
+    def take(self, answer: ReadOutputResponse) -> None:
+        """A piece of a task's output."""
+        key = (answer.index, answer.attempt)
+        if answer.data:
+            begun = self._begun.setdefault(key, answer.offset)
+            if begun and answer.offset + len(answer.data) - begun >= TAIL_BYTES_MAX:
+                self.cut.add(answer.index)
+        if answer.end:
+            self._begun.pop(key, None)
+
+
 def _print(rota: Client, job: Job, indices: str, chosen: BitMap, choice: Choice, printer: Printer) -> _Found:
     """What there is now, task after task. Raises RotaError."""
     begun_s = time.monotonic()
     found = _Now()
+    tails = _Tails()
     answers = rota.outputs(
         job.id,
         indices=indices,
@@ -130,12 +153,18 @@ def _print(rota: Client, job: Job, indices: str, chosen: BitMap, choice: Choice,
         for output in answer.outputs:
             found.missed = found.missed or bool(output.unavailable)
             printer.take(output.index, output)
+            if choice.tail_lines:
+                tails.take(output)
         for each in answer.unread:
             found.missed = True
             printer.unread(each.indices, each.why)
         found.attempt_count += answer.attempt_count
         if answer.sent_below and time.monotonic() > begun_s + PROGRESS_S:
             printer.progress(f"{chosen.rank(answer.sent_below - 1):,} of {len(chosen):,} tasks")
+    if tails.cut:
+        whose = f" of tasks {text_of(tails.cut)}" if len(chosen) > 1 else ""
+        most = bytes_text(TAIL_BYTES_MAX)
+        app.say(f"the last lines{whose} are longer than {most}: what is before that is left out")
     return found
 
 

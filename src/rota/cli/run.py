@@ -134,7 +134,7 @@ class _Run:
                     if self._stop():
                         return EXIT_CANCELLED
                 case _Left(number=number):
-                    self._cancel_unless_fed()
+                    self._let_go()
                     _end_by(number)
                 case _AllRead():
                     return self._outcome(follower)
@@ -173,11 +173,10 @@ class _Run:
     def _catch_signals(self) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, self._interrupt)
-        if self._spec.stdin:
-            for each in (signal.SIGHUP, signal.SIGQUIT):
-                # Nohup's are left alone.
-                if signal.getsignal(each) is signal.SIG_DFL:
-                    signal.signal(each, self._leave)
+        for each in (signal.SIGHUP, signal.SIGQUIT):
+            # Nohup's are left alone.
+            if signal.getsignal(each) is signal.SIG_DFL:
+                signal.signal(each, self._leave)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self._number:
@@ -189,15 +188,23 @@ class _Run:
             _end_by(number)
         self._news.put(_Left(number))
 
-    def _cancel_unless_fed(self) -> None:
-        """Without the rest of its input a task would wait for ever, or take what it has for the whole."""
-        if self._job.state in JOB_ENDS or (self._has_whole_input() and self._fed.wait(CANCEL_S_MAX)):
+    def _let_go(self) -> None:
+        """Says what becomes of the job, which goes on where it can.
+
+        Without the rest of its input a task would wait for ever, or take what it has for the whole.
+        """
+        if self._job.state in JOB_ENDS:
             return
-        self._spawn(self._cancel)
-        self._cancelled.wait(CANCEL_S_MAX)
-        # The terminal is gone, but standard error may be a file.
+        number = self._number
+        if self._spec.stdin and not (self._has_whole_input() and self._fed.wait(CANCEL_S_MAX)):
+            self._spawn(self._cancel)
+            self._cancelled.wait(CANCEL_S_MAX)
+            says = f"cancelling job {number}, whose standard input ends here"
+        else:
+            says = f"leaving job {number}, which goes on; 'rota logs -f {number}' shows what it prints"
+        # The terminal may be gone, and standard error a file.
         with suppress(OSError):
-            app.say(f"cancelling job {self._number}, whose standard input ends here")
+            app.say(says)
 
     def _has_whole_input(self) -> bool:
         """Whether it came to an end; one that comes with the signal is that of a writer whom it ended too."""
