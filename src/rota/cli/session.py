@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 from rota.cli import app
 from rota.cli.states import short
 from rota.client.client import PATIENCE_S, Client
+from rota.client.context import home_directory, was_stopped
 from rota.client.errors import RotaError
 from rota.client.messages import JobSpec, JobState, NodeState, SubmitJobsResponse
 
@@ -23,6 +24,8 @@ INDEX_MAX = 2**32 - 2
 NUMBER_MAX = 2**63 - 1
 # When is said that the controller does not answer: soon to a person, and into a log only if it lasts.
 NOTICE_S = 2.0
+# For a controller that was stopped in good order: it may be on its way up again.
+STOPPED_S = 1.0
 NOTICE_IN_LOG_S = 10.0
 
 _OPEN = (JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING)
@@ -32,6 +35,8 @@ _OPEN = (JobState.JOB_STATE_PENDING, JobState.JOB_STATE_RUNNING)
 def client(patience_s: float = PATIENCE_S) -> Iterator[Client]:
     """A client of the cluster in the home. It is said when it takes time to reach it."""
     notice_s = NOTICE_S if sys.stderr.isatty() else NOTICE_IN_LOG_S
+    if patience_s <= PATIENCE_S and was_stopped(home_directory()):
+        patience_s = STOPPED_S
     with Client(patience_s=patience_s, notice=app.say, notice_s=notice_s) as made:
         yield made
 

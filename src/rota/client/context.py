@@ -43,6 +43,11 @@ def is_controllers(home: Path) -> bool:
     return (home / "tls").is_dir()
 
 
+def was_stopped(home: Path) -> bool:
+    """Whether this home's controller has ended in good order: it has put its pid file away."""
+    return is_controllers(home) and not (home / "run" / "controller.pid").exists()
+
+
 def how_to_renew(home: Path) -> str:
     """Where another context comes from, for people."""
     if is_controllers(home):
