@@ -119,6 +119,7 @@ def test_completion_prints_a_script_for_the_shell(shell: str, rota: Rota) -> Non
         ("bash", "rota submit --mem", "plain,--memory"),
         ("bash", "rota ls --state s", "plain,succeeded"),
         ("bash", "rota submit jo", "file,jo"),
+        ("bash", "rota submit --on-node-loss rerun_", "plain,rerun_fenced"),
         ("bash", "rota queue u", "plain,update"),
         ("zsh", "rota can", "cancel"),
         ("fish", "rota can", "plain,cancel"),

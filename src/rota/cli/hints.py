@@ -71,17 +71,17 @@ def start_hint(spec: JobSpec) -> str:
     if name in SHELL_OWN:
         other = "--cwd DIR, or " if name in ("cd", "pushd") else ""
         return f"'{name}' is the shell's own; try {other}sh -c {shlex.quote(shlex.join(words))}"
+    if not name.strip():
+        return "the name of the program is blank: is a variable not set?"
     if any(sign.isspace() for sign in name):
         alone = f"{name}, or " if len(words) == 1 and not set(name) & set("|&;<>()$`\\\"'*?[#~") else ""
         return (
             f"the command is one word with spaces in it; try -- {alone}sh -c {shlex.quote(' '.join(words))}"
         )
     file = Path(spec.cwd, name)
-    if file.is_file():
-        if not os.access(file, os.X_OK):
-            return f"{name} is not executable; try chmod +x {shlex.quote(name)}, or sh {shlex.quote(name)}"
-        if "/" not in name:
-            return f"for the file in this directory try ./{name}"
+    # What is not executable the node has said so.
+    if "/" not in name and file.is_file() and os.access(file, os.X_OK):
+        return f"for the file in this directory try ./{name}"
     return ""
 
 

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from rota.cli import slurm
 from rota.cli.app import shown, usage_text
 from rota.cli.session import NodeName, QueueName
 from rota.cli.states import choices, value
 from rota.client.errors import InvalidRequest, RotaError
-from rota.client.messages import DependencyWhen, JobSpec
+from rota.client.messages import DependencyWhen, JobSpec, OnNodeLoss
 from rota.client.texts import RESOURCES, problems_of, set_named, set_text
 from rota.client.units import UnitError
 
@@ -91,8 +92,28 @@ _FIELDS = [
         "Keep the ended job and its output so long, 1m or more (default: 7d).",
     ),
 ]
+
+
+class _LossPolicy(click.ParamType[str]):
+    """A word that is checked with the rest of the job; a shell completes it."""
+
+    name = "WHAT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in choices(OnNodeLoss) if word.startswith(incomplete)]
+
+
 # Beside texts: what a shell completes.
-_TYPES = {"--queue": QueueName(), "--node": NodeName()}
+_TYPES: dict[str, click.ParamType[str]] = {
+    "--queue": QueueName(),
+    "--node": NodeName(),
+    "--on-node-loss": _LossPolicy(),
+}
 _FIELD_OF = {option[2:].replace("-", "_"): (option, path) for option, path, _, _ in _FIELDS}
 
 _REPEATED = [

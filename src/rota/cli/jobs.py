@@ -195,6 +195,8 @@ Examples:
 def retry(tasks: Sequence[tuple[int, str]], ignore_dependencies: bool, output: str) -> int:
     """Run failed and cancelled tasks again; jobs that were cancelled because of theirs are named."""
     given = {number for number, _ in tasks}
+    # Of each job that stays cancelled: because of which of those given.
+    dependents: dict[int, list[int]] = {}
     with client() as rota:
 
         def act(item: tuple[int, str]) -> None:
@@ -205,23 +207,27 @@ def retry(tasks: Sequence[tuple[int, str]], ignore_dependencies: bool, output: s
             if indices:
                 nothing = f"none of its tasks {indices} has failed or was cancelled: nothing to put back"
             _say_done(answer.job, output, f"job {number}: {count if answer.task_count else nothing}")
-            _say_dependents(number, [each for each in answer.cancelled_dependents if each not in given])
+            for dependent in answer.cancelled_dependents:
+                if dependent not in given and number not in dependents.setdefault(dependent, []):
+                    dependents[dependent].append(number)
 
-        return each(tasks, act)
+        code = each(tasks, act)
+    for because in dict.fromkeys(tuple(causes) for causes in dependents.values()):
+        _say_dependents(because, [job for job, causes in dependents.items() if tuple(causes) == because])
+    return code
 
 
-def _say_dependents(number: int, dependents: Sequence[int]) -> None:
-    """The jobs that stay cancelled, which had been because of the one that runs again."""
-    if not dependents:
-        return
-    shown = [str(each) for each in dependents[:DEPENDENTS_SHOWN_MAX]]
+def _say_dependents(because: Sequence[int], dependents: Sequence[int]) -> None:
+    """The jobs that stay cancelled, which had been because of some that run again."""
+    shown = [str(job) for job in dependents[:DEPENDENTS_SHOWN_MAX]]
     says = f"{'jobs' if len(shown) > 1 else 'job'} {', '.join(shown)}"
     hint = f"'rota retry {' '.join(shown)}' runs {'them' if len(shown) > 1 else 'it'} too"
     if more := len(dependents) - len(shown):
         says += f" and {more:,} more"
-        hint += f", and then 'rota retry {number}' names more"
+        hint += f", and then 'rota retry {' '.join(map(str, because))}' names more"
     was = "was" if len(dependents) == 1 else "were"
-    app.say(f"{says} {was} cancelled because of job {number}: {hint}")
+    whose = f"{'jobs' if len(because) > 1 else 'job'} {', '.join(map(str, because))}"
+    app.say(f"{says} {was} cancelled because of {whose}: {hint}")
 
 
 def _say_done(job: Job, output: str, text: str) -> None:

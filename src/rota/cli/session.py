@@ -4,6 +4,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TypeVar
 
 import click
@@ -20,6 +21,8 @@ from rota.client.messages import JobSpec, JobState, NodeState, SubmitJobsRespons
 T = TypeVar("T")
 COMPLETION_S_MAX = 1.0
 COMPLETIONS_MAX = 100
+# So many of the newest jobs are looked through for what was begun to be typed.
+COMPLETION_JOBS_MAX = 2_000
 INDEX_MAX = 2**32 - 2
 NUMBER_MAX = 2**63 - 1
 # When is said that the controller does not answer: soon to a person, and into a log only if it lasts.
@@ -66,11 +69,12 @@ class _Named(click.ParamType[T]):
         """What begins so, each with a word about it; nothing where no cluster answers at once."""
         try:
             with Client(patience_s=COMPLETION_S_MAX) as made:
-                return [item for item in self.known(made) if str(item.value).startswith(incomplete)]
+                fitting = (item for item in self.known(made) if str(item.value).startswith(incomplete))
+                return list(islice(fitting, COMPLETIONS_MAX))
         except (RotaError, OSError):
             return []
 
-    def known(self, rota: Client) -> list[CompletionItem]:
+    def known(self, rota: Client) -> Iterable[CompletionItem]:
         """All there is to choose from. Raises RotaError."""
         raise NotImplementedError
 
@@ -109,8 +113,8 @@ class TokenId(_Word):
     name = "ID"
 
     def known(self, rota: Client) -> list[CompletionItem]:
-        """Tokens that have not been revoked."""
-        return [CompletionItem(token.id) for token in rota.tokens() if not token.revoked]
+        """Tokens that can still be used."""
+        return [CompletionItem(token.id) for token in rota.tokens() if token.uses_left and not token.revoked]
 
 
 class _OfJob(_Named[T]):
@@ -119,13 +123,11 @@ class _OfJob(_Named[T]):
     def __init__(self, *, open_only: bool = False) -> None:
         self.open_only = open_only
 
-    def known(self, rota: Client) -> list[CompletionItem]:
+    def known(self, rota: Client) -> Iterable[CompletionItem]:
         """The newest jobs."""
-        states = _OPEN if self.open_only else ()
-        return [
-            CompletionItem(str(job.id), help=f"{short(JobState, job.state).lower()} {job.spec.name}".strip())
-            for job in rota.jobs(states=states, limit=COMPLETIONS_MAX)
-        ]
+        for job in rota.jobs(states=_OPEN if self.open_only else (), limit=COMPLETION_JOBS_MAX):
+            says = f"{short(JobState, job.state).lower()} {job.spec.name}".strip()
+            yield CompletionItem(str(job.id), help=says)
 
 
 class JobNumber(_OfJob[int]):

@@ -309,7 +309,7 @@ async def test_output_that_is_not_kept_is_said_to_be_elsewhere(tmp_path: Path) -
     async with running(tmp_path) as run:
         node = await run.join("n1")
         await node.come_up()
-        spec = job_pb2.JobSpec(command=["true"], stdout="/var/out.txt")
+        spec = job_pb2.JobSpec(command=["true"], stdout="/var/out-{index}.txt")
         await run.admin().jobs.SubmitJobs(job_service_pb2.SubmitJobsRequest(jobs=[spec]))
         grant: link_pb2.Grant = await node.hear("grant")
         report = link_pb2.Report(journal_id=node.hello().journal_id, first_sequence=1, last_sequence=1)
@@ -318,7 +318,7 @@ async def test_output_that_is_not_kept_is_said_to_be_elsewhere(tmp_path: Path) -
         await node.hear("ack")
         answers = [answer async for answer in read(run)]
         assert [answer.unavailable for answer in answers] == [
-            "standard output went to /var/out.txt on node n1"
+            "standard output went to /var/out-0.txt on node n1"
         ]
 
 

@@ -109,7 +109,7 @@ class OutputReader:
             yield Response(stream=stream, attempt=place.attempt, end=True)
             return
         elsewhere = await self._desk.read(
-            lambda machine: _not_kept(machine, request.job, stream, place.node) or _gone(machine, place.node)
+            lambda machine: _not_kept(machine, request.job, stream, place) or _gone(machine, place.node)
         )
         if elsewhere:
             yield Response(stream=stream, attempt=place.attempt, end=True, unavailable=elsewhere)
@@ -307,16 +307,19 @@ def _places_of(blocks: Iterable[ResultBlock], indices: BitMap) -> list[_Place]:
     ]
 
 
-def _not_kept(machine: Machine, number: int, stream: Stream, node: str = "") -> str:
-    """Why a stream of a job's is on no node, if it is so."""
+def _not_kept(machine: Machine, number: int, stream: Stream, place: _Place | None = None) -> str:
+    """Why a stream of a job's, or of one attempt of it, is on no node, if it is so."""
     job = machine.cluster.jobs.get(number)
     spec = job.spec if job is not None else JobSpec()
     which, path = ("standard output", spec.stdout) if stream == STDOUT else ("standard error", spec.stderr)
     if path == "none":
         return f"{which} of this job is not kept"
-    if path and not node:
+    if path and place is None:
         return f"{which} of this job is written to {path} on the nodes"
-    return f"{which} went to {path} on node {views.node_name(machine.cluster, node)}" if path else ""
+    if path and place is not None:
+        here = path.replace("{index}", str(place.index))
+        return f"{which} went to {here} on node {views.node_name(machine.cluster, place.node)}"
+    return ""
 
 
 def _gone(machine: Machine, number: str) -> str:

@@ -213,7 +213,10 @@ class Jobs:
 
         def look(machine: Machine, job: Job) -> job_pb2.Task:
             if request.index not in job.all:
-                raise error(grpc.StatusCode.NOT_FOUND, f"job {job.id} has no task {request.index}")
+                raise error(
+                    grpc.StatusCode.NOT_FOUND,
+                    f"job {job.id} has no task {request.index}; it has {indexset.text(job.all)}",
+                )
             reasons, clock = self._reasons(machine), self._clock()
             return views.task(machine.cluster, job, request.index, reasons, clock, blocks)
 
