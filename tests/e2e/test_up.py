@@ -487,6 +487,13 @@ def test_an_agent_that_may_not_join_says_why(cluster: Cluster, tmp_path: Path) -
 def test_a_node_that_was_removed_can_join_again(new_home: Cluster) -> None:
     new_home.ok("up", "--detach", "--nodes", "2")
     (node, _) = new_home.json("node", "ls")["nodes"]
+    assert (
+        (new_home.home / "log" / "agent-0.log")
+        .read_text()
+        .startswith(f"rota: joined as node {node['name']}\n")
+    )
+    warned = any("--map-user root=" in warning for warning in node["inventory"]["warnings"])
+    assert warned == (os.geteuid() == 0), "tasks of root run as root"
     agent = new_home.pid("agent-0")
     new_home.ok("node", "rm", "--force", node["name"])
     until_gone(agent)

@@ -12,7 +12,10 @@ pytestmark = [pytest.mark.ci, pytest.mark.timeout(360), needs_machine]
 def test_limits_are_enforced_and_running_out_of_memory_is_told(tmp_path: Path) -> None:
     console = boot(tmp_path, "exec python -m tests.machine.limits_inside\n")
     assert saw(console) == [
-        "warnings ()",
+        (
+            "warnings ('tasks of the account root run as root; "
+            "with --map-user root=ACCOUNT they run as another',)"
+        ),
         "too much memory: OOM 9",
         "enough memory: succeeded",
         "a child with too much memory: OOM 9",

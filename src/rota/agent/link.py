@@ -38,7 +38,8 @@ RECEIVE_BYTES = 256 * 1024
 HANG_SHARE = 0.8
 WATCH_S = 0.5
 
-_log = logging.getLogger(__name__)
+# Not by __name__: this module is run as a program.
+_log = logging.getLogger("rota.agent.link")
 
 
 _FROM_LINK: Codec[FromLink] = Codec(FromLink)

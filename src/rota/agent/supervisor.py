@@ -117,6 +117,10 @@ class Supervisor:
             warnings.append(f"output is not limited: the file system of {home} cannot punch holes")
         if config.declared.gpu and not facts.offered_gpus(config.declared):
             warnings.append("GPUs are only counted: this machine has fewer NVIDIA GPUs than were declared")
+        if os.geteuid() == 0 and "root" not in dict(config.map_user):
+            warnings.append(
+                "tasks of the account root run as root; with --map-user root=ACCOUNT they run as another"
+            )
         for warning in warnings:
             _log.warning("%s", warning)
         self._warnings = tuple(warnings)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from rota.cli.app import say
 from rota.cli.session import not_empty
 from rota.client.errors import InvalidRequest, Refused, RotaError, Unreachable
 from rota.client.texts import set_named, set_text
@@ -130,6 +131,7 @@ def agent(
             )
         if known_as is None:
             _enrol(home, number, join, token, name or machine_name())
+            say(f"joined as node {home.node_name(number)}")
         command = supervisor_command(home, number, share, options, ready_fd)
     except (click.ClickException, RotaError) as failed:
         say_ready(ready_fd, str(failed))
