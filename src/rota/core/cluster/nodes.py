@@ -118,6 +118,10 @@ def fall_to(work: Work, node: Node, state: NodeState, reason: str) -> None:
         become(work, node, _FALLING[_FALLING.index(node.status.state) + 1], reason)
 
 
+def _silent(silent_ms: int) -> str:
+    return f"silent for {silent_ms // 1000} s" if silent_ms >= 1000 else f"silent for {silent_ms} ms"
+
+
 def look(work: Work, name: str) -> None:
     """Draws the conclusions from how long the node has been silent, and sets when to look again."""
     node = work.cluster.nodes.get(name)
@@ -135,11 +139,11 @@ def look(work: Work, name: str) -> None:
     if silent_ms >= settings.disconnected_ms and _mass_silence(work, node):
         extension_ms = settings.lost_after_ms
     if silent_ms >= settings.lost_after_ms + extension_ms:
-        fall_to(work, node, NodeState.LOST, f"silent for {silent_ms // 1000} s")
+        fall_to(work, node, NodeState.LOST, _silent(silent_ms))
     elif silent_ms >= settings.disconnected_ms:
-        fall_to(work, node, NodeState.DISCONNECTED, f"silent for {silent_ms // 1000} s")
+        fall_to(work, node, NodeState.DISCONNECTED, _silent(silent_ms))
     elif silent_ms >= settings.suspect_ms or session is None:
-        reason = f"silent for {silent_ms // 1000} s" if session is not None else "its stream has closed"
+        reason = _silent(silent_ms) if session is not None else "its stream has closed"
         fall_to(work, node, NodeState.SUSPECT, reason)
     if node.status.state is not NodeState.READY:
         for allocation in list(node.allocations.values()):
