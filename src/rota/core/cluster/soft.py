@@ -6,7 +6,11 @@ A new leader begins without any of it, and nothing that was promised depends on 
 import heapq
 from dataclasses import dataclass, field
 
-from rota.core.model.protocol import HeldAllocation, HeldLease, Hello
+from pyroaring import BitMap
+
+from rota.core.model.protocol import Hello
+
+HOLDING_MS_MIN = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,11 @@ class Settings:
     def heartbeat_ms(self, nodes: int) -> int:
         """How often a node is heard: at most 750 messages a second for the whole cluster."""
         return max(self.heartbeat_ms_min, nodes * 1000 // 750)
+
+    @property
+    def holding_ms(self) -> int:
+        """What a node holds has come whole within this after its Hello: it may be megabytes."""
+        return max(self.disconnected_ms, HOLDING_MS_MIN)
 
     @property
     def confirm_ms(self) -> int:
@@ -86,8 +95,13 @@ class Session:
     compared: bool = False
     # The node is about to go: it gets nothing new.
     leaving: bool = False
-    held_leases: dict[int, HeldLease] = field(default_factory=dict)
-    held_allocations: dict[int, list[HeldAllocation]] = field(default_factory=dict)
+    # What it holds of what is known here: the slots of leases, the indices of allocations.
+    held_leases: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    held_allocations: dict[int, BitMap] = field(default_factory=dict)
+    # The numbers of what it holds that is not known here; whether there are more of them.
+    strange_leases: set[int] = field(default_factory=set)
+    strange_allocations: set[int] = field(default_factory=set)
+    more_is_strange: bool = False
     templates_sent: set[tuple[int, int]] = field(default_factory=set)
     # Open recalls for balance: by lease, the allocation and the recall's number.
     recalls: dict[int, tuple[int, int]] = field(default_factory=dict)

@@ -55,6 +55,7 @@ _HANDLERS: dict[type, Callable[[Work, Any], None]] = {
 
 _TIMERS: dict[str, Callable[[Work, str], None]] = {
     "node": nodes.look,
+    "holding": streams.holding_overdue,
     "drain": nodes.drain_deadline,
     "retry": settling.retry_due,
     "retention": jobs.retention_over,

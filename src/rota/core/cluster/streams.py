@@ -53,6 +53,9 @@ from rota.core.model.resources import amount_text
 from rota.core.model.states import Cause, EventKind, NodeState, StopReason
 
 REFUSED_RETRY_MS_MIN = 1_000
+# Leases and allocations of one node that are not known here, of each kind: far more than it would have.
+# Of more, those that came first are ended, and the node says again what it holds.
+STRANGE_MAX = 10_000
 # Of one resource of one node, all units together: far beyond any truth, and a number of the wire.
 CAPACITY_MAX = 2**60
 
@@ -70,16 +73,14 @@ def receive(work: Work, item: FromNode) -> None:
     match item.message:
         case Holding() | HoldingEnd() if session.holding_ended:
             pass  # once more, of what has been compared
-        case Holding(leases, allocations):
+        case Holding():
             session.holding_count += 1
-            session.held_leases.update((held.lease, held) for held in leases)
-            for held in allocations:
-                # A large one comes in several pieces.
-                session.held_allocations.setdefault(held.allocation, []).append(held)
+            _take_page(node, session, item.message)
         case HoldingEnd(pages) if pages != session.holding_count:
             end_stream(work, session, f"{session.holding_count} of {pages} pages of what it holds came")
         case HoldingEnd():
             session.holding_ended = True
+            work.soft.timers.disarm("holding", node.id)
             _compare_if_ready(work, node, session)
         case Heartbeat() | Report() if not session.holding_ended:
             end_stream(work, session, "what the node holds did not come whole")
@@ -94,6 +95,44 @@ def receive(work: Work, item: FromNode) -> None:
                 _end_what_was_on_its_way(work, node)
             nodes.say_goodbye(work, node, reason or "its agent was stopped")
             end_stream(work, session, "goodbye")
+
+
+def _take_page(node: Node, session: Session, page: Holding) -> None:
+    """Keeps what the comparison needs of it, and no more than is known here and STRANGE_MAX.
+
+    What is not known now will not be: nothing is granted before the comparison.
+    """
+    for lease in page.leases:
+        known = node.leases.get(lease.lease)
+        if known is None:
+            _keep_strange(session, session.strange_leases, lease.lease)
+        else:
+            # That it has more slots than it should is all there is to know of those.
+            most = len(known.desired.slots)
+            session.held_leases[lease.lease] = lease.slots if len(lease.slots) <= most else ()
+    for part in page.allocations:
+        allocation = node.allocations.get(part.allocation)
+        if allocation is None:
+            _keep_strange(session, session.strange_allocations, part.allocation)
+        else:
+            # A large one comes in several pieces.
+            held = session.held_allocations.setdefault(part.allocation, BitMap())
+            held |= indexset.within(part.waiting, allocation.job.all)
+            held |= indexset.within(part.started, allocation.job.all)
+
+
+def _keep_strange(session: Session, numbers: set[int], number: int) -> None:
+    if len(numbers) < STRANGE_MAX:
+        numbers.add(number)
+    elif number not in numbers:
+        session.more_is_strange = True
+
+
+def holding_overdue(work: Work, name: str) -> None:
+    """A session whose node has not said in time what it holds is ended: it would be heard, and of no use."""
+    session = work.soft.sessions.get(name)
+    if session is not None and not session.holding_ended:
+        end_stream(work, session, f"what the node holds did not come within {work.settings.holding_ms} ms")
 
 
 def _heartbeat(work: Work, node: Node, session: Session, heartbeat: Heartbeat) -> None:
@@ -201,6 +240,7 @@ def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
     if node.inventory != hello.inventory:
         work.put(inventory_key(node_id), NodeInventory(hello.inventory))
     nodes.heard(work, node)
+    work.soft.timers.arm("holding", node_id, work.now_ms + work.settings.holding_ms)
     meta = work.cluster.meta
     work.send(
         node_id,
@@ -313,9 +353,9 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
     _compare_leases(work, node, session)
     for allocation in list(node.allocations.values()):
         _compare_allocation(work, node, session, allocation)
-    for number in session.held_allocations.keys() - node.allocations.keys():
+    for number in session.strange_allocations | (session.held_allocations.keys() - node.allocations.keys()):
         work.send(node.id, Stop(number, session.ask(), (), StopReason.SUPERSEDED, 0))
-    for number in session.held_leases.keys() - node.leases.keys():
+    for number in session.strange_leases | (session.held_leases.keys() - node.leases.keys()):
         work.send(node.id, Resize(number, 0))
     if node.config.draining:
         work.send(node.id, Drain(True))
@@ -323,19 +363,19 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
         if deadline_ms is not None and work.now_ms >= deadline_ms:
             nodes.drain_deadline(work, node.id)
     session.held_leases, session.held_allocations = {}, {}
+    session.strange_leases, session.strange_allocations = set(), set()
     if node.status.journal_new:
         work.put(node_status_key(node.id), replace(node.status, journal_new=False))
     nodes.become(work, node, NodeState.READY, "")
     for allocation in list(node.allocations.values()):
         nodes.reclaim(work, allocation.job, ask=True)
     work.place_wanted = True
+    if session.more_is_strange:
+        end_stream(work, session, f"the node holds more than {STRANGE_MAX} things that are not known here")
 
 
 def _held(session: Session, allocation: Allocation) -> BitMap:
-    result = BitMap()
-    for held in session.held_allocations.get(allocation.id, ()):
-        result |= indexset.from_ranges(held.waiting) | indexset.from_ranges(held.started)
-    return result
+    return session.held_allocations.get(allocation.id, BitMap())
 
 
 def _end_what_is_gone(work: Work, node: Node, session: Session, allocation: Allocation) -> None:
@@ -370,7 +410,7 @@ def _compare_leases(work: Work, node: Node, session: Session) -> None:
             work.drop(lease_key(node.id, lease.id))
             continue
         desired = lease.desired
-        if desired.slots and (held is None or set(held.slots) != {slot.slot for slot in desired.slots}):
+        if desired.slots and (held is None or set(held) != {slot.slot for slot in desired.slots}):
             tell_lease(work, lease)
         elif desired.target < len(desired.slots):
             work.send(node.id, Resize(lease.id, desired.target))

@@ -38,6 +38,18 @@ def from_ranges(ranges: "Ranges") -> BitMap:
     return result
 
 
+def within(ranges: "Ranges", whole: BitMap) -> BitMap:
+    """What of the wire's ranges is in a set; however far they reach, the cost is the set's own width."""
+    result = BitMap()
+    if not whole:
+        return result
+    low, high = whole.min(), whole.max()
+    for first, last in ranges:
+        if first <= high and last >= low:
+            result.add_range(max(first, low), min(last, high) + 1)
+    return result & whole
+
+
 def to_ranges(indices: BitMap) -> "Ranges":
     """The wire's ranges of a set, in time linear in the number of ranges."""
     result: list[tuple[int, int]] = []
