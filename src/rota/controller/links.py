@@ -222,7 +222,7 @@ class Links:
         finally:
             stream.room.set()
             del self._streams[stream.number]
-            if self._latest[node] is stream:
+            if self._latest.get(node) is stream:
                 del self._latest[node]
             tasks = (reader, writer, overdue)
             for task in tasks:

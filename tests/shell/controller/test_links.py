@@ -13,7 +13,7 @@ from rota.core.cluster.inputs import Close, Send
 from rota.core.model.protocol import MESSAGE_BYTES_MAX, Down, Grant, HeartbeatAck
 from rota.core.model.resources import NOTHING, Resources
 from rota.wire.gen.v1 import job_pb2, job_service_pb2, link_pb2, node_pb2
-from tests.shell.controller.harness import Running, running
+from tests.shell.controller.harness import WAIT_S_MAX, Running, running
 
 
 def submit(run: Running) -> "asyncio.Future[job_service_pb2.SubmitJobsResponse]":
@@ -80,6 +80,22 @@ async def test_what_is_no_message_ends_the_stream_and_hurts_nobody_else(
         if says is not None:
             assert says in await raw.details()
         await good.beat(1)
+
+
+async def test_a_streams_end_is_known_also_where_a_newer_one_has_ended_before(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await node.come_up()
+        newer = node.link.Connect()
+        await newer.write(link_pb2.ConnectRequest())
+        assert await newer.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await node.beat(1)
+        node.call.cancel()
+        nodes = run.admin().nodes
+        async with asyncio.timeout(WAIT_S_MAX):
+            while not (known := (await nodes.GetNode(node_pb2.GetNodeRequest(node="n1"))).node).reason:
+                pass
+        assert known.reason == "its stream has closed"
 
 
 async def test_who_says_no_hello_is_not_listened_to(tmp_path: Path) -> None:
