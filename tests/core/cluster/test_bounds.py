@@ -1,10 +1,16 @@
 """What a node may cost the leader, whatever it says."""
 
 import pytest
+from pyroaring import BitMap
 
 from rota.core.cluster import streams
+from rota.core.cluster.check import check_job
 from rota.core.cluster.inputs import Close, FromNode
+from rota.core.cluster.tasks import TaskWriter
+from rota.core.cluster.work import Work
+from rota.core.model import indexset
 from rota.core.model.protocol import (
+    AllocationReport,
     Grant,
     HeldAllocation,
     HeldLease,
@@ -17,7 +23,8 @@ from rota.core.model.protocol import (
     Stop,
 )
 from rota.core.model.resources import Resources
-from tests.core.cluster.scene import Scene
+from rota.core.model.states import Cause
+from tests.core.cluster.scene import WALL_MS, Scene
 
 INVENTORY = Inventory(pools=(Pool(resources=Resources(cpu=2_000)),))
 HELLO = Hello(1, "", 1, "b", "j", 0, 0, INVENTORY, 1, 0)
@@ -82,3 +89,39 @@ def test_a_node_that_does_not_come_to_the_end_of_what_it_holds_is_not_listened_t
     scene.hello(node, 1)
     scene.wait(limit_ms // 2)
     assert scene.machine.soft.sessions[node].compared
+
+
+def test_of_each_task_its_last_end_is_known_however_many_ends_one_report_tells() -> None:
+    """A cause and code after the other, each among all others, took seconds."""
+    scene = Scene()
+    job = scene.job(scene.submit(array="0-65999"))
+    machine = scene.machine
+    work = Work(machine.cluster, machine.soft, machine.settings, scene.now_ms, WALL_MS)
+    for shift in (0, 7):
+        ends = {
+            (Cause.EXIT, code): (BitMap(range((code + shift) % 256, 66_000, 256)), str(code))
+            for code in range(256)
+        }
+        writer = TaskWriter(work, job)
+        writer.failed_by_each(ends)
+        writer.flush()
+        check_job(job)
+    for number in (0, 1):
+        groups = job.exceptions_of(number).groups
+        codes = {index: group.code for group in groups for index in group.indices}
+        assert codes == {
+            index: (index - 7) % 256 for index in job.all if index // indexset.SEGMENT_SIZE == number
+        }
+        assert all(group.message == str(group.code) for group in groups)
+
+
+def test_ranges_that_reach_far_beyond_a_job_cost_no_more_than_the_job() -> None:
+    scene = Scene()
+    node = scene.node("n", 2)
+    job = scene.submit(array="0-1")
+    (grant,) = scene.sent(Grant)
+    for _ in range(4):
+        scene.report(node, *(AllocationReport(grant.allocation, started=EVERYTHING) for _ in range(5_000)))
+    assert scene.job(job).count_started == 2
+    scene.report(node, AllocationReport(grant.allocation, succeeded=EVERYTHING))
+    assert scene.outcomes(job) == [(0, 1), (1, 1)]

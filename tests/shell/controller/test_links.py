@@ -63,9 +63,17 @@ async def test_the_largest_message_is_taken_and_a_larger_one_refused(tmp_path: P
             link_pb2.ConnectRequest(hello=link_pb2.Hello(journal_id="j" * 129)).SerializeToString(),
             "hello.journal_id: is 129 characters long",
         ),
+        (
+            link_pb2.ConnectRequest(
+                report=link_pb2.Report(
+                    allocations=[link_pb2.AllocationReport(ended=[link_pb2.Ended(code=256)])]
+                )
+            ).SerializeToString(),
+            "report.allocations[0].ended[0].code: '256' is too large; the most is 255",
+        ),
         (link_pb2.ConnectRequest(hello=link_pb2.Hello()).SerializeToString()[:-1], None),
     ],
-    ids=["noise", "empty", "too-long", "cut"],
+    ids=["noise", "empty", "too-long", "no-exit-code", "cut"],
 )
 async def test_what_is_no_message_ends_the_stream_and_hurts_nobody_else(
     tmp_path: Path, message: bytes, says: str | None

@@ -113,10 +113,10 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
         _begin_job(work, allocation, report, open_)
     block = ResultBlock(job.id, allocation.id, node.id)
     ends = _Ends()
-    succeeded = indexset.from_ranges(report.succeeded) & open_
+    succeeded = indexset.within(report.succeeded, open_)
     open_ -= succeeded
     _take_successes(work, allocation, report, succeeded, block, ends)
-    started = (indexset.from_ranges(report.started) & open_) | succeeded
+    started = indexset.within(report.started, open_) | succeeded
     for ended in report.ended:
         if ended.index not in open_:
             continue
@@ -131,7 +131,7 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
                 _keep_times(work, allocation, ended.index, _times(ended))
         else:
             _take_end(work, allocation, ended, block, ends)
-    ends.dropped = indexset.from_ranges(report.dropped) & open_
+    ends.dropped = indexset.within(report.dropped, open_)
     if block.index:
         work.outcome.blocks.append(block)
     _apply(work, allocation, started, succeeded, ends)
@@ -148,8 +148,9 @@ def _take_successes(
     ends: _Ends,
 ) -> None:
     """The rows of successes, and what they used."""
-    reported = indexset.from_ranges(report.succeeded)
-    columns = _sound(report.columns, len(reported))
+    columns = _sound(report.columns, sum(last - first + 1 for first, last in report.succeeded))
+    # Without a row for each that it names, it may name more than there can be; and no row is looked for.
+    reported = succeeded if columns == Columns() else indexset.from_ranges(report.succeeded)
     # A node may say again what is known: only what is new counts.
     ranks = range(len(reported)) if succeeded == reported else [reported.rank(one) - 1 for one in succeeded]
     if columns.duration_ms and ranks:
@@ -326,8 +327,7 @@ def _apply(work: Work, allocation: Allocation, started: BitMap, succeeded: BitMa
         news = (started - allocation.status.started) | ends.failed | ends.cancelled | ends.attempted
         supersede_others(work, allocation, news & allocation.owned)
     writer = TaskWriter(work, job)
-    for (cause, code), (indices, message) in ends.causes.items():
-        writer.failed_by(indices, cause, code, message)
+    writer.failed_by_each(ends.causes)
     cancelled_waiting = ends.dropped & allocation.owned
     if not job.ending:
         cancelled_waiting &= allocation.desired.cancelled
@@ -379,8 +379,8 @@ def _begin_job(work: Work, allocation: Allocation, report: AllocationReport, ope
     """With its first attempt the job runs: since then by the node's clock, if that can be."""
     job = allocation.job
     ended = [one for one in report.ended if one.started and one.index in open_]
-    succeeded = indexset.from_ranges(report.succeeded) & open_
-    if not (ended or succeeded or indexset.from_ranges(report.started) & open_):
+    succeeded = indexset.within(report.succeeded, open_)
+    if not (ended or succeeded or indexset.within(report.started, open_)):
         return
     times = [one.started_at_ms for one in ended]
     if succeeded:

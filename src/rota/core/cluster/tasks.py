@@ -3,6 +3,7 @@
 Everything that changes which index is where goes through here.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pyroaring import BitMap
@@ -87,16 +88,27 @@ class TaskWriter:
 
     def failed_by(self, indices: BitMap, cause: Cause, code: int, message: str = "") -> None:
         """The last attempt at these that did not succeed ended so."""
-        for number, part in indexset.segments_of(indices):
+        self.failed_by_each({(cause, code): (indices, message)})
+
+    def failed_by_each(self, ends: Mapping[tuple[Cause, int], tuple[BitMap, str]]) -> None:
+        """The same of many causes and codes, which share no index: in one pass, however many they are."""
+        parts: dict[int, list[FailureSet]] = {}
+        for (cause, code), (indices, message) in ends.items():
+            for number, part in indexset.segments_of(indices):
+                parts.setdefault(number, []).append(FailureSet(cause, code, part, message))
+        for number, new in parts.items():
             said = self._said(number)
-            groups = {(group.cause, group.code): group for group in said.groups}
-            for key, group in groups.items():
-                if not group.indices.isdisjoint(part):
-                    groups[key] = replace(group, indices=group.indices - part)
-            known = groups.get((cause, code), FailureSet(cause, code, empty()))
-            groups[cause, code] = replace(
-                known, indices=known.indices | part, message=known.message or message
-            )
+            moved = BitMap.union(*(group.indices for group in new))
+            groups = {
+                (group.cause, group.code): replace(group, indices=group.indices - moved)
+                for group in said.groups
+            }
+            for group in new:
+                key = (group.cause, group.code)
+                known = groups.get(key, FailureSet(*key, empty()))
+                groups[key] = replace(
+                    known, indices=known.indices | group.indices, message=known.message or group.message
+                )
             rest = (groups[key] for key in sorted(groups) if groups[key].indices)
             self._exceptions[number] = replace(said, groups=tuple(rest))
 
