@@ -6,6 +6,7 @@ from pyroaring import BitMap
 from rota.core.cluster import streams
 from rota.core.cluster.check import check_job
 from rota.core.cluster.inputs import Close, FromNode
+from rota.core.cluster.records import job_key, tally_key
 from rota.core.cluster.tasks import TaskWriter
 from rota.core.cluster.work import Work
 from rota.core.model import indexset
@@ -125,3 +126,20 @@ def test_ranges_that_reach_far_beyond_a_job_cost_no_more_than_the_job() -> None:
     assert scene.job(job).count_started == 2
     scene.report(node, AllocationReport(grant.allocation, succeeded=EVERYTHING))
     assert scene.outcomes(job) == [(0, 1), (1, 1)]
+
+
+def test_of_how_many_jobs_a_node_has_a_tally_is_counted_in_whatever_order_they_go() -> None:
+    scene = Scene()
+    node = scene.node("n", 1)
+    for _ in range(2):
+        scene.submit()
+        (grant,) = scene.sent(Grant)
+        scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 0),)))
+    cluster = scene.machine.cluster
+    assert cluster.tally_counts == {node: 2}
+    # As a standby is told: with the changes of a commit in the order of their keys.
+    cluster.drop(job_key(1))
+    cluster.drop(tally_key(1, node))
+    assert cluster.tally_counts == {node: 1}
+    cluster.drop(tally_key(2, node))
+    assert cluster.tally_counts == {}

@@ -4,6 +4,7 @@ For tests and the simulator; what costs little is also required where it could b
 `InvariantBroken` that names the invariant.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
@@ -181,6 +182,10 @@ def check_cluster(cluster: Cluster, jobs: Iterable[Job] | None = None) -> None:
     """All nodes, and these jobs (nothing means all)."""
     for node in cluster.nodes.values():
         check_node(node)
+    tallies = Counter(node for job in cluster.jobs.values() for node in job.tallies)
+    require(
+        tallies == cluster.tally_counts, "counters", f"tallies {cluster.tally_counts}, recounted {tallies}"
+    )
     for job in cluster.jobs.values() if jobs is None else jobs:
         check_job(job)
 
@@ -202,6 +207,7 @@ def same(cluster: Cluster, other: Cluster) -> None:
             require(getattr(job, field) == getattr(twin, field), "load", f"job {number}: {field}")
         require(job.lost.keys() == twin.lost.keys(), "load", f"job {number}: lost allocations")
     require(cluster.active.keys() == other.active.keys(), "load", "active jobs")
+    require(cluster.tally_counts == other.tally_counts, "load", "tallies of nodes")
     require(cluster.dependents == other.dependents, "load", "dependents")
     require(cluster.node_names == other.node_names, "load", "names of nodes")
     require(cluster.next_expiry() == other.next_expiry(), "load", "what is to be forgotten next")

@@ -53,14 +53,10 @@ def begin(work: Work) -> None:
 
 def forget_removed(work: Work, names: Collection[str]) -> None:
     """Of these nodes, those that were removed are forgotten once no job has anything to say of them."""
-    removed = {
-        name
-        for name in names
-        if (node := work.cluster.nodes.get(name)) is not None and node.config.removed and not node.allocations
-    }
-    for job in work.cluster.jobs.values() if removed else ():
-        removed -= job.tallies.keys()
-    for name in sorted(removed):
+    for name in sorted(names):
+        node = work.cluster.nodes.get(name)
+        if node is None or not node.config.removed or node.allocations or name in work.cluster.tally_counts:
+            continue
         work.drop(node_status_key(name))
         work.drop(node_key(name))
 

@@ -278,6 +278,8 @@ class Cluster:
         # Jobs that have not ended; jobs that wait for a job, by the job.
         self.active: dict[int, Job] = {}
         self.dependents: dict[int, set[int]] = {}
+        # Of how many jobs a node has a tally.
+        self.tally_counts: dict[str, int] = {}
         self._putters: dict[type, Callable[[Key, Any], None]] = {
             ClusterMeta: self._put_meta,
             Commit: self._put_commit,
@@ -404,6 +406,8 @@ class Cluster:
         self.active.pop(key.job, None)
         if job is not None:
             self._depend_no_more(job)
+            for node in job.tallies:
+                self._count_tally(node, -1)
 
     def _depend_no_more(self, job: Job) -> None:
         for after in job.config.after:
@@ -488,12 +492,20 @@ class Cluster:
         job.held |= record.held
 
     def _put_tally(self, key: Key, record: NodeTally) -> None:
-        self.jobs[key.job].tallies[key.node] = record
+        tallies = self.jobs[key.job].tallies
+        if key.node not in tallies:
+            self._count_tally(key.node, 1)
+        tallies[key.node] = record
 
     def _drop_tally(self, key: Key) -> None:
         job = self.jobs.get(key.job)
-        if job is not None:
-            job.tallies.pop(key.node, None)
+        if job is not None and job.tallies.pop(key.node, None) is not None:
+            self._count_tally(key.node, -1)
+
+    def _count_tally(self, node: str, sign: int) -> None:
+        count = self.tally_counts.pop(node, 0) + sign
+        if count:
+            self.tally_counts[node] = count
 
     # ------------------------------------------------------------ nodes
 
