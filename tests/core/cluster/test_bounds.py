@@ -1,5 +1,7 @@
 """What a node may cost the leader, whatever it says."""
 
+from dataclasses import replace
+
 import pytest
 from pyroaring import BitMap
 
@@ -20,6 +22,7 @@ from rota.core.model.protocol import (
     HoldingEnd,
     Inventory,
     Pool,
+    Report,
     Resize,
     Stop,
 )
@@ -143,3 +146,23 @@ def test_of_how_many_jobs_a_node_has_a_tally_is_counted_in_whatever_order_they_g
     assert cluster.tally_counts == {node: 1}
     cluster.drop(tally_key(2, node))
     assert cluster.tally_counts == {}
+
+
+def test_what_a_lost_node_did_in_vain_is_kept_no_longer_than_it_may_count() -> None:
+    scene = Scene()
+    first, second = scene.node("a", 2), scene.node("b", 0)
+    scene.submit(resources=Resources(cpu=2_000))
+    (grant,) = scene.sent(Grant)
+    scene.report(first, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.silence(first, scene.machine.settings.lost_after_ms + 1)
+    # It tells that the task has succeeded, and has still more to tell before it is compared.
+    succeeded = AllocationReport(grant.allocation, succeeded=((0, 0),))
+    hello = replace(HELLO, last_sequence=3, acknowledged=1)
+    for message in (hello, HoldingEnd(0), Report("j", 2, 2, (succeeded,))):
+        scene.step(FromNode(first, 99, message))
+    session = scene.machine.soft.sessions[first]
+    assert list(session.late) == [grant.allocation]
+    scene.hello(second, 2)
+    (again,) = scene.sent(Grant)
+    scene.report(second, AllocationReport(again.allocation, started=((0, 0),)))
+    assert session.late == {}

@@ -3,7 +3,8 @@
 from pyroaring import BitMap
 
 from rota.core.cluster.inputs import CancelJob, Done, EditNode, LabelNode, NodeEdit, RetryJob
-from rota.core.model.protocol import AllocationReport, Ended, Grant
+from rota.core.cluster.soft import Settings
+from rota.core.model.protocol import AllocationReport, Ended, Forget, Grant
 from rota.core.model.states import Cause, EventKind
 from tests.core.cluster.scene import WALL_MS, Scene
 
@@ -32,6 +33,24 @@ def test_a_task_that_is_put_back_has_its_end_on_no_node() -> None:
     assert scene.job(job).ended
     assert scene.job(job).status.started_at_ms == began_ms
     assert scene.job(job).status.retried_at_ms == WALL_MS + 60_000
+
+
+def test_a_node_that_ran_a_task_in_vain_forgets_its_output_with_the_others() -> None:
+    scene = Scene()
+    node = scene.node("a", 1)
+    job = scene.submit(retention=1_000)
+    (grant,) = scene.sent(Grant)
+    scene.report(node, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.silence(node, Settings().lost_after_ms + 1)
+    failed = Ended(0, Cause.EXIT, 3, started=True)
+    scene.hello(node, 1, reports=[AllocationReport(grant.allocation, ended=(failed,))])
+    assert scene.outcomes(job) == [(0, 1)]
+    assert list(scene.job(job).tallies) == [node]
+    scene.ask(CancelJob(0, "admin", job))
+    (again,) = scene.job(job).allocations
+    scene.report(node, AllocationReport(again, dropped=((0, 0),)))
+    scene.wait(1_000)
+    assert scene.sent(Forget) == [Forget((job,))]
 
 
 def test_of_what_runs_it_is_known_since_when() -> None:

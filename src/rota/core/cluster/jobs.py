@@ -359,7 +359,7 @@ def retry(work: Work, item: RetryJob) -> None:
     writer.flush()
     after = () if item.ignore_dependencies else job.config.after
     work.put(job_key(job.id), replace(job.config, cancelled=False, cancel_grace_ms=None, after=after))
-    if job.ended or job.status.stopping:
+    if job.ended:
         put_job_status(
             work,
             job,

@@ -290,10 +290,10 @@ def _take_back(work: Work, allocation: Allocation, indices: BitMap) -> None:
         done = indices & allocation.status.succeeded
         if done:
             # Its times are known where this session has told them, and not an earlier one.
-            late = work.soft.sessions[node.id].late
+            late = work.soft.sessions[node.id].late.get(allocation.id, {})
             block = ResultBlock(job.id, allocation.id, node.id)
             for index in done:
-                times = late.pop((allocation.id, index), ())
+                times = late.pop(index, ())
                 add_result(block, index, allocation.desired.first_attempt, Cause.EXIT, 0, *times)
             work.outcome.blocks.append(block)
     kept = allocation.desired.kept | indices

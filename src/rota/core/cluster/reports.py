@@ -175,7 +175,7 @@ def _keep_times(work: Work, allocation: Allocation, index: int, times: tuple[int
     """What a lost node finished is recorded when it is taken back, if it is (`nodes.reclaim`)."""
     session = work.soft.sessions.get(allocation.node.id)
     if session is not None:
-        session.late[allocation.id, index] = times
+        session.late.setdefault(allocation.id, {})[index] = times
 
 
 def _sound(columns: Columns, count: int) -> Columns:
@@ -340,7 +340,7 @@ def _apply(work: Work, allocation: Allocation, started: BitMap, succeeded: BitMa
     for until_ms, indices in ends.waits.items():
         writer.wait(indices, until_ms)
         work.soft.timers.arm_earlier("retry", str(job.id), until_ms)
-    if ends.attempted and allocation.node.id not in job.tallies:
+    if ends.left and allocation.node.id not in job.tallies:
         # There is output to forget one day, also where nothing ends for good.
         work.put(tally_key(job.id, allocation.node.id), NodeTally())
     left = ends.left | ends.dropped

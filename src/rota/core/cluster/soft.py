@@ -107,8 +107,8 @@ class Session:
     recalls: dict[int, tuple[int, int]] = field(default_factory=dict)
     asked_count: int = 0
     # What a lost node says of tasks that have succeeded there, by allocation and index, until it is known
-    # whether they count: when they started, and what they used.
-    late: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
+    # whether they count or the allocation is closed: when they started, and what they used.
+    late: dict[int, dict[int, tuple[int, ...]]] = field(default_factory=dict)
 
     def ask(self) -> int:
         """A number for a Recall or Stop of this session."""

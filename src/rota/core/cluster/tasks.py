@@ -208,6 +208,9 @@ def close_if_done(work: Work, allocation: Allocation) -> None:
     fold(work, allocation)
     work.drop(allocation_status_key(allocation.node.id, allocation.id))
     work.drop(allocation_key(allocation.node.id, allocation.id))
+    session = work.soft.sessions.get(allocation.node.id)
+    if session is not None:
+        session.late.pop(allocation.id, None)
     lease = allocation.node.leases.get(allocation.desired.lease)
     if lease is not None:
         close_lease_if_empty(work, lease)
