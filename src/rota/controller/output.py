@@ -24,8 +24,9 @@ CREDIT_BYTES_MIN = WINDOW_BYTES // 4
 ANSWER_S_MAX = 15.0
 # The node's stream says within this which reading it answers.
 FIRST_S_MAX = 10.0
-READINGS_MAX = 2000
-READINGS_OF_ONE_MAX = 1000
+# One `rota run` of a wide array takes up to 128.
+READINGS_MAX = 5000
+READINGS_OF_ONE_MAX = READINGS_MAX // 10
 # Pieces that wait for the reader: joined they are fewer, but for gaps between them.
 PIECES_MAX = 1024
 JOINED_BYTES_MAX = 4096

@@ -224,6 +224,11 @@ async def test_one_user_cannot_use_up_all_readings(tmp_path: Path, monkeypatch: 
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert failed.value.details() == "'admin' reads 1 outputs already; end some of them"
         other = await run.user("ann", "viewer")
+        monkeypatch.setattr(output, "READINGS_MAX", 1)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await other.jobs.ReadOutput(job_service_pb2.ReadOutputRequest(job=1, stream=STDOUT)).read()
+        assert failed.value.details() == "1 outputs are being read already; try again later"
+        monkeypatch.undo()
         second = other.jobs.ReadOutput(job_service_pb2.ReadOutputRequest(job=1, stream=STDOUT))
         _, call, _ = await pushing(node)
         await call.write(link_pb2.PushOutputRequest(data=b"seen", end=True))
