@@ -41,7 +41,8 @@ ROOM_BYTES = 128 * 1024
 HELLO_S_MAX = 10.0
 # For so long a node may not connect that said, or should be told, what cannot be dealt with.
 KEPT_OFF_S = 60.0
-# And one that was refused for good, which costs a commit each time.
+# And one that was refused for good, which costs a commit each time. One that shall try again is kept off for
+# half of the time: what a copy of its home is told must not keep the node itself off until the copy's turn.
 REFUSED_S = 10.0
 # The protocol's limit is on the message's content; the envelope adds a little.
 SLACK_BYTES = 4 * 1024
@@ -166,9 +167,10 @@ class Links:
                     return
                 for piece in pieces:
                     stream.put(piece)
-                if isinstance(message.body, Refused) and not message.session and not message.body.retry_ms:
-                    # A Hello, and for good.
-                    until_s = time.monotonic() + REFUSED_S
+                if isinstance(message.body, Refused) and not message.session:
+                    # A Hello.
+                    retry_ms = message.body.retry_ms
+                    until_s = time.monotonic() + (retry_ms / 2000 if retry_ms else REFUSED_S)
                     self._kept_off[stream.node] = until_s, f"refused just now: {message.body.message}"
             case Close(reason=reason):
                 stream.finish(_End(grpc.StatusCode.ABORTED, reason))

@@ -15,6 +15,7 @@ from rota.core.model import indexset
 from rota.core.model.protocol import (
     AllocationReport,
     Grant,
+    Heartbeat,
     HeldAllocation,
     HeldLease,
     Hello,
@@ -27,7 +28,7 @@ from rota.core.model.protocol import (
     Stop,
 )
 from rota.core.model.resources import Resources
-from rota.core.model.states import Cause
+from rota.core.model.states import Cause, EventKind
 from tests.core.cluster.scene import WALL_MS, Scene
 
 INVENTORY = Inventory(pools=(Pool(resources=Resources(cpu=2_000)),))
@@ -93,6 +94,21 @@ def test_a_node_that_does_not_come_to_the_end_of_what_it_holds_is_not_listened_t
     scene.hello(node, 1)
     scene.wait(limit_ms // 2)
     assert scene.machine.soft.sessions[node].compared
+
+
+def test_a_node_that_is_refused_again_and_again_is_an_event_once_a_minute_for_each_reason() -> None:
+    scene = Scene()
+    node = scene.node("n", 2)
+    messages = []
+    for number in range(60):
+        # What changes with each Hello makes no other reason of it.
+        for hello in (replace(HELLO, journal_id=f"other-{number}"), replace(HELLO, protocol=100 + number)):
+            outcome = scene.step(FromNode(node, 99, hello), after_ms=1_000)
+            messages += [event.message for event in outcome.events if event.kind is EventKind.NODE_REFUSED]
+        beat = scene.said(node, Heartbeat(scene.now_ms, 0))
+        scene.step(beat)
+    assert [message.split(" ")[0] for message in messages] == ["node", "the", "node", "the"]
+    assert len(scene.machine.soft.refused_ms) == 2
 
 
 def test_of_each_task_its_last_end_is_known_however_many_ends_one_report_tells() -> None:

@@ -143,6 +143,20 @@ async def test_a_node_that_was_removed_makes_a_commit_once_and_not_again_at_will
         assert await run.controller.loop.read(lambda machine: machine.cluster.commit) == before
 
 
+async def test_a_node_that_shall_try_again_is_kept_off_meanwhile(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node, other = await run.join("n1"), await run.join("n2")
+        await node.come_up()
+        node.call = node.link.Connect()
+        await node.say(hello=node.hello(journal_id="another"))
+        assert (await node.hear("refused")).retry_ms
+        node.call = node.link.Connect()
+        code, details = await node.ended()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert details.startswith("refused just now: node n1 was heard ")
+        await other.come_up()
+
+
 async def test_a_node_of_another_cluster_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         node = await run.join("n1")

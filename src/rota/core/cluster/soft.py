@@ -182,5 +182,7 @@ class Soft:
     averages: dict[int, Average] = field(default_factory=dict)
     timers: Timers = field(default_factory=Timers)
     leading: bool = False
+    # When it was last an event that a node is refused, by node and reason.
+    refused_ms: dict[tuple[str, str], int] = field(default_factory=dict)
     # The alarm of nodes falling silent together has been raised.
     alarmed: bool = False

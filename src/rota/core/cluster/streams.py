@@ -6,6 +6,7 @@ remembered of what was sent before.
 """
 
 from dataclasses import replace
+from enum import StrEnum
 
 from pyroaring import BitMap
 
@@ -53,6 +54,8 @@ from rota.core.model.resources import amount_text
 from rota.core.model.states import Cause, EventKind, NodeState, StopReason
 
 REFUSED_RETRY_MS_MIN = 1_000
+# A node that is refused again and again for one reason is an event once in so long.
+REFUSED_EVENT_MS = 60_000
 # Leases and allocations of one node that are not known here, of each kind: far more than it would have.
 # Of more, those that came first are ended, and the node says again what it holds.
 STRANGE_MAX = 10_000
@@ -199,11 +202,27 @@ def end_stream(work: Work, session: Session, reason: str) -> None:
 # ---------------------------------------------------------------- hello
 
 
+class _Reason(StrEnum):
+    """Why a Hello is not accepted, apart from the words, which tell of this Hello."""
+
+    UNKNOWN = "unknown"
+    PROTOCOL = "protocol"
+    CLUSTER = "cluster"
+    RESTORED = "restored"
+    LATER_LEADER = "later-leader"
+    POOLS = "pools"
+    CAPACITY = "capacity"
+    OLD_JOURNAL = "old-journal"
+    COPY = "copy"
+    NEW_JOURNAL = "new-journal"
+
+
 def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
     node = work.cluster.nodes.get(node_id)
-    refused = _refusal(work, node, hello)
-    if refused is not None or node is None:
-        assert refused is not None
+    refusal = _refusal(work, node, hello)
+    if refusal is not None or node is None:
+        assert refusal is not None
+        reason, refused = refusal
         refused.hello_sent_ms = hello.sent_ms
         if not refused.retry_ms:
             # For good: only who truly leads may say so.
@@ -211,7 +230,7 @@ def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
         work.outcome.orders.append(Send(node_id, stream, Down(work.cluster.commit.term, 0, 1, refused)))
         work.close(node_id, stream, refused.message)
         if node is not None and not node.config.removed:
-            work.event(EventKind.NODE_REFUSED, node=node.config.name, message=refused.message)
+            _say_refused(work, node, reason, refused.message)
         return
     old = work.soft.sessions.get(node_id)
     if old is not None and old.stream == stream:
@@ -257,28 +276,46 @@ def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
     )
 
 
-def _refusal(work: Work, node: Node | None, hello: Hello) -> Refused | None:
+def _say_refused(work: Work, node: Node, reason: _Reason, message: str) -> None:
+    """An event, unless the same was one just now: it is a commit, and takes an older event's place."""
+    said_ms = work.soft.refused_ms
+    for key in [key for key, at_ms in said_ms.items() if work.now_ms - at_ms >= REFUSED_EVENT_MS]:
+        del said_ms[key]
+    if (node.id, reason) not in said_ms:
+        said_ms[node.id, reason] = work.now_ms
+        work.event(EventKind.NODE_REFUSED, node=node.config.name, message=message)
+
+
+def _refusal(work: Work, node: Node | None, hello: Hello) -> tuple[_Reason, Refused] | None:
     """Why a Hello is not accepted, if it is not."""
     cluster = work.cluster
     if node is None or node.config.removed:
-        return Refused("this node is not known here; it was removed, or it belongs to another cluster")
+        return _Reason.UNKNOWN, Refused(
+            "this node is not known here; it was removed, or it belongs to another cluster"
+        )
     if hello.protocol != PROTOCOL_VERSION:
-        return Refused(
+        return _Reason.PROTOCOL, Refused(
             f"the agent speaks protocol {hello.protocol}, this cluster {PROTOCOL_VERSION}; update it"
         )
     if hello.cluster and hello.cluster != cluster.meta.uuid:
-        return Refused(f"the agent belongs to cluster {hello.cluster}, this is {cluster.meta.uuid}")
+        return _Reason.CLUSTER, Refused(
+            f"the agent belongs to cluster {hello.cluster}, this is {cluster.meta.uuid}"
+        )
     if hello.incarnation > cluster.meta.incarnation:
-        return Refused("the agent has seen a later restore of this cluster than this controller knows")
+        return _Reason.RESTORED, Refused(
+            "the agent has seen a later restore of this cluster than this controller knows"
+        )
     if hello.term > cluster.commit.term:
-        return Refused("the agent has obeyed a later leader than this one", REFUSED_RETRY_MS_MIN)
+        return _Reason.LATER_LEADER, Refused(
+            "the agent has obeyed a later leader than this one", REFUSED_RETRY_MS_MIN
+        )
     names = [pool.name for pool in hello.inventory.pools]
     if len(set(names)) < len(names):
-        return Refused("the agent declares two pools of one name")
+        return _Reason.POOLS, Refused("the agent declares two pools of one name")
     for resource, amount in hello.inventory.capacity().items():
         if amount > CAPACITY_MAX:
             most = amount_text(resource, CAPACITY_MAX)
-            return Refused(
+            return _Reason.CAPACITY, Refused(
                 f"the agent declares {amount_text(resource, amount)} of {resource} in all its pools; "
                 f"at most {most} are allowed"
             )
@@ -287,21 +324,21 @@ def _refusal(work: Work, node: Node | None, hello: Hello) -> Refused | None:
         return None
     if hello.journal_id == status.journal_id:
         if hello.last_sequence < status.acknowledged:
-            return Refused(
+            return _Reason.OLD_JOURNAL, Refused(
                 "the agent's journal is older than what it has already reported: it was restored or copied; "
                 "remove the node and let it join again"
             )
         return None
     silent_ms = work.now_ms - work.soft.heard_ms.get(node.id, work.now_ms)
     if silent_ms < work.settings.suspect_ms and not status.away:
-        return Refused(
+        return _Reason.COPY, Refused(
             f"node {node.config.name} was heard {silent_ms} ms ago with another journal; "
             "is its directory a copy?",
             max(work.settings.suspect_ms - silent_ms, REFUSED_RETRY_MS_MIN),
         )
     open_work = any(not allocation.desired.lost for allocation in node.allocations.values())
     if hello.boot_id == status.boot_id and open_work and status.state is not NodeState.LOST:
-        return Refused(
+        return _Reason.NEW_JOURNAL, Refused(
             "the agent's journal is new though the machine has not booted: what the former one ran may "
             "still run; it is waited for until the node counts as lost",
             work.settings.suspect_ms,
