@@ -40,10 +40,10 @@ def test_a_bug_outlives_a_change_beside_it(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("tools.bugs.ROOT", tmp_path)
     bug = refreshed(bug)
     fits(bug)
-    beside = "    def fence_ms(self, told_ms: int) -> int:\n"
+    beside = "        longest_ms = max(self.lost_after_ms, told_ms)\n"
     assert beside in source.read_text()
     source.write_text(
-        "# more\n" * 5 + source.read_text().replace(beside, beside.replace(":", ":  # changed"))
+        "# more\n" * 5 + source.read_text().replace(beside, beside.replace("\n", "  # changed\n"))
     )
     with pytest.raises(BugsError, match="does not fit"):
         fits(bug)
