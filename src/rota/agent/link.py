@@ -34,9 +34,6 @@ EXIT_NO_IDENTITY = 3
 RETRY_S_MIN = 0.1
 RETRY_S_MAX = 5.0
 RECEIVE_BYTES = 256 * 1024
-# The leader waits for somewhat longer than `fence_ms` after what it heard last.
-HANG_SHARE = 0.8
-WATCH_S = 0.5
 
 # Not by __name__: this module is run as a program.
 _log = logging.getLogger("rota.agent.link")
@@ -90,7 +87,9 @@ class Link:
         self._stream: Stream | None = None
         self._output = OutputSender(home)
         self._heard_s = time.monotonic()
-        self._fence_s = 0.0
+        # When the supervisor must have ended fenced tasks; and how late it may say so.
+        self._fence_at_s = 0.0
+        self._slack_s = 0.0
         self._fenced = asyncio.Event()
 
     async def run(self) -> None:
@@ -125,7 +124,7 @@ class Link:
         try:
             while not (self._hangs() and await self._still_hangs()):
                 await self._fenced.wait()
-                await asyncio.sleep(WATCH_S)
+                await asyncio.sleep(max(self._fence_at_s + self._slack_s - time.monotonic(), 0.0))
             _log.error(
                 "the supervisor has said nothing for %.0f s, and a task runs that must not run twice: "
                 "it is killed, and all that it started",
@@ -138,11 +137,11 @@ class Link:
         await asyncio.Event().wait()
 
     def _hangs(self) -> bool:
-        return 0 < self._fence_s * HANG_SHARE < time.monotonic() - self._heard_s
+        return self._fenced.is_set() and time.monotonic() >= self._fence_at_s + self._slack_s
 
     async def _still_hangs(self) -> bool:
         """What it has said may lie there unread, where this process was stopped as well."""
-        await asyncio.sleep(WATCH_S)
+        await asyncio.sleep(self._slack_s / 4)
         return self._hangs()
 
     def _obey(self, order: ToLink) -> None:
@@ -157,9 +156,10 @@ class Link:
             case SendOutput(read, live):
                 if stream is not None:
                     self._output.start(stream.channel, read, live=live)
-            case Alive(fence_ms):
-                self._fence_s = fence_ms / 1000
-                if fence_ms:
+            case Alive(left_ms, slack_ms):
+                self._fence_at_s = self._heard_s + left_ms / 1000
+                self._slack_s = slack_ms / 1000
+                if slack_ms:
                     self._fenced.set()
                 else:
                     self._fenced.clear()

@@ -194,9 +194,9 @@ class LinkChild:
         """There is no more to read."""
         self._put(AttemptEnded(allocation, index, attempt))
 
-    def alive(self, fence_ms: int) -> None:
+    def alive(self, left_ms: int, slack_ms: int) -> None:
         """The supervisor runs; see `link_frames.Alive`."""
-        self._put(Alive(fence_ms))
+        self._put(Alive(left_ms, slack_ms))
 
     def _put(self, message: ToLink) -> None:
         if self._channel is not None:

@@ -71,9 +71,13 @@ class SendOutput:
 
 @dataclass(slots=True)
 class Alive:
-    """The supervisor runs. Fenced tasks must end where it says no more for `fence_ms`; 0: there are none."""
+    """The supervisor runs. In `left_ms` it ends fenced tasks, unless it says otherwise until then.
 
-    fence_ms: int
+    Where it has neither done so nor said anything `slack_ms` later, it hangs; 0: there are no such tasks.
+    """
+
+    left_ms: int
+    slack_ms: int
 
 
 @dataclass(slots=True)

@@ -209,11 +209,13 @@ class Supervisor:
 
     def _tell_alive(self) -> None:
         """Fenced tasks have to end in time also where this process is stopped: the link sees to that."""
-        fence_ms = self._machine.fence_patience_ms
-        if fence_ms != self._fence_told_ms or (fence_ms and self._due(self._alive_at_ms)):
-            self._fence_told_ms = fence_ms
-            self._alive_at_ms = boot_ms() + min(ALIVE_MS, fence_ms // 10)
-            self._link.alive(fence_ms)
+        patience_ms = self._machine.fence_patience_ms
+        if patience_ms != self._fence_told_ms or (patience_ms and self._due(self._alive_at_ms)):
+            self._fence_told_ms = patience_ms
+            self._alive_at_ms = boot_ms() + min(ALIVE_MS, patience_ms // 10)
+            left_ms = max(self._machine.fence_at_ms - boot_ms(), 0)
+            # The leader waits for a twentieth longer than the agent.
+            self._link.alive(left_ms, patience_ms * 3 // 100)
 
     def _due(self, at_ms: int | None) -> bool:
         return at_ms is not None and boot_ms() >= at_ms

@@ -13,6 +13,7 @@ from rota.core.cluster.inputs import (
     EditNode,
     Enrol,
     Enrolled,
+    HoldJob,
     Lead,
     NodeEdit,
     PutQueue,
@@ -670,3 +671,62 @@ def test_a_quota_that_is_lowered_holds_for_what_runs_as_its_tasks_end() -> None:
     # One that can never fit any more gives all of its slots back.
     scene.ask(PutQueue(0, "admin", "q", QueueConfig(quota=Resources(cpu=500)), update=True))
     assert [one.target for one in scene.sent(Resize)] == [0]
+
+
+def test_no_number_of_an_attempt_is_used_twice_when_a_node_takes_its_task_back() -> None:
+    settings = Settings()
+    scene = Scene()
+    first = scene.node("a", 1)
+    job = scene.submit()
+    (grant,) = scene.sent(Grant)
+    scene.silence(first, settings.lost_after_ms)
+    second = scene.node("b", 1)
+    assert [again.first_attempt for again in scene.sent(Grant)] == [2]
+    scene.silence(second, settings.lost_after_ms)
+    slots, waiting = HeldLease(grant.lease, (0,)), HeldAllocation(grant.allocation, ((0, 0),), ())
+    scene.hello(first, 1, Holding((slots,), (waiting,)))
+    scene.step(scene.said(first, Goodbye("it was asked to end")))
+    scene.node("c", 1)
+    assert [again.first_attempt for again in scene.sent(Grant)] == [3]
+    assert scene.job(job).attempts(0) == 2
+
+
+def test_who_ends_a_hold_does_not_give_up_a_machine_that_is_out_of_reach() -> None:
+    scene = Scene()
+    job = _cut_off(scene, on_node_loss=OnNodeLoss.RERUN_FENCED)
+    scene.ask(HoldJob(0, "user", job))
+    scene.ask(RemoveNode(0, "admin", "a", force=True))
+    scene.ask(ReleaseJob(0, "user", job))
+    assert scene.sent(Grant) == []
+    scene.ask(ReleaseJob(0, "user", job))
+    assert len(scene.sent(Grant)) == 1
+
+
+def test_a_drains_deadline_holds_for_a_node_that_was_away_when_it_came() -> None:
+    settings = Settings()
+    scene = Scene()
+    node = scene.node("n", 1)
+    job = scene.submit()
+    (grant,) = scene.sent(Grant)
+    scene.report(node, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.ask(EditNode(0, "admin", "n", NodeEdit.DRAIN, deadline_ms=1_000))
+    scene.silence(node, settings.lost_after_ms)
+    slots, running = HeldLease(grant.lease, (0,)), HeldAllocation(grant.allocation, (), ((0, 0),))
+    scene.hello(node, 1, Holding((slots,), (running,)))
+    assert [stop.reason for stop in scene.sent(Stop)] == [StopReason.PREEMPT], job
+
+
+def test_a_quota_holds_when_a_lost_node_is_back_with_what_it_had() -> None:
+    settings = Settings()
+    scene = Scene()
+    scene.ask(PutQueue(0, "admin", "q", QueueConfig(quota=Resources(cpu=1_000))))
+    first = scene.node("a", 1)
+    scene.submit(array="0-9", queue="q")
+    (grant,) = scene.sent(Grant)
+    scene.report(first, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.silence(first, settings.lost_after_ms)
+    scene.node("b", 1)
+    (other,) = scene.sent(Grant)
+    slots, running = HeldLease(grant.lease, (0,)), HeldAllocation(grant.allocation, (), ((0, 0),))
+    scene.hello(first, 1, Holding((slots,), (running,)))
+    assert [(resize.lease, resize.target) for resize in scene.sent(Resize)] == [(other.lease, 0)]

@@ -292,10 +292,15 @@ def release(work: Work, item: ReleaseJob) -> None:
     job = _find(work, item.ticket, item.job)
     if job is None:
         return
-    kept_back = job.held | job.fenced
-    count, changed = len(kept_back), job.config.held
-    if changed:
+    if job.config.held:
+        # That alone: whoever ends a hold has not said that no attempt runs on a machine out of reach.
         work.put(job_key(job.id), replace(job.config, held=False))
+        work.reply(item.ticket, Done(changed=True))
+        work.event(EventKind.JOB_RELEASED, job=job.id, by=item.by)
+        work.touch(job)
+        return
+    kept_back = job.held | job.fenced
+    count = len(kept_back)
     if kept_back:
         writer = TaskWriter(work, job)
         writer.release(kept_back)
@@ -303,7 +308,7 @@ def release(work: Work, item: ReleaseJob) -> None:
     for allocation in list(job.lost.values()):
         kept = allocation.remaining.copy()
         session = work.soft.sessions.get(allocation.node.id)
-        if not kept or (session is not None and session.compared):
+        if not kept or session is not None:
             continue
         count += len(kept)
         record_ends(work, allocation, kept, Cause.NODE_LOST, "given up by an operator")
@@ -313,10 +318,9 @@ def release(work: Work, item: ReleaseJob) -> None:
         let_go(work, allocation, kept)
         writer.flush()
         close_if_done(work, allocation)
-    changed = changed or count > 0
-    work.reply(item.ticket, Done(count, changed))
-    if changed:
-        held = f"{tasks_text(count)} {'was' if count == 1 else 'were'} held" if count else ""
+    work.reply(item.ticket, Done(count, count > 0))
+    if count:
+        held = f"{tasks_text(count)} {'was' if count == 1 else 'were'} held"
         work.event(EventKind.JOB_RELEASED, job=job.id, by=item.by, message=held)
         work.touch(job)
 

@@ -285,7 +285,9 @@ def _take_back(work: Work, allocation: Allocation, indices: BitMap) -> None:
     job, node = allocation.job, allocation.node
     if indices:
         writer = TaskWriter(work, job)
-        writer.uncount_attempts(indices)
+        # Where another attempt has been granted meanwhile its number is used, whether it started or not.
+        last = BitMap(index for index in indices if job.attempts(index) == allocation.desired.first_attempt)
+        writer.uncount_attempts(last)
         writer.flush()
         done = indices & allocation.status.succeeded
         if done:

@@ -12,7 +12,7 @@ from pyroaring import BitMap
 
 from rota.core.cluster import nodes, reports
 from rota.core.cluster.inputs import Done, FromNode, Send, StreamClosed, ToNode, Why
-from rota.core.cluster.leases import fit_leases, tell_lease
+from rota.core.cluster.leases import fit_leases, fit_quota, tell_lease
 from rota.core.cluster.records import (
     NodeInventory,
     allocation_key,
@@ -394,11 +394,6 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
         work.send(node.id, Stop(number, session.ask(), (), StopReason.SUPERSEDED, 0))
     for number in session.strange_leases | (session.held_leases.keys() - node.leases.keys()):
         work.send(node.id, Resize(number, 0))
-    if node.config.draining:
-        work.send(node.id, Drain(True))
-        deadline_ms = node.config.drain_deadline_ms
-        if deadline_ms is not None and work.now_ms >= deadline_ms:
-            nodes.drain_deadline(work, node.id)
     session.held_leases, session.held_allocations = {}, {}
     session.strange_leases, session.strange_allocations = set(), set()
     if node.status.journal_new:
@@ -406,6 +401,14 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
     nodes.become(work, node, NodeState.READY, "")
     for allocation in list(node.allocations.values()):
         nodes.reclaim(work, allocation.job, ask=True)
+    for queue in sorted({lease.desired.queue for lease in node.leases.values()}):
+        # What it held was nobody's charge while it was lost.
+        fit_quota(work, queue)
+    if node.config.draining:
+        work.send(node.id, Drain(True))
+        deadline_ms = node.config.drain_deadline_ms
+        if deadline_ms is not None and work.now_ms >= deadline_ms:
+            nodes.drain_deadline(work, node.id)
     work.place_wanted = True
     if session.more_is_strange:
         end_stream(work, session, f"the node holds more than {STRANGE_MAX} things that are not known here")

@@ -117,6 +117,11 @@ class Machine:
         return self.talk.lost_after_ms if self.attempts.any_fenced else 0
 
     @property
+    def fence_at_ms(self) -> int:
+        """When they do, if nothing is heard of the leader until then; boot-clock milliseconds."""
+        return self.attempts.fence_ms or 0
+
+    @property
     def stream(self) -> int:
         """The stream that the last outcome's messages are for; 0 for none."""
         return self.talk.stream
