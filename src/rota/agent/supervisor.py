@@ -212,10 +212,11 @@ class Supervisor:
         patience_ms = self._machine.fence_patience_ms
         if patience_ms != self._fence_told_ms or (patience_ms and self._due(self._alive_at_ms)):
             self._fence_told_ms = patience_ms
-            self._alive_at_ms = boot_ms() + min(ALIVE_MS, patience_ms // 10)
-            left_ms = max(self._machine.fence_at_ms - boot_ms(), 0)
             # The leader waits for a twentieth longer than the agent.
-            self._link.alive(left_ms, patience_ms * 3 // 100)
+            slack_ms = patience_ms * 3 // 100
+            # Within the slack: who still ends tasks past the fence does not hang.
+            self._alive_at_ms = boot_ms() + min(ALIVE_MS, slack_ms // 2)
+            self._link.alive(max(self._machine.fence_at_ms - boot_ms(), 0), slack_ms)
 
     def _due(self, at_ms: int | None) -> bool:
         return at_ms is not None and boot_ms() >= at_ms

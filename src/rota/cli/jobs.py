@@ -167,7 +167,7 @@ def hold(jobs: Sequence[int], output: str) -> int:
 @click.argument("jobs", nargs=-1, required=True, type=JobNumber(open_only=True), metavar="ID...")
 @output_option
 def release(jobs: Sequence[int], output: str) -> int:
-    """End a hold; tasks held by a lost node run again."""
+    """End a hold; of a job that is not held, give up a lost node: its tasks run again."""
     with client() as rota:
 
         def act(number: int) -> None:
