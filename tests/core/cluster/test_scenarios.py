@@ -25,11 +25,11 @@ from rota.core.cluster.inputs import (
 from rota.core.cluster.nodes import become
 from rota.core.cluster.placing import SLOTS_OF_UNIT_MAX
 from rota.core.cluster.records import NodeConfig, NodeStatus, ResultBlock, TokenConfig
-from rota.core.cluster.reports import UNSTARTED_BACKOFF_MS
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.state import Cluster
 from rota.core.cluster.step import Machine
 from rota.core.cluster.tasks import put_job_status
+from rota.core.cluster.verdicts import UNSTARTED_BACKOFF_MS
 from rota.core.cluster.work import Work
 from rota.core.model import indexset
 from rota.core.model.protocol import (
@@ -400,7 +400,7 @@ def test_a_task_that_reads_input_runs_once() -> None:
     (grant,) = scene.sent(Grant)
     scene.report(node, AllocationReport(grant.allocation, started=((0, 0),)))
     scene.silence(node, Settings().lost_after_ms)
-    assert scene.job(job).status.state is JobState.CANCELLED
+    assert scene.job(job).status.state is JobState.FAILED
 
 
 def test_output_of_forgotten_jobs_is_forgotten_by_nodes_that_come_back() -> None:

@@ -34,9 +34,9 @@ from rota.core.cluster.records import (
     user_key,
 )
 from rota.core.cluster.state import Allocation, Cluster, Node, expiry_ms
-from rota.core.cluster.tasks import TaskWriter, close_if_done, let_go, record_ends
+from rota.core.cluster.tasks import TaskWriter
 from rota.core.cluster.work import Work, tasks_text
-from rota.core.model.protocol import AllocationReport, Drain, Ended, Refused
+from rota.core.model.protocol import Drain, Refused
 from rota.core.model.resources import BUILT_IN, NOTHING, Resources
 from rota.core.model.spec import QUEUE_DEFAULT
 from rota.core.model.states import Cause, EventKind, NodeState, OnNodeLoss, TokenKind
@@ -215,12 +215,13 @@ def edit_node(work: Work, item: EditNode) -> None:
         return
     draining_changed = config.draining != node.config.draining
     work.put(node_key(node.id), config)
-    if draining_changed and nodes.connected(work, node.id):
+    if draining_changed and work.soft.connected(node.id):
         work.send(node.id, Drain(config.draining))
     if config.draining and config.drain_deadline_ms is not None:
         work.soft.timers.arm("drain", node.id, config.drain_deadline_ms)
     else:
         work.soft.timers.disarm("drain", node.id)
+    nodes.undo_drain(work, node)
     work.event(EventKind.NODE_CHANGED, node=config.name, by=item.by, message=item.edit.value)
     work.place_wanted = True
 
@@ -271,6 +272,7 @@ def remove_node(work: Work, item: RemoveNode) -> None:
     work.put(node_status_key(node.id), NodeStatus(NodeState.GONE, changed_at_ms=work.wall_ms))
     work.put(node_key(node.id), replace(node.config, removed=True))
     work.soft.heard_ms.pop(node.id, None)
+    work.soft.beginning.discard(node.id)
     work.soft.timers.disarm("node", node.id)
     work.event(EventKind.NODE_GONE, node=node.config.name, by=item.by, message="removed")
     nodes.forget_removed(work, [node.id])
@@ -281,23 +283,7 @@ def remove_node(work: Work, item: RemoveNode) -> None:
 def _end_on_removal(work: Work, allocation: Allocation, fenced_until_ms: int) -> None:
     """What it held runs elsewhere: at once, or once its agent cannot run it any more."""
     job, remaining = allocation.job, allocation.remaining
-    unclaimed = allocation.unclaimed
-    if unclaimed:
-        record_ends(work, allocation, unclaimed, Cause.NODE_LOST, "the node was removed")
-        let_go(work, allocation, unclaimed)
-    ended = tuple(
-        Ended(
-            index,
-            Cause.NODE_LOST,
-            message="the node was removed",
-            started=index in allocation.status.started,
-        )
-        for index in remaining
-    )
-    if not ended:
-        close_if_done(work, allocation)
-        return
-    reports.take_allocation(work, allocation.node, AllocationReport(allocation.id, ended=ended))
+    reports.end_unheard(work, allocation, allocation.desired.indices, Cause.NODE_LOST, "the node was removed")
     # They may run there, also those that end here as cancelled, and may be retried.
     writer = TaskWriter(work, job)
     if job.spec.on_node_loss is OnNodeLoss.HOLD:

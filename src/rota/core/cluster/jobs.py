@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from pyroaring import BitMap
 
-from rota.core.cluster import nodes
+from rota.core.cluster import lost, nodes
 from rota.core.cluster.inputs import CancelJob, Done, HoldJob, ReleaseJob, RetryJob, Submit, Submitted, Why
 from rota.core.cluster.records import (
     META_CLUSTER,
@@ -30,9 +30,7 @@ from rota.core.cluster.tasks import (
     ask_stop,
     close_if_done,
     fold,
-    let_go,
     put_job_status,
-    record_ends,
     untally,
 )
 from rota.core.cluster.work import Work, tasks_text
@@ -40,7 +38,7 @@ from rota.core.model import indexset
 from rota.core.model.protocol import RECALL_ALL, Forget, Recall
 from rota.core.model.resources import BUILT_IN, Resources, amount_text
 from rota.core.model.spec import JobSpec
-from rota.core.model.states import Cause, EventKind, JobKind, JobState, StopReason, TaskState
+from rota.core.model.states import EventKind, JobKind, JobState, StopReason, TaskState
 
 IDEMPOTENCY_MS = 2 * 86_400_000
 
@@ -260,8 +258,8 @@ def _cancel_tasks(work: Work, job: Job, indices: BitMap, item: CancelJob) -> Non
         meant = allocation.remaining & indices
         if not meant:
             continue
-        if allocation.desired.lost and not nodes.connected(work, allocation.node.id):
-            nodes.cancel_lost(work, allocation, meant)
+        if allocation.desired.lost and not work.soft.connected(allocation.node.id):
+            lost.end_lost(work, allocation, meant, TaskState.CANCELLED)
             continue
         ask_stop(work, allocation, meant, StopReason.CANCEL, item.grace_ms)
 
@@ -311,13 +309,7 @@ def release(work: Work, item: ReleaseJob) -> None:
         if not kept or session is not None:
             continue
         count += len(kept)
-        record_ends(work, allocation, kept, Cause.NODE_LOST, "given up by an operator")
-        writer = TaskWriter(work, job)
-        writer.count_attempts(kept)
-        writer.failed_by(kept, Cause.NODE_LOST, 0)
-        let_go(work, allocation, kept)
-        writer.flush()
-        close_if_done(work, allocation)
+        lost.end_lost(work, allocation, kept, TaskState.PENDING, "given up by an operator")
     work.reply(item.ticket, Done(count, count > 0))
     if count:
         held = f"{tasks_text(count)} {'was' if count == 1 else 'were'} held"
@@ -354,6 +346,15 @@ def retry(work: Work, item: RetryJob) -> None:
     back = BitMap()
     for segment in job.segments.values():
         back |= (segment.failed | segment.cancelled) & indices
+    left = job.count_failed - len(back & _failed(job))
+    limit = job.spec.max_failures
+    if back and limit is not None and left > limit:
+        says = (
+            f"{tasks_text(left)} of job {job.id} would still be failed, more than max_failures, which is "
+            f"{limit}, so that it would be stopped at once; retry more of them: rota retry {job.id}"
+        )
+        work.refuse(item.ticket, Why.REFUSED, says)
+        return
     work.reply(item.ticket, Done(len(back)))
     if not back:
         return
@@ -383,21 +384,21 @@ def retry(work: Work, item: RetryJob) -> None:
     work.touch(job)
 
 
+def _failed(job: Job) -> BitMap:
+    """What has failed, and is in the segments."""
+    return BitMap.union(*(segment.failed for segment in job.segments.values())) if job.segments else BitMap()
+
+
 def _waits_in_vain(work: Work, job: Job) -> str:
     """Why a job cannot be put back that waits for others; nothing if it can."""
     for after in job.config.after:
         other = work.cluster.jobs.get(after.job)
-        if other is None:
-            if job.status.cause is not Cause.DEPENDENCY:
-                continue
-            first, how = "", "is no longer kept"
-        elif cannot_be_met(work.cluster, after):
-            succeeded = other.status.state is JobState.SUCCEEDED
-            first = "" if succeeded else f"retry job {other.id} first, or "
-            how = other.status.state.name.lower()
-            how = f"was {how}" if other.status.state is JobState.CANCELLED else f"has {how}"
-        else:
+        if other is None or not cannot_be_met(work.cluster, after):
             continue
+        succeeded = other.status.state is JobState.SUCCEEDED
+        first = "" if succeeded else f"retry job {other.id} first, or "
+        how = other.status.state.name.lower()
+        how = f"was {how}" if other.status.state is JobState.CANCELLED else f"has {how}"
         return (
             f"job {job.id} waits for job {after.job}, which {how}: {first}let it wait for none: "
             f"rota retry {job.id} --ignore-dependencies"
@@ -412,6 +413,10 @@ def retention_over(work: Work, name: str) -> None:
     """An ended job is forgotten, here and on the nodes that ran it."""
     job = work.cluster.jobs.get(int(name))
     if job is None or not job.ended:
+        return
+    needed_ms = _needed_ms(work, job)
+    if needed_ms > work.now_ms:
+        work.soft.timers.arm("retention", name, needed_ms)
         return
     for allocation in list(job.allocations.values()):
         work.drop(allocation_status_key(allocation.node.id, allocation.id))
@@ -433,6 +438,17 @@ def retention_over(work: Work, name: str) -> None:
     work.drop(job_key(job.id))
     nodes.forget_removed(work, tallied)
     work.event(EventKind.JOB_REMOVED, job=job.id, message="its retention is over")
+
+
+def _needed_ms(work: Work, job: Job) -> int:
+    """Until when a job is kept for those that wait for it in vain: without it, they would not know."""
+    times = [0]
+    for number in work.cluster.dependents.get(job.id, ()):
+        other = work.cluster.jobs[number]
+        if any(after.job == job.id and cannot_be_met(work.cluster, after) for after in other.config.after):
+            ended_ms = other.status.ended_ms if other.ended else work.now_ms
+            times.append(ended_ms + other.spec.retention)
+    return max(times)
 
 
 def forget_expired(work: Work, name: str) -> None:

@@ -56,12 +56,22 @@ def fit_leases(work: Work, node: Node) -> None:
             # What is being freed already.
             free = free.plus(lease.desired.shape, len(lease.desired.slots) - lease.desired.target)
         for lease in reversed(leases):
-            target = lease.desired.target
+            target = 0 if _device_gone(node, lease) else lease.desired.target
+            free = free.plus(lease.desired.shape, lease.desired.target - target)
             # One that asks for nothing of what is short would give nothing back.
             while target and any(free.get(name) < 0 for name, _ in lease.desired.shape.items()):
                 target -= 1
                 free = free.plus(lease.desired.shape)
             shrink(work, lease, target)
+
+
+def _device_gone(node: Node, lease: Lease) -> bool:
+    """Whether a slot has a GPU that its node declares no more, or none where it now names them."""
+    pool = node.pool(lease.desired.pool)
+    named = {device.id for device in pool.devices if device.kind == "gpu"} if pool is not None else set()
+    return lease.desired.shape.gpu > 0 and any(
+        not named.issuperset(slot.devices) or bool(named) > bool(slot.devices) for slot in lease.desired.slots
+    )
 
 
 def fit_quota(work: Work, queue: str) -> None:

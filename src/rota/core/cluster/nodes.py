@@ -1,34 +1,19 @@
-"""Which nodes are there: what silence means, what is given up, what is taken back.
-
-A node that is called lost keeps its allocations, marked `lost`. What a job lets run again is owned
-by them no longer; if the node comes back before another attempt has started, they take it back.
-"""
+"""Which nodes are there, and what their silence means."""
 
 from collections.abc import Collection
 from dataclasses import replace
 
-from pyroaring import BitMap
-
+from rota.core.cluster import lost
 from rota.core.cluster.check import require
-from rota.core.cluster.records import ResultBlock, allocation_key, empty, node_key, node_status_key
-from rota.core.cluster.soft import Soft
-from rota.core.cluster.state import Allocation, Job, Node
+from rota.core.cluster.records import node_key, node_status_key
+from rota.core.cluster.soft import Session, Soft
+from rota.core.cluster.state import Allocation, Node
 from rota.core.cluster.tasks import (
-    TaskWriter,
-    add_result,
     ask_stop,
-    close_if_done,
-    fold,
-    let_go,
     put_desired,
-    record_ends,
-    supersede,
-    supersede_others,
 )
-from rota.core.cluster.work import Work, tasks_text
-from rota.core.model import indexset
-from rota.core.model.protocol import Recall
-from rota.core.model.states import NODE_MOVES, Cause, EventKind, NodeState, OnNodeLoss, StopReason, TaskState
+from rota.core.cluster.work import Work
+from rota.core.model.states import NODE_MOVES, EventKind, NodeState, OnNodeLoss, StopReason
 
 _EVENTS = {
     NodeState.READY: EventKind.NODE_READY,
@@ -66,12 +51,15 @@ def listen_anew(work: Work) -> None:
     for name in work.soft.heard_ms:
         work.soft.heard_ms[name] = work.now_ms
         work.soft.timers.arm("node", name, work.now_ms + work.settings.suspect_ms)
+    for session in work.soft.sessions.values():
+        session.heard_ms = work.now_ms
 
 
-def connected(work: Work, node: str) -> bool:
-    """Whether the node has a stream on which it can be given work."""
-    session = work.soft.sessions.get(node)
-    return session is not None and session.compared
+def end_session(work: Work, session: Session, reason: str) -> None:
+    """Ends the node's stream from this side; what follows from that is for the caller to see to."""
+    work.close(session.node, session.stream, reason)
+    if work.soft.sessions.get(session.node) is session:
+        del work.soft.sessions[session.node]
 
 
 def takes_work(soft: Soft, node: Node) -> bool:
@@ -80,10 +68,13 @@ def takes_work(soft: Soft, node: Node) -> bool:
     return node.placeable and session is not None and session.compared and not session.leaving
 
 
-def heard(work: Work, node: Node) -> None:
-    """The node has just been heard."""
+def heard(work: Work, session: Session, node: Node) -> None:
+    """The node has just been heard. One that began anew without end is as good as silent."""
+    session.heard_ms = work.now_ms
+    if not session.counts:
+        return
     work.soft.heard_ms[node.id] = work.now_ms
-    if node.status.state is NodeState.SUSPECT and connected(work, node.id):
+    if node.status.state is NodeState.SUSPECT and work.soft.connected(node.id):
         become(work, node, NodeState.READY, "")
         work.place_wanted = True
     work.soft.timers.arm_earlier("node", node.id, work.now_ms + work.settings.suspect_ms)
@@ -114,7 +105,9 @@ def fall_to(work: Work, node: Node, state: NodeState, reason: str) -> None:
         become(work, node, _FALLING[_FALLING.index(node.status.state) + 1], reason)
 
 
-def _silent(silent_ms: int) -> str:
+def _silent(work: Work, node: Node, silent_ms: int) -> str:
+    if node.id in work.soft.beginning:
+        return f"for {silent_ms // 1000} s it has dialled without saying all that it holds"
     return f"silent for {silent_ms // 1000} s" if silent_ms >= 1000 else f"silent for {silent_ms} ms"
 
 
@@ -127,31 +120,37 @@ def look(work: Work, name: str) -> None:
     heard_ms = work.soft.heard_ms.setdefault(node.id, work.now_ms)
     silent_ms = work.now_ms - heard_ms
     session = work.soft.sessions.get(node.id)
-    if silent_ms >= settings.disconnected_ms and session is not None:
-        work.close(node.id, session.stream, f"silent for {silent_ms} ms")
-        del work.soft.sessions[node.id]
+    if session is not None and work.now_ms - session.heard_ms >= settings.disconnected_ms:
+        end_session(work, session, f"silent for {work.now_ms - session.heard_ms} ms")
         session = None
     extension_ms = 0
     if silent_ms >= settings.disconnected_ms and _mass_silence(work, node):
         extension_ms = settings.lost_after_ms
     if silent_ms >= settings.lost_after_ms + extension_ms:
-        fall_to(work, node, NodeState.LOST, _silent(silent_ms))
+        fall_to(work, node, NodeState.LOST, _silent(work, node, silent_ms))
     elif silent_ms >= settings.disconnected_ms:
-        fall_to(work, node, NodeState.DISCONNECTED, _silent(silent_ms))
+        fall_to(work, node, NodeState.DISCONNECTED, _silent(work, node, silent_ms))
     elif silent_ms >= settings.suspect_ms or session is None:
-        reason = _silent(silent_ms) if session is not None else "its stream has closed"
+        reason = _silent(work, node, silent_ms) if session is not None else "its stream has closed"
         fall_to(work, node, NodeState.SUSPECT, reason)
     if node.status.state is not NodeState.READY:
         for allocation in list(node.allocations.values()):
             patience_ms = _patience_ms(work, allocation, extension_ms)
             if _to_give_up(allocation) and work.now_ms >= heard_ms + patience_ms:
-                give_up(work, allocation)
+                if session is not None and session.compared:
+                    # It would take the work back at once, and is to say first what it holds.
+                    end_session(work, session, f"silent for {silent_ms} ms")
+                    session = None
+                lost.give_up(work, allocation)
     _look_again(work, node, heard_ms, extension_ms)
 
 
 def _look_again(work: Work, node: Node, heard_ms: int, extension_ms: int) -> None:
     settings = work.settings
     times = [settings.suspect_ms, settings.disconnected_ms, settings.lost_after_ms + extension_ms]
+    session = work.soft.sessions.get(node.id)
+    if session is not None:
+        times.append(session.heard_ms + settings.disconnected_ms - heard_ms)
     if node.status.state is not NodeState.READY:
         times += [
             _patience_ms(work, allocation, extension_ms)
@@ -209,120 +208,6 @@ def _mass_silence(work: Work, node: Node) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- given up, and taken back
-
-
-def give_up(work: Work, allocation: Allocation) -> None:
-    """The node has been silent for too long: the job's `on_node_loss` decides."""
-    job = allocation.job
-    fold(work, allocation)
-    if not allocation.remaining:
-        close_if_done(work, allocation)
-        return
-    # What a lost task has read of its input is gone, so it cannot run again.
-    policy = OnNodeLoss.CANCEL if job.ending or job.spec.stdin else job.spec.on_node_loss
-    if policy is not OnNodeLoss.CANCEL:
-        cancel_lost(work, allocation, allocation.remaining & allocation.desired.cancelled)
-        if allocation.id not in allocation.node.allocations:
-            return
-    remaining = allocation.remaining
-    match policy:
-        case OnNodeLoss.CANCEL:
-            cancel_lost(work, allocation, remaining)
-        case OnNodeLoss.HOLD:
-            put_desired(work, allocation, replace(allocation.desired, lost=True, kept=remaining))
-            work.event(
-                EventKind.TASK_HELD,
-                job=job.id,
-                node=allocation.node.config.name,
-                message=f"{tasks_text(len(remaining))} {'waits' if len(remaining) == 1 else 'wait'} "
-                f"for node {allocation.node.config.name}, or for: rota release {job.id}",
-            )
-        case OnNodeLoss.RERUN | OnNodeLoss.RERUN_FENCED:
-            writer = TaskWriter(work, job)
-            writer.count_attempts(remaining)
-            writer.flush()
-            put_desired(work, allocation, replace(allocation.desired, lost=True, kept=empty()))
-            reclaim(work, job)
-
-
-def cancel_lost(work: Work, allocation: Allocation, indices: BitMap) -> None:
-    """Tasks that a lost node held end as cancelled; if it comes back, it is told to end them.
-
-    Under `hold` they may still run there, so that a retry waits for an operator, as they would have.
-    """
-    if not indices:
-        return
-    record_ends(work, allocation, indices, Cause.NODE_LOST)
-    writer = TaskWriter(work, allocation.job)
-    writer.count_attempts(indices)
-    writer.failed_by(indices, Cause.NODE_LOST, 0)
-    writer.finish(indices, TaskState.CANCELLED)
-    if allocation.job.spec.on_node_loss is OnNodeLoss.HOLD:
-        writer.hold(indices)
-    let_go(work, allocation, indices)
-    writer.flush()
-    close_if_done(work, allocation)
-
-
-def reclaim(work: Work, job: Job, *, ask: bool = False) -> None:
-    """Lost allocations whose node is back take what nobody else has started; with `ask`, what others hold
-    and have not started is asked back.
-    """
-    for allocation in list(job.lost.values()):
-        if allocation.id not in job.lost:
-            continue
-        over = allocation.unclaimed & job.finals
-        if over:
-            supersede(work, allocation, over)
-        if allocation.id in job.lost and connected(work, allocation.node.id):
-            _take_back(work, allocation, allocation.unclaimed & job.pending)
-            if ask and allocation.id in job.lost:
-                dispute(work, allocation)
-
-
-def _take_back(work: Work, allocation: Allocation, indices: BitMap) -> None:
-    job, node = allocation.job, allocation.node
-    if indices:
-        writer = TaskWriter(work, job)
-        # Where another attempt has been granted meanwhile its number is used, whether it started or not.
-        last = BitMap(index for index in indices if job.attempts(index) == allocation.desired.first_attempt)
-        writer.uncount_attempts(last)
-        writer.flush()
-        done = indices & allocation.status.succeeded
-        if done:
-            # Its times are known where this session has told them, and not an earlier one.
-            late = work.soft.sessions[node.id].late.get(allocation.id, {})
-            block = ResultBlock(job.id, allocation.id, node.id)
-            for index in done:
-                times = late.pop(index, ())
-                add_result(block, index, allocation.desired.first_attempt, Cause.EXIT, 0, *times)
-            work.outcome.blocks.append(block)
-    kept = allocation.desired.kept | indices
-    if kept == allocation.desired.indices:
-        work.put(
-            allocation_key(node.id, allocation.id), replace(allocation.desired, lost=False, kept=empty())
-        )
-    elif indices:
-        work.put(allocation_key(node.id, allocation.id), replace(allocation.desired, kept=kept))
-    work.touch(job)
-    started = indices & allocation.status.started
-    if started:
-        supersede_others(work, allocation, started)
-    close_if_done(work, allocation)
-
-
-def dispute(work: Work, allocation: Allocation) -> None:
-    """Asks for tasks back that others hold and have not started; a lost node's own ones go on meanwhile."""
-    for other in list(allocation.job.allocations.values()):
-        if other is allocation or not connected(work, other.node.id):
-            continue
-        disputed = (allocation.unclaimed & other.remaining) - other.status.started
-        if disputed:
-            session = work.soft.sessions[other.node.id]
-            work.send(other.node.id, Recall(other.id, session.ask(), indexset.to_ranges(disputed)))
-
-
 def drain_deadline(work: Work, name: str) -> None:
     """The drain's time is over: what still runs on the node is stopped, to run elsewhere."""
     node = work.cluster.nodes.get(name)
@@ -333,3 +218,14 @@ def drain_deadline(work: Work, name: str) -> None:
             continue
         rest = allocation.remaining - allocation.desired.stopping
         ask_stop(work, allocation, rest, StopReason.PREEMPT)
+
+
+def undo_drain(work: Work, node: Node) -> None:
+    """The drain was withdrawn, or ends later: what it asked for and the node has not heard of is not wanted.
+
+    What the node has heard of it ends, as it was told.
+    """
+    for allocation in list(node.allocations.values()):
+        stops = tuple(stop for stop in allocation.desired.stops if stop.reason is not StopReason.PREEMPT)
+        if stops != allocation.desired.stops:
+            put_desired(work, allocation, replace(allocation.desired, stops=stops))

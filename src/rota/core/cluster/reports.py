@@ -1,12 +1,11 @@
 """What nodes report: each attempt's one outcome, and work that comes back."""
 
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from itertools import accumulate
 
 from pyroaring import BitMap
 
-from rota.core.cluster import nodes
+from rota.core.cluster import lost
 from rota.core.cluster.leases import close_lease_if_empty
 from rota.core.cluster.records import (
     CPU_MS_MAX,
@@ -28,45 +27,14 @@ from rota.core.cluster.tasks import (
     say_ended,
     supersede_others,
 )
+from rota.core.cluster.verdicts import CRASHES_MAX, Verdict, judge, unheard
 from rota.core.cluster.work import Work
 from rota.core.model import indexset
 from rota.core.model.protocol import AllocationReport, Columns, Ended, Resized
-from rota.core.model.spec import BACKOFF_DOUBLINGS_FACTOR_MAX
-from rota.core.model.states import (
-    NOT_THE_TASKS_FAULT,
-    Cause,
-    EventKind,
-    JobState,
-    OnNodeLoss,
-    StopReason,
-    TaskState,
-)
+from rota.core.model.states import Cause, EventKind, JobState, OnNodeLoss, TaskState
 
-CRASHES_MAX = 3
 MESSAGE_CHARS_MAX = 500
 WALL_MS_MAX = 2**48
-# An attempt that an agent could not even begin is tried again after so long.
-UNSTARTED_BACKOFF_MS = 500
-
-
-class Verdict(Enum):
-    """What becomes of a task whose attempt has ended other than by success."""
-
-    FAIL = "fail"
-    CANCEL = "cancel"
-    AGAIN = "again"
-    POISON = "poison"
-    HOLD = "hold"
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A verdict, and what is remembered for the next: a failure that counts, a crash, how long it waits."""
-
-    verdict: Verdict
-    failure: bool = False
-    crash: bool = False
-    wait_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -137,6 +105,16 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
     _apply(work, allocation, started, succeeded, ends)
     if report.stalled:
         _stalled(work, node, job)
+
+
+def end_unheard(work: Work, allocation: Allocation, gone: BitMap, cause: Cause, message: str) -> None:
+    """These attempts are over, and their node does not say so: they end as if it did."""
+    lost.end_unclaimed(work, allocation, gone, message)
+    ended = tuple(unheard(allocation, index, cause, message) for index in gone & allocation.remaining)
+    if ended:
+        take_allocation(work, allocation.node, AllocationReport(allocation.id, ended=ended))
+    else:
+        close_if_done(work, allocation)
 
 
 def _take_successes(
@@ -280,36 +258,6 @@ def _take_end(work: Work, allocation: Allocation, ended: Ended, block: ResultBlo
                     work.event(EventKind.TASK_HELD, job=job.id, index=index, node=name)
 
 
-def judge(job: Job, allocation: Allocation, ended: Ended) -> Judged:
-    """What becomes of a task after an end that is no success, and what is to be remembered of it."""
-    cancelled = job.ending or any(
-        stop.reason is StopReason.CANCEL and ended.index in stop.indices for stop in allocation.desired.stops
-    )
-    if ended.cause is Cause.STOPPED or ended.cause in NOT_THE_TASKS_FAULT:
-        if cancelled:
-            return Judged(Verdict.CANCEL)
-        crash = ended.cause in (Cause.AGENT_ERROR, Cause.NODE_REBOOT) and ended.started
-        if crash and job.crashes(ended.index) + 1 >= CRASHES_MAX:
-            return Judged(Verdict.POISON, crash=True)
-        if job.spec.stdin and ended.started:
-            # What it has read of its input is gone.
-            return Judged(Verdict.FAIL, crash=crash)
-        if ended.cause in (Cause.NODE_LOST, Cause.AGENT_ERROR, Cause.NODE_REBOOT):
-            if job.spec.on_node_loss is OnNodeLoss.HOLD:
-                return Judged(Verdict.HOLD, crash=crash)
-            if job.spec.on_node_loss is OnNodeLoss.CANCEL:
-                return Judged(Verdict.CANCEL, crash=crash)
-        if ended.cause is Cause.AGENT_ERROR and not ended.started:
-            # Its agent may be unable to start anything: that must not go round as fast as it can.
-            return Judged(Verdict.AGAIN, wait_ms=UNSTARTED_BACKOFF_MS)
-        return Judged(Verdict.AGAIN, crash=crash)
-    failures = job.failures(ended.index) + 1
-    if ended.cause is Cause.DEADLINE or failures > job.spec.retries or cancelled:
-        return Judged(Verdict.FAIL)
-    factor = min(2 ** min(failures - 1, 30), BACKOFF_DOUBLINGS_FACTOR_MAX)
-    return Judged(Verdict.AGAIN, failure=True, wait_ms=job.spec.backoff * factor)
-
-
 def _later_ms(now_ms: int, wait_ms: int) -> int:
     """When a wait from now is over, rounded up by a sixteenth of it at most.
 
@@ -323,8 +271,11 @@ def _apply(work: Work, allocation: Allocation, started: BitMap, succeeded: BitMa
     """Makes the changes that a report's ends add up to."""
     job = allocation.job
     if job.lost:
-        # An attempt that has started, or ended, has taken the lost one's place.
-        news = (started - allocation.status.started) | ends.failed | ends.cancelled | ends.attempted
+        # An attempt that has started, or whose end is the task's, has taken the lost one's place.
+        news = (started - allocation.status.started) | ends.failed | ends.cancelled | ends.failures
+        if job.spec.on_node_loss is not OnNodeLoss.RERUN:
+            # Nor may it go on beside one that may yet start unheard.
+            news |= ends.attempted
         supersede_others(work, allocation, news & allocation.owned)
     writer = TaskWriter(work, job)
     writer.failed_by_each(ends.causes)
@@ -366,7 +317,7 @@ def _apply(work: Work, allocation: Allocation, started: BitMap, succeeded: BitMa
     writer.flush()
     close_if_done(work, allocation)
     if job.lost:
-        nodes.reclaim(work, job)
+        lost.reclaim(work, job)
 
 
 def _started_at_ms(status: AllocationStatus, running: BitMap, wall_ms: int) -> tuple[tuple[int, int], ...]:

@@ -1,6 +1,6 @@
 """Jobs as wholes: when they end, stop, wait, and go on. Runs at the end of each step over what moved."""
 
-from rota.core.cluster import nodes
+from rota.core.cluster import lost
 from rota.core.cluster.records import After
 from rota.core.cluster.state import Cluster, Job
 from rota.core.cluster.tasks import TaskWriter, ask_stop, put_job_status, supersede
@@ -48,6 +48,9 @@ def _settle_job(work: Work, job: Job) -> None:
 
 
 def _check_dependencies(work: Work, job: Job) -> None:
+    if job.status.state is not JobState.PENDING:
+        # It has begun: what becomes of the others in a retry is nothing to it any more.
+        return
     for after in job.config.after:
         if cannot_be_met(work.cluster, after):
             state = work.cluster.jobs[after.job].status.state.name.lower()
@@ -73,7 +76,12 @@ def _met(state: JobState, when: DependencyWhen) -> bool:
 
 
 def waits_for(cluster: Cluster, job: Job) -> list[int]:
-    """The jobs that this one still waits for. One that is no longer kept had ended as was asked."""
+    """The jobs that this one still waits for: those that it was told of, until it has begun.
+
+    One that is no longer kept had ended as was asked (`jobs.retention_over`).
+    """
+    if job.status.state is not JobState.PENDING:
+        return []
     waiting = []
     for after in job.config.after:
         other = cluster.jobs.get(after.job)
@@ -107,11 +115,11 @@ def stop_rest(work: Work, job: Job) -> None:
 def _stop_lost(work: Work, number: int, job: Job) -> None:
     """A lost node's allocation of a job that ends: what was kept for it is given up."""
     allocation = job.allocations[number]
-    if nodes.connected(work, allocation.node.id):
+    if work.soft.connected(allocation.node.id):
         kept = allocation.remaining - allocation.desired.cancelled
         ask_stop(work, allocation, kept, StopReason.CANCEL, job.config.cancel_grace_ms)
     elif allocation.remaining:
-        nodes.cancel_lost(work, allocation, allocation.remaining)
+        lost.end_lost(work, allocation, allocation.remaining, TaskState.CANCELLED)
     if number in job.lost:
         over = allocation.unclaimed & job.finals
         if over:

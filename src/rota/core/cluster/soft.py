@@ -88,6 +88,9 @@ class Session:
     hello: Hello
     # The journal was begun anew since the last session: what the old one held is gone.
     fresh: bool
+    heard_ms: int
+    # Whether hearing the node here is more than hearing it dial.
+    counts: bool
     sent_count: int = 0
     holding_count: int = 0
     holding_ended: bool = False
@@ -182,7 +185,15 @@ class Soft:
     averages: dict[int, Average] = field(default_factory=dict)
     timers: Timers = field(default_factory=Timers)
     leading: bool = False
+    # Nodes that have said Hello, and since then neither been compared nor reported anything: another Hello
+    # shows no more than that they dial.
+    beginning: set[str] = field(default_factory=set)
     # When it was last an event that a node is refused, by node and reason.
     refused_ms: dict[tuple[str, str], int] = field(default_factory=dict)
     # The alarm of nodes falling silent together has been raised.
     alarmed: bool = False
+
+    def connected(self, node: str) -> bool:
+        """Whether the node has a stream on which it can be given work."""
+        session = self.sessions.get(node)
+        return session is not None and session.compared

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from pyroaring import BitMap
 
-from rota.core.cluster import nodes, reports
+from rota.core.cluster import lost, nodes, reports
 from rota.core.cluster.inputs import Done, FromNode, Send, StreamClosed, ToNode, Why
 from rota.core.cluster.leases import fit_leases, fit_quota, tell_lease
 from rota.core.cluster.records import (
@@ -22,7 +22,7 @@ from rota.core.cluster.records import (
 )
 from rota.core.cluster.soft import Session
 from rota.core.cluster.state import Allocation, Node
-from rota.core.cluster.tasks import close_if_done, let_go, record_ends, stop
+from rota.core.cluster.tasks import close_if_done, stop
 from rota.core.cluster.work import Work
 from rota.core.model import indexset
 from rota.core.model.protocol import (
@@ -72,7 +72,7 @@ def receive(work: Work, item: FromNode) -> None:
     if session is None or session.stream != item.stream:
         return
     node = work.cluster.nodes[item.node]
-    nodes.heard(work, node)
+    nodes.heard(work, session, node)
     match item.message:
         case Holding() | HoldingEnd() if session.holding_ended:
             pass  # once more, of what has been compared
@@ -159,10 +159,7 @@ def _forget_output(work: Work, node: Node, jobs: tuple[int, ...]) -> None:
 def _end_what_was_on_its_way(work: Work, node: Node) -> None:
     """The node has told everything, holds nothing, and obeys nothing any more: what it was sent is free."""
     for allocation in list(node.allocations.values()):
-        unclaimed = allocation.unclaimed
-        if unclaimed:
-            record_ends(work, allocation, unclaimed, Cause.NODE_LOST, "the node has left without it")
-            let_go(work, allocation, unclaimed)
+        lost.end_unclaimed(work, allocation, allocation.unclaimed, "the node has left without it")
         unstarted = allocation.remaining - allocation.status.started
         report = AllocationReport(allocation.id, dropped=indexset.to_ranges(unstarted))
         reports.take_allocation(work, node, report)
@@ -193,10 +190,8 @@ def pass_on(work: Work, item: ToNode) -> None:
 
 def end_stream(work: Work, session: Session, reason: str) -> None:
     """Ends a session from this side; the node dials again if it wants."""
-    work.close(session.node, session.stream, reason)
-    if work.soft.sessions.get(session.node) is session:
-        del work.soft.sessions[session.node]
-        nodes.look(work, session.node)
+    nodes.end_session(work, session, reason)
+    nodes.look(work, session.node)
 
 
 # ---------------------------------------------------------------- hello
@@ -240,7 +235,9 @@ def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
         work.close(node_id, old.stream, "a newer stream of the same node has come")
     new_journal = hello.journal_id != node.status.journal_id
     fresh = new_journal or node.status.journal_new
-    session = Session(node_id, stream, work.number(), hello, fresh)
+    counts = node_id not in work.soft.beginning
+    work.soft.beginning.add(node_id)
+    session = Session(node_id, stream, work.number(), hello, fresh, work.now_ms, counts)
     work.soft.sessions[node_id] = session
     status = replace(
         node.status,
@@ -258,7 +255,7 @@ def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
     work.put(node_status_key(node_id), status)
     if node.inventory != hello.inventory:
         work.put(inventory_key(node_id), NodeInventory(hello.inventory))
-    nodes.heard(work, node)
+    nodes.heard(work, session, node)
     work.soft.timers.arm("holding", node_id, work.now_ms + work.settings.holding_ms)
     meta = work.cluster.meta
     work.send(
@@ -337,10 +334,10 @@ def _refusal(work: Work, node: Node | None, hello: Hello) -> tuple[_Reason, Refu
             max(work.settings.suspect_ms - silent_ms, REFUSED_RETRY_MS_MIN),
         )
     open_work = any(not allocation.desired.lost for allocation in node.allocations.values())
-    if hello.boot_id == status.boot_id and open_work and status.state is not NodeState.LOST:
+    if hello.boot_id == status.boot_id and open_work and silent_ms < nodes.fence_ms(work, node):
         return _Reason.NEW_JOURNAL, Refused(
             "the agent's journal is new though the machine has not booted: what the former one ran may "
-            "still run; it is waited for until the node counts as lost",
+            "still run; it is waited for until that must have ended",
             work.settings.suspect_ms,
         )
     return None
@@ -369,10 +366,19 @@ def _report(work: Work, node: Node, session: Session, report: Report) -> None:
         reports.take_resized(work, node, resized)
     work.put(node_status_key(node.id), replace(node.status, acknowledged=report.last_sequence))
     work.send(node.id, Ack(report.last_sequence))
+    _comes_forward(work, node, session)
     _compare_if_ready(work, node, session)
 
 
 # ---------------------------------------------------------------- the comparison
+
+
+def _comes_forward(work: Work, node: Node, session: Session) -> None:
+    """The session has been of use, so the node counts as heard."""
+    work.soft.beginning.discard(node.id)
+    if not session.counts:
+        session.counts = True
+        nodes.heard(work, session, node)
 
 
 def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
@@ -385,6 +391,7 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
     # Before anything is sent: a lease goes out with the size that it is to have.
     fit_leases(work, node)
     session.compared = True
+    _comes_forward(work, node, session)
     for allocation in list(node.allocations.values()):
         _end_what_is_gone(work, node, session, allocation)
     _compare_leases(work, node, session)
@@ -400,7 +407,7 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
         work.put(node_status_key(node.id), replace(node.status, journal_new=False))
     nodes.become(work, node, NodeState.READY, "")
     for allocation in list(node.allocations.values()):
-        nodes.reclaim(work, allocation.job, ask=True)
+        lost.reclaim(work, allocation.job, ask=True)
     for queue in sorted({lease.desired.queue for lease in node.leases.values()}):
         # What it held was nobody's charge while it was lost.
         fit_quota(work, queue)
@@ -423,23 +430,7 @@ def _end_what_is_gone(work: Work, node: Node, session: Session, allocation: Allo
     if not session.fresh:
         return
     gone = allocation.desired.indices - allocation.ended - _held(session, allocation)
-    if not gone:
-        close_if_done(work, allocation)
-        return
-    unclaimed = gone & allocation.unclaimed
-    if unclaimed:
-        record_ends(work, allocation, unclaimed, Cause.NODE_LOST, "the node came back without it")
-        let_go(work, allocation, unclaimed)
-    owned = gone & allocation.owned
-    started = allocation.status.started
-    ended = tuple(
-        Ended(index, Cause.NODE_REBOOT, message="the node has booted anew", started=index in started)
-        for index in owned
-    )
-    if ended:
-        reports.take_allocation(work, node, AllocationReport(allocation.id, ended=ended))
-    else:
-        close_if_done(work, allocation)
+    reports.end_unheard(work, allocation, gone, Cause.NODE_REBOOT, "the node has booted anew")
 
 
 def _compare_leases(work: Work, node: Node, session: Session) -> None:
@@ -461,10 +452,8 @@ def _compare_allocation(work: Work, node: Node, session: Session, allocation: Al
     held = _held(session, allocation)
     if desired.lost:
         # What it would take back and does not hold has not been granted for good, or is over.
-        missing = allocation.unclaimed - allocation.ended - held
-        if missing:
-            record_ends(work, allocation, missing, Cause.NODE_LOST, "the node came back without it")
-            let_go(work, allocation, missing)
+        missing = allocation.desired.indices - allocation.ended - held
+        lost.end_unclaimed(work, allocation, missing, "the node came back without it")
         close_if_done(work, allocation)
         if allocation.id not in node.allocations:
             return
@@ -488,8 +477,8 @@ def _compare_allocation(work: Work, node: Node, session: Session, allocation: Al
     if job.config.held:
         work.send(node.id, Recall(allocation.id, session.ask(), count=RECALL_ALL))
     for other in list(job.lost.values()):
-        if other is not allocation and nodes.connected(work, other.node.id):
-            nodes.dispute(work, other)
+        if other is not allocation and work.soft.connected(other.node.id):
+            lost.dispute(work, other)
 
 
 def _grant_again(work: Work, allocation: Allocation) -> None:
