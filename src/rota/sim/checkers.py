@@ -200,7 +200,8 @@ class Checkers:
 
     def _check_dependencies(self, cluster: Cluster, job: Job) -> None:
         """What it was submitted to wait for has ended as was asked, or with a retry was given up."""
-        if job.id in self.dependencies_ignored:
+        # One that has begun goes on, whatever becomes of the others in a retry.
+        if job.id in self.dependencies_ignored or job.status.state is JobState.RUNNING:
             return
         for wanted in job.spec.after:
             others = (

@@ -37,6 +37,8 @@ class Truth:
     _started_ms: dict[Attempt, int] = field(default_factory=dict)
     _exits: dict[Attempt, Exited] = field(default_factory=dict)
     _live: dict[tuple[int, int], dict[Attempt, str]] = field(default_factory=dict)
+    # Jobs of which an attempt may have read standard input.
+    _fed: set[int] = field(default_factory=set)
     _used: dict[_Unit, Resources] = field(default_factory=dict)
     _devices: dict[tuple[_Unit, str], int] = field(default_factory=dict)
     # By lease: its pool and unit. Allocations that were called lost once.
@@ -56,8 +58,15 @@ class Truth:
         if process.spec.lines:
             line = process.spec.lines[attempt[1]]
             require(process.line == line, "right-task", f"{attempt} got {process.line!r:.40}, not {line:.40}")
+        self._not_fed_twice(process)
         self._not_beside(node, process)
         self._charge(node, process, 1)
+
+    def _not_fed_twice(self, process: Process) -> None:
+        """What an attempt has read of its input is gone, so there is none after it."""
+        if process.spec.stdin:
+            require(process.job not in self._fed, "input-once", f"{process.attempt} is fed again")
+            self._fed.add(process.job)
 
     def _not_beside(self, node: Node, process: Process) -> None:
         """Two attempts at a task live only where a job lets a lost node's task run again."""

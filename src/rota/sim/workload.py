@@ -23,6 +23,8 @@ WIDE_QUICK_COUNT = 120
 # A few of these are more than one Grant has room for.
 LINE_CHARS_MAX = 40_000
 RETENTION_MS_SHORT = 3_000
+# Of jobs of one task, those with this grace read standard input.
+GRACE_MS_FED = 100
 
 _PLAIN = (
     Resources(cpu=1000),
@@ -145,7 +147,7 @@ def random_job(
     if mix.lines and chance.random() < 0.5:
         filling = "." * chance.choice((0, 0, LINE_CHARS_MAX))
         array, lines = "", tuple(f"line {number}{filling}" for number in range(count))
-    return JobSpec(
+    spec = JobSpec(
         name=f"job-{len(named)}",
         command=("task", "{index}"),
         array=array,
@@ -154,7 +156,7 @@ def random_job(
         max_failures=chance.choice((None, None, None, 0, 3)),
         resources=chance.choice(mix.shapes),
         time_limit=chance.choice((0, 0, 0, 200)),
-        grace=chance.choice((0, 100, 500)),
+        grace=chance.choice((0, GRACE_MS_FED, 500)),
         retries=chance.choice((0, 0, 1, 3)),
         backoff=chance.choice((0, 0, 50)),
         on_node_loss=chance.choice(mix.policies),
@@ -165,6 +167,10 @@ def random_job(
         node=chance.choice(nodes) if nodes and chance.random() < 0.1 else "",
         retention=mix.retention_ms if chance.random() < 0.5 else RETENTION_MS_DEFAULT,
     )
+    if count == 1 and not lines and spec.grace == GRACE_MS_FED:
+        # What its one attempt reads is gone.
+        spec = replace(spec, stdin=True, retries=0)
+    return spec
 
 
 def wide_job(chance: Random) -> JobSpec:
