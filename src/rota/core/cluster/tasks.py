@@ -35,6 +35,9 @@ from rota.core.model import indexset, planes
 from rota.core.model.protocol import Stop
 from rota.core.model.states import JOB_MOVES, Cause, EventKind, StopReason, TaskState
 
+# Of the tasks of a segment that ended in so many ways, a message is kept; of more, only how they ended.
+MESSAGES_MAX = 32
+
 
 class TaskWriter:
     """Collects changes to a job's segments and exceptions; `flush` puts each changed record once."""
@@ -109,7 +112,10 @@ class TaskWriter:
                 groups[key] = replace(
                     known, indices=known.indices | group.indices, message=known.message or group.message
                 )
-            rest = (groups[key] for key in sorted(groups) if groups[key].indices)
+            rest = [groups[key] for key in sorted(groups) if groups[key].indices]
+            told = [place for place, group in enumerate(rest) if group.message]
+            for place in told[MESSAGES_MAX:]:
+                rest[place] = replace(rest[place], message="")
             self._exceptions[number] = replace(said, groups=tuple(rest))
 
     def count_failures(self, indices: BitMap) -> None:
