@@ -200,7 +200,7 @@ def _random_after(chance: Random, known: Sequence[int], named: Sequence[str]) ->
 
 
 def less_of(chance: Random, pool: Pool) -> tuple[Pool, ...]:
-    """A pool that a unit, a device or part of its resources has gone of; or nothing."""
+    """A pool of which a unit, a device or part of its resources has gone or been exchanged; or nothing."""
     whole = pool.resources
     half = replace(whole, cpu=whole.cpu // 2, memory=whole.memory // 2)
     ways: list[tuple[Pool, ...]] = [(), (replace(pool, resources=half),)]
@@ -209,6 +209,7 @@ def less_of(chance: Random, pool: Pool) -> tuple[Pool, ...]:
     if pool.devices:
         gone = replace(whole, gpu=whole.gpu - 1000)
         ways.append((replace(pool, resources=gone, devices=pool.devices[1:]),))
+        ways.append((replace(pool, devices=(Device("gpu", "gpu-new"), *pool.devices[1:])),))
     return chance.choice(ways)
 
 
