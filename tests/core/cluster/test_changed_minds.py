@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rota.core.cluster.inputs import CancelJob, EditNode, NodeEdit, Refusal, RemoveNode, RetryJob
+from rota.core.cluster.inputs import CancelJob, EditNode, FromNode, NodeEdit, Refusal, RemoveNode, RetryJob
 from rota.core.cluster.soft import Settings
 from rota.core.model.protocol import (
     AllocationReport,
@@ -23,6 +23,7 @@ from rota.core.model.protocol import (
     Recall,
     Resize,
     Stop,
+    Up,
 )
 from rota.core.model.resources import Resources
 from rota.core.model.spec import Dependency
@@ -179,21 +180,27 @@ def test_a_node_that_dials_for_ever_and_never_says_what_it_holds_is_lost() -> No
     second = scene.node("b", 1)
     heard_ms = scene.now_ms
     granted: list[Grant] = []
+    inventory = Inventory(pools=(Pool(resources=Resources(cpu=1_000)),))
+    hello = Hello(1, "", 1, "b", "j", 1, 0, inventory, scene.now_ms, 1)
+    pages: list[Up] = [Holding((), ())] * 4
     stream = 1_000
     while not granted:
         stream += 1
-        inventory = Inventory(pools=(Pool(resources=Resources(cpu=1_000)),))
-        hello = Hello(1, "", 1, "b", "j", 1, 0, inventory, scene.now_ms, 1)
-        dialled = replace(scene.said(first, hello), stream=stream)
-        for _ in range(5):
+        for message in [hello, *pages]:
+            dialled = FromNode(first, stream, message)
             scene.step(dialled, scene.said(second, Heartbeat(scene.now_ms, 0)), after_ms=2_000)
             granted += scene.sent(Grant)
-            dialled = replace(dialled, message=Holding((), ()))
     assert [one.first_attempt for one in granted] == [2]
     assert scene.now_ms - heard_ms <= SETTINGS.lost_after_ms + 20_000
     lost = scene.machine.cluster.nodes[first].status
     assert lost.state is NodeState.LOST
     assert "without saying all that it holds" in lost.reason
+    # Nor does a stream stay open on which nothing more comes.
+    for message in (replace(hello, last_sequence=2), HoldingEnd(0)):
+        scene.step(FromNode(first, stream + 1, message))
+    assert first in scene.machine.soft.sessions
+    scene.wait(SETTINGS.disconnected_ms + 1)
+    assert first not in scene.machine.soft.sessions
     # Once it does, it is a node as before.
     scene.hello(first, 1, _holding(grant))
     assert scene.machine.cluster.nodes[first].status.state is NodeState.READY

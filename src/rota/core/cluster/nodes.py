@@ -71,10 +71,9 @@ def takes_work(soft: Soft, node: Node) -> bool:
 def heard(work: Work, session: Session, node: Node) -> None:
     """The node has just been heard. One that began anew without end is as good as silent."""
     session.heard_ms = work.now_ms
-    if not session.counts:
-        return
-    work.soft.heard_ms[node.id] = work.now_ms
-    if node.status.state is NodeState.SUSPECT and work.soft.connected(node.id):
+    if session.counts:
+        work.soft.heard_ms[node.id] = work.now_ms
+    if node.status.state is NodeState.SUSPECT and session.compared:
         become(work, node, NodeState.READY, "")
         work.place_wanted = True
     work.soft.timers.arm_earlier("node", node.id, work.now_ms + work.settings.suspect_ms)
