@@ -3,15 +3,30 @@
 from dataclasses import replace
 
 import pytest
+from pyroaring import BitMap
 
-from rota.core.cluster.inputs import CancelJob, EditNode, FromNode, NodeEdit, Refusal, RemoveNode, RetryJob
+from rota.core.cluster.inputs import (
+    CancelJob,
+    EditNode,
+    FromNode,
+    Lead,
+    NodeEdit,
+    Refusal,
+    RemoveNode,
+    RetryJob,
+    Send,
+)
 from rota.core.cluster.soft import Settings
+from rota.core.cluster.step import Machine
+from rota.core.cluster.waiting import Reasons
+from rota.core.model import indexset
 from rota.core.model.protocol import (
     AllocationReport,
     Device,
     Ended,
     Grant,
     Heartbeat,
+    HeartbeatAck,
     HeldAllocation,
     HeldLease,
     Hello,
@@ -21,6 +36,7 @@ from rota.core.model.protocol import (
     Lease,
     Pool,
     Recall,
+    Report,
     Resize,
     Stop,
     Up,
@@ -204,6 +220,88 @@ def test_a_node_that_dials_for_ever_and_never_says_what_it_holds_is_lost() -> No
     # Once it does, it is a node as before.
     scene.hello(first, 1, _holding(grant))
     assert scene.machine.cluster.nodes[first].status.state is NodeState.READY
+
+
+def test_a_node_that_is_not_waited_for_is_not_told_that_it_is() -> None:
+    """Its fenced attempts would go on beside those that are granted elsewhere."""
+    scene = Scene()
+    node = scene.node("n", 1)
+    inventory = Inventory(pools=(Pool(resources=Resources(cpu=1_000)),))
+    hello = Hello(1, "", 1, "b", "j", 1, 0, inventory, 0, 0)
+    acknowledged = []
+    for stream in (98, 99):
+        for message in (hello, HoldingEnd(0), Heartbeat(scene.now_ms, 0)):
+            scene.step(FromNode(node, stream, message))
+        acknowledged.append(len(scene.sent(HeartbeatAck)))
+    assert acknowledged == [1, 0]
+    report = Report("j", 1, 1, (), ())
+    scene.step(FromNode(node, 99, report), FromNode(node, 99, Heartbeat(scene.now_ms, 1)))
+    assert len(scene.sent(HeartbeatAck)) == 1
+
+
+@pytest.mark.parametrize("how", ["restart", "cordon", "blink"])
+def test_a_job_stays_off_the_node_where_it_fails_while_others_are_away_for_a_moment(how: str) -> None:
+    scene = Scene()
+    first, second = scene.node("a", 4), scene.node("b", 4)
+    job = scene.submit(array="0-999")
+    grants = {order.node: order.message.body for order in scene.last.orders if isinstance(order, Send)}
+    on_first, on_second = grants[first], grants[second]
+    assert isinstance(on_first, Grant)
+    assert isinstance(on_second, Grant)
+    scene.report(second, AllocationReport(on_second.allocation, started=on_second.indices))
+    ends = tuple(Ended(index, Cause.START_FAILED, started=False) for index in _indices(on_first))
+    scene.report(first, AllocationReport(on_first.allocation, ended=ends, stalled=True))
+    match how:
+        case "restart":
+            scene.machine = Machine(records=sorted(scene.machine.cluster.records.items()))
+            scene.step(Lead())
+            scene.hello(first, 4)
+        case "cordon":
+            scene.ask(EditNode(0, "admin", "b", NodeEdit.CORDON))
+        case _:
+            scene.silence(second, 1)
+    assert scene.sent(Grant) == []
+    assert scene.job(job).status.avoid == (first,)
+    assert not scene.job(job).status.fails_everywhere
+    waiting = Reasons(scene.machine.cluster, scene.machine.soft).of_job(scene.job(job))
+    assert waiting is not None
+    assert "kept off it, where it failed in a row" in waiting.says
+
+
+def _indices(grant: Grant) -> BitMap:
+    return indexset.from_ranges(grant.indices)
+
+
+def test_a_drain_ends_also_what_a_lost_node_takes_back_after_its_deadline() -> None:
+    scene = Scene()
+    first = scene.node("a", 2)
+    job = scene.submit(array="0-1")
+    (grant,) = scene.sent(Grant)
+    scene.report(first, AllocationReport(grant.allocation, started=((0, 1),)))
+    scene.silence(first, SETTINGS.lost_after_ms)
+    second = scene.node("b", 1)
+    (again,) = scene.sent(Grant)
+    scene.silence(second, 1_000)
+    slots = HeldLease(grant.lease, (0, 1))
+    scene.hello(first, 2, Holding((slots,), (HeldAllocation(grant.allocation, (), ((0, 1),)),)))
+    # One is back; the other may yet have begun elsewhere.
+    assert scene.job(job).count_started == 1
+    assert Reasons(scene.machine.cluster, scene.machine.soft).of_task(scene.job(job), 1) is None
+    scene.ask(EditNode(0, "admin", "a", NodeEdit.DRAIN, deadline_ms=5_000))
+    told: list[Stop] = []
+
+    def beat() -> None:
+        for _ in range(20):
+            scene.step(scene.said(first, Heartbeat(scene.now_ms, 1)), after_ms=1_000)
+            told.extend(scene.sent(Stop))
+
+    beat()
+    assert [stop.indices for stop in told] == [((1, 1),)]
+    scene.hello(second, 1)
+    recall = scene.sent(Recall)[-1]
+    scene.report(second, AllocationReport(again.allocation, dropped=((0, 0),), answers=recall.recall))
+    beat()
+    assert [stop.indices for stop in told] == [((1, 1),), ((0, 0),)]
 
 
 def _gpus(*devices: str) -> Pool:

@@ -12,6 +12,7 @@ from rota.core.model.protocol import (
     Goodbye,
     Grant,
     Heartbeat,
+    HeartbeatAck,
     Input,
     Lease,
     ReadOutput,
@@ -328,6 +329,7 @@ def test_a_task_that_ends_in_time_leaves_no_timer(scene: Scene) -> None:
 
 
 def test_fenced_attempts_are_killed_when_the_leader_may_call_the_node_lost(scene: Scene) -> None:
+    scene.down(HeartbeatAck(scene.now_ms))
     scene.grant(((0, 9),), spec=JobSpec(command=("x",), on_node_loss=OnNodeLoss.RERUN_FENCED))
     scene.spawned((10, 0, 1), (10, 1, 1))
     heard_ms = scene.now_ms
@@ -345,9 +347,24 @@ def test_fenced_attempts_are_killed_when_the_leader_may_call_the_node_lost(scene
     assert spawns(scene.grant(((0, 1),), allocation=11)) == [(11, 0, 1), (11, 1, 1)]
 
 
+def test_a_stream_that_leads_to_nothing_keeps_no_fenced_attempt_alive(scene: Scene) -> None:
+    """The leader does not wait for a node that dials for ever, whatever it answers to each Hello."""
+    scene.down(HeartbeatAck(scene.now_ms))
+    scene.grant(((0, 0),), spec=JobSpec(command=("x",), on_node_loss=OnNodeLoss.RERUN_FENCED))
+    scene.spawned((10, 0, 1))
+    for _ in range(2):
+        scene.disconnect()
+        scene.step(after_ms=LOST_AFTER_MS // 2 - 1)
+        scene.connect()
+    assert scene.step(after_ms=1).commands == []
+    assert KillTree((10, 0, 1)) in scene.step(after_ms=1).commands
+
+
 def test_fenced_starts_carry_their_time_and_others_pass_them_by(scene: Scene) -> None:
     fenced = JobSpec(command=("x",), on_node_loss=OnNodeLoss.RERUN_FENCED)
-    outcome = scene.grant(((0, 3),), spec=fenced)
+    # Before the leader has answered a heartbeat, nobody is known to wait for this node.
+    assert spawns(scene.grant(((0, 3),), spec=fenced)) == []
+    outcome = scene.down(HeartbeatAck(scene.now_ms))
     times = [command.start_before_ms for command in outcome.commands if isinstance(command, Spawn)]
     assert times == [1_000 + LOST_AFTER_MS] * 2
     scene.grant(((0, 3),), allocation=11, job=8)

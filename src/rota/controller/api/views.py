@@ -110,7 +110,7 @@ def task_counts(one: Job) -> job_pb2.TaskCounts:
     """How many tasks are where; those that wait for a lost node are pending and held."""
     placed = running = kept = 0
     for allocation in one.allocations.values():
-        if allocation.desired.lost:
+        if allocation.waits_for_node:
             kept += len(allocation.remaining)
         else:
             placed += len(allocation.remaining)
@@ -146,7 +146,7 @@ def _sums(one: Job) -> dict[str, _NodeSum]:
     for allocation in one.allocations.values():
         each = sums.setdefault(allocation.node.id, _NodeSum())
         status, owned = allocation.status, allocation.owned
-        if not allocation.desired.lost:
+        if not allocation.waits_for_node:
             running = allocation.remaining.intersection_cardinality(status.started)
             each.running += running
             each.allocated += len(allocation.remaining) - running
@@ -290,7 +290,7 @@ def _parts(allocation: Allocation) -> list[tuple[TaskState, BitMap]]:
         (TaskState.FAILED, owned & status.failed),
         (TaskState.CANCELLED, owned & status.cancelled),
     ]
-    if allocation.desired.lost:
+    if allocation.waits_for_node:
         return [(TaskState.PENDING, allocation.remaining), *ended]
     return [(TaskState.RUNNING, running), (TaskState.ALLOCATED, allocation.remaining - running), *ended]
 

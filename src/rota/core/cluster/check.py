@@ -244,7 +244,7 @@ def _states(job: Job) -> dict[int, TaskState]:
         states.update(dict.fromkeys(segment.cancelled, TaskState.CANCELLED))
     for allocation in job.allocations.values():
         status, owned = allocation.status, allocation.owned
-        if not allocation.desired.lost:
+        if not allocation.waits_for_node:
             states.update(dict.fromkeys(owned, TaskState.ALLOCATED))
             states.update(dict.fromkeys(owned & status.started, TaskState.RUNNING))
         states.update(dict.fromkeys(owned & status.succeeded, TaskState.SUCCEEDED))

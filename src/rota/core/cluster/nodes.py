@@ -213,8 +213,9 @@ def drain_deadline(work: Work, name: str) -> None:
     if node is None or not node.config.draining:
         return
     for allocation in list(node.allocations.values()):
-        if allocation.desired.lost:
-            continue
+        if allocation.unclaimed:
+            # What it may yet take back is to end as well.
+            work.soft.timers.arm_earlier("drain", name, work.now_ms + work.settings.suspect_ms)
         rest = allocation.remaining - allocation.desired.stopping
         ask_stop(work, allocation, rest, StopReason.PREEMPT)
 

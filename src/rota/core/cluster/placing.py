@@ -139,10 +139,13 @@ class _Pass:
         named = [(rank, node) for rank, node in self.nodes if spec.node in ("", node.config.name)]
         if not job.status.avoid:
             return named
+        # Also those that are away for a moment, or take nothing now: it waits for them.
         able = [
             node.id
-            for _, node in named
-            if any(not spec.resources.missing_in(pool.resources) for pool in node.pools)
+            for node in self.cluster.nodes.values()
+            if spec.node in ("", node.config.name)
+            and not (node.lost or node.config.removed)
+            and any(not spec.resources.missing_in(pool.resources) for pool in node.pools)
         ]
         if able and set(job.status.avoid).issuperset(able):
             put_job_status(self.work, job, avoid=(), fails_everywhere=True)

@@ -92,6 +92,11 @@ class Allocation:
         return self.status.started & self.remaining
 
     @property
+    def waits_for_node(self) -> bool:
+        """Whether what is left of it waits for a lost node to come back."""
+        return self.desired.lost and self.node.lost
+
+    @property
     def unclaimed(self) -> BitMap:
         """Of a lost node's allocation: what it would take back if the node returned in time."""
         return self.desired.indices - self.desired.kept if self.desired.lost else _EMPTY

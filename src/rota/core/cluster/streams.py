@@ -142,7 +142,8 @@ def _heartbeat(work: Work, node: Node, session: Session, heartbeat: Heartbeat) -
     session.leaving = session.leaving or heartbeat.leaving
     if heartbeat.sequence_sent > node.status.acknowledged:
         end_stream(work, session, "a report was lost on the way")
-    else:
+    elif session.counts:
+        # Else the node must not take this for a sign that it is waited for.
         work.confirm()
         work.send(node.id, HeartbeatAck(heartbeat.sent_ms))
 

@@ -91,7 +91,7 @@ class Reasons:
         """Why the job's pending tasks wait; if for different things, what the first to run waits for."""
         if job.ended or job.ending:
             return None
-        kept = next((one for one in job.lost.values() if one.remaining), None)
+        kept = next((one for one in job.lost.values() if one.remaining and one.waits_for_node), None)
         if not job.pending:
             return _kept(kept) if kept is not None else None
         if (common := self._of_all(job)) is not None:
@@ -104,7 +104,7 @@ class Reasons:
     def of_task(self, job: Job, index: int) -> Waiting | None:
         """Why one task waits; None where it does not."""
         kept = next((one for one in job.lost.values() if index in one.remaining), None)
-        if kept is not None:
+        if kept is not None and kept.waits_for_node:
             return _kept(kept)
         if index not in job.pending:
             return None

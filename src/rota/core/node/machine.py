@@ -200,12 +200,12 @@ class Machine:
                 # Said again in each session, where it holds.
                 self._drain(draining=False)
                 self.granting.acknowledged(body.acknowledged)
-                self.attempts.meet_fence(self.talk.fence_ms)
+                self._meet_fence()
                 self.book.command(TellOutput())
                 self._tell_inputs()
             case HeartbeatAck():
                 self.talk.heard(body.sent_ms)
-                self.attempts.meet_fence(self.talk.fence_ms)
+                self._meet_fence()
             case Ack():
                 self.talk.acknowledge(body.sequence)
                 self.granting.acknowledged(body.sequence)
@@ -239,6 +239,10 @@ class Machine:
                 raise AssertionError(body)
             case _:
                 assert_never(body)
+
+    def _meet_fence(self) -> None:
+        if self.talk.fence_ms is not None:
+            self.attempts.meet_fence(self.talk.fence_ms)
 
     def _tell_inputs(self) -> None:
         for of_allocation in self.attempts.running.values():

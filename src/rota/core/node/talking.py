@@ -44,8 +44,9 @@ class Talk:
         self._cluster = cluster
         self._hello_ms = -1
         self._hello_sequence = 0
-        # Heartbeats that the leader has seen, by the time of their sending.
-        self._contact_ms = 0
+        # When the last heartbeat was sent that the leader has acknowledged. A Welcome is none: it shows
+        # that a Hello was heard, and one that leads to nothing makes nobody wait for this node.
+        self._contact_ms: int | None = None
         # As the last Welcome said; 0 since the start.
         self.lost_after_ms = 0
         self._heartbeat_ms = 0
@@ -170,8 +171,9 @@ class Talk:
         self._number = down.number
         self._heartbeat_ms = welcome.heartbeat_ms
         self.lost_after_ms = welcome.lost_after_ms
-        self._heartbeat_sent_ms = self._alive_ms = self._book.now_ms
-        self._contact_ms = max(self._contact_ms, welcome.hello_sent_ms)
+        self._alive_ms = self._book.now_ms
+        # The first one is due at once.
+        self._heartbeat_sent_ms = self._book.now_ms - welcome.heartbeat_ms
         self._sent_sequence = max(welcome.acknowledged, held.acknowledged)
         self._acknowledge(self._sent_sequence)
         return True
@@ -196,15 +198,15 @@ class Talk:
     def heard(self, sent_ms: int) -> None:
         """The leader has seen the heartbeat that was sent then."""
         if sent_ms <= self._heartbeat_sent_ms:
-            self._contact_ms = max(self._contact_ms, sent_ms)
+            self._contact_ms = max(self._contact_ms or 0, sent_ms)
             self._alive_ms = max(self._alive_ms, sent_ms)
 
     # ------------------------------------------------------------ what goes
 
     @property
-    def fence_ms(self) -> int:
-        """Until when the leader does not call this node lost."""
-        return self._contact_ms + self.lost_after_ms
+    def fence_ms(self) -> int | None:
+        """Until when the leader does not call this node lost; None if it never acknowledged a heartbeat."""
+        return None if self._contact_ms is None else self._contact_ms + self.lost_after_ms
 
     @property
     def settled(self) -> bool:
