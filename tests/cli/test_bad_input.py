@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import click
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rota.cli.job_options import OPTIONS, job_options
+from rota.cli.origins import Origins
+from rota.client.messages import JobSpec, Resources
 from tests.cli.conftest import Rota
 
 
@@ -68,6 +72,7 @@ def test_all_wrong_options_are_named_at_once(rota: Rota) -> None:
         (["--node", " "], "rota: --node: is empty; give a value, or leave the option out"),
         (["--after", ""], "rota: --after: is empty; give a value, or leave the option out"),
         (["--each-line", ""], "rota: --each-line: is empty; give a value, or leave the option out"),
+        (["--resource", "power=-1"], "rota: --resource power: '-1' is negative; the least is 0"),
         (["--label", "x"], "rota: --label: 'x' has no name and value; try team=video"),
         (["--priority", "5000"], "rota: --priority: '5000' is too large; the most is 1000"),
         (["--retries", "9" * 25], f"rota: --retries: '{'9' * 25}' is not a whole number"),
@@ -87,7 +92,54 @@ def test_an_option_is_refused_by_its_own_name(arguments: list[str], line: str, r
 def test_a_command_that_is_empty_is_refused(rota: Rota) -> None:
     answer = rota("submit", "--", "")
     assert answer.code == 2
-    assert answer.lines == ["rota: command[0]: is empty; a command begins with the name of a program"]
+    assert answer.lines == ["rota: COMMAND: is empty; a command begins with the name of a program"]
+
+
+# What no option says: no services are run yet.
+_WITHOUT_OPTION = {"kind", "replicas", "stdin"}
+
+
+def test_every_field_of_a_job_is_known_by_its_option() -> None:
+    @click.command()
+    @job_options
+    def command(**_: object) -> None: ...
+
+    fields = {f"resources.{field.name}" for field in Resources.DESCRIPTOR.fields}
+    fields |= {field.name for field in JobSpec.DESCRIPTOR.fields} - _WITHOUT_OPTION
+    assert fields <= set(OPTIONS)
+    there = {name for param in command.params for name in param.opts}
+    assert {option for option in OPTIONS.values() if option.startswith("--")} == there
+
+
+@pytest.mark.parametrize(
+    ("path", "says", "line"),
+    [
+        ("queue", "there is no queue 'x'", "--queue: there is no queue 'x' (a:1)"),
+        ("resources.named.foo", "asks 3", "--resource foo: asks 3 (a:2)"),
+        ("resources.named.b.c", "asks 4", "--resource b.c: asks 4 (a:3)"),
+        ("resources.named['b.c']", "is large", "--resource b.c: is large (a:3)"),
+        ("resources.named", "has 70 entries", "--resource: has 70 entries"),
+        ("resources.cpu", "asks 99", "--cpu: asks 99"),
+        ("resources", "no node has all of cpu 1", "no node has all of cpu 1"),
+        ("labels", "'A b' is no name for it", "--label: 'A b' is no name for it (a:4)"),
+        ("after[1].job", "there is no job '9'", "--after: there is no job '9' (a:5)"),
+        ("lines[3]", "is long", "--each-line, line 4: is long"),
+        ("command[0]", "is empty", "COMMAND: is empty"),
+        ("command[2]", "is long", "COMMAND, argument 2: is long"),
+        ("signal", "'time_limit' is after time_limit", "--signal: 'time_limit' is after --time-limit"),
+        ("", "is 2 MiB in all", "the job: is 2 MiB in all"),
+        ("of_tomorrow", "is odd", "of_tomorrow: is odd"),
+    ],
+)
+def test_what_is_wrong_with_a_field_is_told_where_it_was_given(path: str, says: str, line: str) -> None:
+    origins = Origins(OPTIONS)
+    origins.note("queue", "a:1")
+    origins.note("resources.named.foo", "a:2", name="foo")
+    origins.note("resources.named.b.c", "a:3", name="b.c")
+    origins.note("labels.A b", "a:4", name="A b")
+    origins.note("after[0]", "a:4")
+    origins.note("after[1]", "a:5")
+    assert origins.tell(path, says) == line
 
 
 def test_lines_that_are_no_text_or_too_many_are_refused(rota: Rota, tmp_path: Path) -> None:
@@ -119,6 +171,22 @@ def test_a_scripts_lines_are_checked_where_they_stand(rota: Rota, tmp_path: Path
         "rota: no closing quotation (job.sh:6)",
         "rota: got unexpected extra argument (stray) (job.sh:7)",
         "rota: --memory: '5xx' is not a size; try 5GB or 5GiB (job.sh:3)",
+    ]
+
+
+def test_what_stands_in_several_lines_is_refused_in_its_own(rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text(
+        "#ROTA --label a=1 --label 'B b=2'\n#ROTA --label c=3\n#ROTA --env 1=2\n"
+        "#ROTA --retention 1s\n#ROTA --env A=1 --retention 2s\n"
+    )
+    answer = rota("submit", "--label", "D d=4", "job.sh")
+    assert answer.code == 2
+    ends = [(line.split(" ")[1], line.rpartition(" ")[2]) for line in answer.lines]
+    assert ends == [
+        ("--env:", "(job.sh:3)"),
+        ("--label:", "(job.sh:1)"),
+        ("--label:", "63"),
+        ("--retention:", "(job.sh:5)"),
     ]
 
 

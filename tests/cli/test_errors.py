@@ -172,7 +172,7 @@ def test_a_file_that_all_tasks_of_a_job_files_job_write_to_is_named(rota: Rota) 
     [
         (["run", "--", "echo", "caf\udce9"], "COMMAND: "),
         (["submit", "--name", "caf\udce9", "--", "true"], "--name: "),
-        (["run", "--env", "A=caf\udce9", "--", "true"], "--env: "),
+        (["run", "--env", "A=caf\udce9", "--", "true"], "--env A: "),
         (["run", "--env", "TAKEN", "--", "true"], "--env: "),
     ],
 )

@@ -130,11 +130,54 @@ def test_a_job_starts_after_another(cluster: Cluster, gate: Gate) -> None:
     assert retried.stderr == f"rota: {hint}\n"
 
 
-def test_a_request_no_node_can_carry_is_refused_and_names_the_largest(cluster: Cluster) -> None:
-    done = cluster("submit", "--cpu", "1000", "--", "true")
-    assert done.returncode in (2, 4)
-    assert "largest" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_what_the_cluster_refuses_is_told_where_it_was_asked_for(cluster: Cluster) -> None:
+    options = ["--cpu", "1000", "--resource", "x=3", "--after", "99999", "--queue", "nobodys"]
+    for command in ("submit", "run"):
+        done = cluster(command, *options, "--", "true")
+        says = [line.split(": ")[1] for line in done.stderr.splitlines()]
+        assert (done.returncode, says) == (2, ["--after", "--queue", "--cpu", "--resource x"]), done
+        assert "the largest node has 4 (" in done.stderr
+    (cluster.place / "refused.sh").write_text("#ROTA --resource x=3\n#ROTA --resource y=4 --queue nobodys\n")
+    done = cluster("submit", "refused.sh")
+    ends = [(line.split(": ")[1], line.rpartition(" ")[2]) for line in done.stderr.splitlines()]
+    assert (done.returncode, ends) == (
+        2,
+        [
+            ("--queue", "(refused.sh:2)"),
+            ("--resource x", "(refused.sh:1)"),
+            ("--resource y", "(refused.sh:2)"),
+        ],
+    )
+    (cluster.place / "refused.yaml").write_text(
+        "jobs:\n- command: [x]\n- command: [x]\n  queue: nobodys\n  after:\n  - job: 1\n  - {job: 99999}\n"
+    )
+    done = cluster("submit", "refused.yaml")
+    ends = [(line.split(": ")[1], line.rpartition(" ")[2]) for line in done.stderr.splitlines()]
+    assert ("jobs[1].queue", "(refused.yaml:4:10)") in ends
+    assert ("jobs[1].after[1].job", "(refused.yaml:7:11)") in ends
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["queue", "create", "A"], "NAME: 'A' is not allowed;"),
+        (
+            ["queue", "create", "a", "--priority-min", "5", "--priority-max", "1"],
+            "--priority-min: 5 is above --priority-max, which is 1",
+        ),
+        (["queue", "create", "a", "--quota", "foo=0.0"], "--quota foo: 0 would be no limit;"),
+        (["token", "create", "--ttl", "9000d"], "--ttl: '9000d' is too large; the most is 365d"),
+        (["node", "label", "a", "A b=1"], "K=V: 'A b' is no name for it;"),
+        (["node", "drain", "a", "--deadline", "9000d"], "--deadline: '9000d' is too large;"),
+        (["cancel", "1/9-3"], "ID[/TASKS]: '9-3' is upside down; try 3-9"),
+        (["submit", "--idempotency-key", "k" * 300, "--", "x"], "--idempotency-key: is 300 characters long;"),
+    ],
+)
+def test_what_is_refused_is_told_by_what_was_typed(arguments: list[str], says: str, cluster: Cluster) -> None:
+    done = cluster(*arguments)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line[: len(says) + 6]) == (2, f"rota: {says}")
 
 
 # ---------------------------------------------------------------- looking
@@ -194,7 +237,7 @@ def test_failures_are_grouped_and_a_task_has_all_its_attempts(cluster: Cluster) 
     ("arguments", "says"),
     [
         (["show", "99999"], "there is no job 99999"),
-        (["show", "1/77"], "has no task 77; it has"),
+        (["show", "{there}/77"], "has no task 77; it has 0"),
         (["logs", "99999"], "there is no job 99999"),
         (["wait", "99999"], "there is no job 99999"),
         (["cancel", "99999"], "there is no job 99999"),
@@ -208,7 +251,8 @@ def test_failures_are_grouped_and_a_task_has_all_its_attempts(cluster: Cluster) 
     ],
 )
 def test_what_is_not_there_is_exit_code_3(arguments: list[str], says: str, cluster: Cluster) -> None:
-    done = cluster(*arguments)
+    there = cluster.submit("--", "true") if "{there}/77" in arguments else ""
+    done = cluster(*(argument.replace("{there}", there) for argument in arguments))
     assert done.returncode == 3, done
     (line,) = done.stderr.splitlines()
     assert says in line

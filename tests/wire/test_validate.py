@@ -22,7 +22,7 @@ from rota.wire.gen.v1 import (
     node_pb2,
     rules_pb2,
 )
-from rota.wire.problems import LINES_MAX, PROBLEMS_MAX, BadInput, Problem, path_text, report
+from rota.wire.problems import LINES_MAX, PROBLEMS_MAX, BadInput, Problem, path_of, path_text, report
 from rota.wire.rules import SPEC_BYTES_MAX
 from rota.wire.validate import rules_of, validate
 from tests.wire.values import SPECS
@@ -323,4 +323,6 @@ def test_paths_are_written_as_people_write_them() -> None:
     assert path_text(("jobs", 0, "resources", "memory")) == "jobs[0].resources.memory"
     assert path_text(("jobs", 12, "env", "A")) == "jobs[12].env.A"
     assert path_text(("labels", "a.b/c")) == "labels['a.b/c']"
+    for path in (("jobs", 12, "env", "A"), ("labels", "a.b/c"), ("after", 3, "job"), ()):
+        assert path_of(path_text(path)) == path
     assert path_text(("labels", "a" * 65)) == f"labels['{'a' * 61}...']"

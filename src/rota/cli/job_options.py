@@ -3,8 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +15,10 @@ from click.shell_completion import CompletionItem
 
 from rota.cli import slurm
 from rota.cli.app import shown, usage_text
+from rota.cli.origins import Origins
 from rota.cli.session import NodeName, QueueName
 from rota.cli.states import choices, value
-from rota.client.errors import InvalidRequest, RotaError
+from rota.client.errors import InvalidRequest
 from rota.client.messages import DependencyWhen, JobSpec, OnNodeLoss
 from rota.client.texts import RESOURCES, problems_of, set_named, set_text
 from rota.client.units import UnitError
@@ -114,20 +114,30 @@ _TYPES: dict[str, click.ParamType[str]] = {
     "--node": NodeName(),
     "--on-node-loss": _LossPolicy(),
 }
-_FIELD_OF = {option[2:].replace("-", "_"): (option, path) for option, path, _, _ in _FIELDS}
 
+# Those that may stand several times.
 _REPEATED = [
-    ("--resource", "resource", "NAME=N", "Another resource of a task, as power=10."),
+    ("--resource", "resources.named", "NAME=N", "Another resource of a task, as power=10."),
     ("--env", "env", "K=V|K", "A variable for the tasks; K alone takes its value from here."),
     ("--after", "after", "ID[:WHEN]", "Start when a job has succeeded, or :finished, or :failed."),
-    ("--label", "label", "K=V", "A label, for 'rota ls --label'."),
+    ("--label", "labels", "K=V", "A label, for 'rota ls --label'."),
 ]
+
+OPTIONS = {
+    **{path: option for option, path, _, _ in (*_FIELDS, *_REPEATED)},
+    "lines": "--each-line",
+    "command": "COMMAND",
+    "script": "the script",
+    "resources": "",
+    "": "the job",
+}
+"""What people know each field of a job by. Of some nothing can be wrong that an option alone has said."""
 
 
 def job_options(function: F) -> F:
     """All of them; the function gets them as keywords, which `spec_of` understands."""
-    for option, parameter, metavar, says in reversed(_REPEATED):
-        function = click.option(option, parameter, multiple=True, metavar=metavar, help=says)(function)
+    for option, _, metavar, says in reversed(_REPEATED):
+        function = click.option(option, multiple=True, metavar=metavar, help=says)(function)
     lines = click.option(
         "--each-line",
         type=click.Path(),
@@ -140,58 +150,52 @@ def job_options(function: F) -> F:
     return function
 
 
-def spec_of(
+@dataclass(frozen=True, slots=True)
+class MadeJob:
+    """The job that options describe."""
+
+    spec: JobSpec
+    origins: Origins
+
+    def tell(self, number: int, path: str, says: str) -> str:
+        """What is wrong with it, by the option; `number` is 0."""
+        return self.origins.tell(path, says)
+
+
+def job_of(
     options: Mapping[str, Any],
     *,
     command: Sequence[str] = (),
     script: str = "",
     stdin: bool = False,
-    places: Mapping[str, str] | None = None,
-    problems: Sequence[str] = (),
-) -> JobSpec:
-    """The job that options describe. Raises InvalidRequest with all that is wrong.
-
-    `places`: where an option stands, if not on the command line (`job.sh:3`). `problems`: what is known to be
-    wrong already.
-    """
-    made = _Made(places or {}, problems)
-    made.try_to("command", "COMMAND", lambda: made.spec.command.extend(command))
+    lines: "ScriptOptions | None" = None,
+) -> MadeJob:
+    """The job that options describe; `lines` are a script's. Raises InvalidRequest with all that is wrong."""
+    made = _Made(lines or ScriptOptions())
+    made.try_to("command", lambda: made.spec.command.extend(command))
     made.spec.script = script
-    for parameter, (option, path) in _FIELD_OF.items():
-        text = options.get(parameter)
-        if text is not None:
-            made.try_to(parameter, option, partial(made.field, path, text))
-    for parameter, act in (
-        ("resource", made.resource),
-        ("env", made.env),
-        ("after", made.after),
-        ("label", made.label),
-    ):
-        for text in options.get(parameter) or ():
-            made.try_to(parameter, f"--{parameter}", partial(act, text))
-    if options.get("each_line") is not None:
-        made.try_to("each_line", "--each-line", partial(made.lines, options["each_line"]))
+    for option, path, _, _ in _FIELDS:
+        if (text := options.get(_parameter(option))) is not None:
+            made.give(option, path, text)
+    for option, path, _, _ in _REPEATED:
+        for number, text in enumerate(options.get(_parameter(option)) or ()):
+            made.give(option, path, text, number)
+    if (name := options.get("each_line")) is not None:
+        made.give("--each-line", "lines", name)
     made.spec.cwd = absolute(made.spec.cwd)
     made.spec.stdin = stdin and not made.spec.array and not made.spec.lines
+    if made.spec.stdin and made.spec.retries:
+        says = "another attempt could not read standard input, which is gone then; '-n' leaves it out"
+        made.problems.append(made.origins.tell("retries", says))
     if not made.problems:
-        made.check()
+        made.problems += [made.origins.tell(path, says) for path, says in problems_of(made.spec)]
     if made.problems:
         raise InvalidRequest(made.problems)
-    return made.spec
+    return MadeJob(made.spec, made.origins)
 
 
-@contextmanager
-def named_by_options() -> Iterator[None]:
-    """What the cluster refuses of the one job submitted is told by its option: `--cpu`, not `jobs[0]...`."""
-    try:
-        yield
-    except RotaError as error:
-        raise type(error)(map(_by_option, error.problems)) from error
-
-
-def _by_option(problem: str) -> str:
-    match = re.fullmatch(r"jobs\[0\]\.([^ :]+): (.*)", problem, re.DOTALL)
-    return f"{_option_of(match[1])[1]}: {match[2]}" if match is not None else problem
+def _parameter(option: str) -> str:
+    return option[2:].replace("-", "_")
 
 
 def absolute(cwd: str) -> str:
@@ -207,29 +211,44 @@ def absolute(cwd: str) -> str:
 class _Made:
     """A job in the making."""
 
-    def __init__(self, places: Mapping[str, str], problems: Sequence[str]) -> None:
+    def __init__(self, lines: "ScriptOptions") -> None:
         self.spec = JobSpec()
-        self.problems = list(problems)
-        self._places = places
+        self.origins = Origins(OPTIONS)
+        self.problems = list(lines.problems)
+        self._places = lines.places
 
-    def try_to(self, parameter: str, option: str, act: Callable[[], None]) -> None:
+    def give(self, option: str, path: str, text: str, number: int = 0) -> None:
+        """Sets what an option says; `number`: of those that are there several times, counted from 0."""
+        place = dict(enumerate(self._places.get(_parameter(option), ()))).get(number, "")
+        name, equals, _ = text.partition("=")
+        if path == "after":
+            path = f"after[{number}]"
+            self.origins.note(path, place)
+        elif path in ("env", "labels", "resources.named"):
+            path = f"{path}.{name}"
+            self.origins.note(path, place, name=name if equals else "")
+        else:
+            self.origins.note(path, place)
+        act = {
+            "--resource": self._resource,
+            "--env": self._env,
+            "--after": self._after,
+            "--label": self._label,
+            "--each-line": self._lines,
+        }.get(option, partial(self._field, path))
+        self.try_to(path, partial(act, text))
+
+    def try_to(self, path: str, act: Callable[[], None]) -> None:
+        """Does it; what is wrong with the text becomes a problem."""
         try:
             act()
         except UnitError as error:
-            self._add(parameter, f"{option}: {error}")
+            self.problems.append(self.origins.tell(path, str(error)))
         except UnicodeEncodeError as error:
-            self._add(parameter, f"{option}: '{shown(error.object)}' is not UTF-8 text; Rota takes no other")
+            says = f"'{shown(error.object)}' is not UTF-8 text; Rota takes no other"
+            self.problems.append(self.origins.tell(path, says))
 
-    def check(self) -> None:
-        for path, says in problems_of(self.spec):
-            parameter, option = _option_of(path)
-            self._add(parameter, f"{option}: {says}")
-
-    def _add(self, parameter: str, says: str) -> None:
-        place = self._places.get(parameter)
-        self.problems.append(f"{says} ({place})" if place else says)
-
-    def field(self, path: str, text: str) -> None:
+    def _field(self, path: str, text: str) -> None:
         refuse_empty(text)
         if path == "array" and (hint := slurm.array_hint(text)):
             raise UnitError(f"'{text}' is how Slurm says it; here it is {hint}")
@@ -237,13 +256,13 @@ class _Made:
             raise UnitError(f"'{text}' is how Slurm says it; here it is {hint}")
         set_text(self.spec, path, text)
 
-    def resource(self, text: str) -> None:
+    def _resource(self, text: str) -> None:
         name, number = _pair(text, "power=10")
         if name in RESOURCES:
             raise UnitError(f"'{text}' has an option of its own: --{name} {number}")
         set_named(self.spec.resources, name, number)
 
-    def env(self, text: str) -> None:
+    def _env(self, text: str) -> None:
         key, equals, text = text.partition("=")
         if not equals:
             if key not in os.environ:
@@ -251,7 +270,7 @@ class _Made:
             text = os.environ[key]
         self.spec.env[key] = text
 
-    def after(self, text: str) -> None:
+    def _after(self, text: str) -> None:
         refuse_empty(text)
         job, colon, when = text.partition(":")
         if hint := slurm.after_hint(text):
@@ -260,11 +279,11 @@ class _Made:
             raise UnitError(f"'{text}' is no dependency; try {job or 41}:finished")
         self.spec.after.add(job=job, when=value(DependencyWhen, when) if colon else 0)
 
-    def label(self, text: str) -> None:
+    def _label(self, text: str) -> None:
         key, text = _pair(text, "team=video")
         self.spec.labels[key] = text
 
-    def lines(self, name: str) -> None:
+    def _lines(self, name: str) -> None:
         refuse_empty(name)
         text = _read_text(name, LINES_BYTES_MAX)
         self.spec.lines.extend(
@@ -278,19 +297,6 @@ def refuse_empty(text: str) -> None:
     """An empty text is a shell's variable that is not set, and never meant. Raises UnitError."""
     if not text.strip():
         raise UnitError("is empty; give a value, or leave the option out")
-
-
-def _option_of(path: str) -> tuple[str, str]:
-    """The parameter and the option that a field of the contract was given by."""
-    match = re.match(r"[a-z_.]*", path)
-    name = match[0].rstrip(".") if match is not None else ""
-    for parameter, (option, of) in _FIELD_OF.items():
-        if name == of:
-            return parameter, option
-    if name in ("env", "after", "labels", "lines", "resources.named"):
-        parameter = {"labels": "label", "lines": "each_line", "resources.named": "resource"}.get(name, name)
-        return parameter, "--" + parameter.replace("_", "-")
-    return name, path
 
 
 def _pair(text: str, example: str) -> tuple[str, str]:
@@ -371,10 +377,13 @@ def doubtful_lines(path: str, text: str) -> list[str]:
 
 @dataclass(slots=True)
 class ScriptOptions:
-    """What the `#ROTA` lines of a script say, where each option stands, and what is wrong with the lines."""
+    """What the `#ROTA` lines of a script say, where each option stands, and what is wrong with the lines.
+
+    `places`: by parameter, one (`job.sh:3`) for each time that the option is there and counts.
+    """
 
     options: Options = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -395,7 +404,9 @@ def script_options(path: str, text: str) -> ScriptOptions:
             found.problems.append(f"{usage_text(error)} ({place})")
         else:
             merge(found.options, given)
-            found.places |= dict.fromkeys(given, place)
+            for name, texts in given.items():
+                kept = found.places.get(name, []) if isinstance(texts, tuple) else []
+                found.places[name] = [*kept, *([place] * len(texts) if isinstance(texts, tuple) else [place])]
     return found
 
 

@@ -14,7 +14,8 @@ import click
 
 from rota.cli import app, formats, stdin
 from rota.cli.hints import shared_files, start_hint
-from rota.cli.job_options import given_options, job_options, named_by_options, spec_of
+from rota.cli.job_options import given_options, job_of, job_options
+from rota.cli.origins import told_by
 from rota.cli.printer import STDERR, STDOUT, Printer
 from rota.cli.session import client, idempotency_key_option, submit_jobs
 from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, Client
@@ -85,13 +86,14 @@ def run(
         count = int(command[0])
         hint = f"; for {count} tasks try --array 0-{count - 1}" if count > 1 else ""
         raise click.UsageError(f"-n means --no-stdin and takes no number{hint}", ctx)
-    spec = spec_of(given_options(ctx), command=command, stdin=not no_stdin and stdin.is_given())
+    made = job_of(given_options(ctx), command=command, stdin=not no_stdin and stdin.is_given())
+    spec = made.spec
     if not (spec.stdin or no_stdin) and stdin.has_data():
         app.say("standard input is not read: it goes along with a job of one task alone ('-n' says so)")
     for line in shared_files(spec):
         app.say(line)
     try:
-        with client(PATIENCE_OF_WAITING_S) as rota:
+        with told_by(made.tell), client(PATIENCE_OF_WAITING_S) as rota:
             return _Run(rota, spec, idempotency_key).result()
     except ControllerFailed as error:
         app.present(error)
@@ -121,8 +123,7 @@ class _Run:
     def result(self) -> int:
         """Submits, shows, waits; the exit code. Raises RotaError."""
         self._catch_signals()
-        with named_by_options():
-            self._number = submit_jobs(self._rota, [self._spec], self._key).ids[0]
+        self._number = submit_jobs(self._rota, [self._spec], self._key).ids[0]
         self._submitted_s = time.monotonic()
         follower = Follower(self._rota, Job(id=self._number, spec=self._spec), self._printer, self._news.put)
         self._spawn(self._watch)

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from rota.cli import app
+from rota.cli.origins import told_by_parameters
 from rota.cli.states import short
 from rota.client.client import PATIENCE_S, Client
 from rota.client.context import home_directory, was_stopped
@@ -40,7 +41,7 @@ def client(patience_s: float = PATIENCE_S) -> Iterator[Client]:
     notice_s = NOTICE_S if sys.stderr.isatty() else NOTICE_IN_LOG_S
     if patience_s <= PATIENCE_S and was_stopped(home_directory()):
         patience_s = STOPPED_S
-    with Client(patience_s=patience_s, notice=app.say, notice_s=notice_s) as made:
+    with Client(patience_s=patience_s, notice=app.say, notice_s=notice_s) as made, told_by_parameters():
         yield made
 
 
@@ -217,7 +218,8 @@ def each(items: Iterable[T], act: Callable[[T], None]) -> int:
     code = 0
     for item in items:
         try:
-            act(item)
+            with told_by_parameters():
+                act(item)
         except RotaError as error:
             code = code or app.present(error)
     return code

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from rota.cli.job_options import (
     absolute,
     doubtful_lines,
     given_options,
+    job_of,
     job_options,
     merge,
-    named_by_options,
     read_script,
     script_options,
-    spec_of,
 )
 from rota.cli.listing import output_option, plain, print_json, print_yaml
+from rota.cli.origins import Tell, told_by
 from rota.cli.session import client, idempotency_key_option, not_empty, submit_jobs
 from rota.cli.wait import wait_for
 from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S
@@ -83,15 +82,14 @@ def submit(
     **_: Any,
 ) -> int:
     """Submit a command, a script or a job file; the text of a script travels with it."""
-    jobs = _jobs(ctx, file, arguments)
+    jobs, tell = _jobs(ctx, file, arguments)
     if "-" not in (file, ctx.params.get("each_line")) and stdin.has_data():
         app.say("standard input is not read by 'rota submit', and no task gets it; 'rota run' takes it along")
     for job in jobs:
         for line in shared_files(job):
             app.say(line)
-    with client(PATIENCE_OF_WAITING_S if wait else PATIENCE_S) as rota:
-        with nullcontext() if is_job_file(file) else named_by_options():
-            answer = submit_jobs(rota, jobs, idempotency_key)
+    with told_by(tell), client(PATIENCE_OF_WAITING_S if wait else PATIENCE_S) as rota:
+        answer = submit_jobs(rota, jobs, idempotency_key)
         _print(answer, jobs, output)
         return wait_for(rota, answer.ids, err=True) if wait else 0
 
@@ -101,18 +99,22 @@ def is_job_file(file: str | None) -> bool:
     return file is not None and file.endswith((".yaml", ".yml", ".json"))
 
 
-def _jobs(ctx: click.Context, file: str | None, arguments: Sequence[str]) -> list[JobSpec]:
-    """What is to be submitted. Raises InvalidRequest or UsageError."""
+def _jobs(ctx: click.Context, file: str | None, arguments: Sequence[str]) -> tuple[Sequence[JobSpec], Tell]:
+    """What is to be submitted, and where it comes from. Raises InvalidRequest or UsageError."""
     command: Sequence[str] | None = ctx.meta.get(_COMMAND)
     options = given_options(ctx)
     if file is None:
         if not command and "path" not in options:
             raise click.UsageError("what shall run? try 'rota submit -- COMMAND' or 'rota submit FILE'", ctx)
-        return [spec_of(options, command=command or ())]
+        made = job_of(options, command=command or ())
+        return [made.spec], made.tell
     if is_job_file(file):
         if options or arguments or command:
             raise click.UsageError(f"a job file says all of its jobs: write it in {file} instead", ctx)
-        return _of_file(file)
+        read = read_job_file(file)
+        for job in read.jobs:
+            job.cwd = absolute(job.cwd)
+        return read.jobs, read.tell
     script = read_script(file)
     if count := slurm.line_count(script):
         lines = f"{count} {slurm.SCRIPT_MARK} line{'s' if count > 1 else ''}"
@@ -120,25 +122,19 @@ def _jobs(ctx: click.Context, file: str | None, arguments: Sequence[str]) -> lis
     for doubt in doubtful_lines(file, script):
         app.say(doubt)
     found = script_options(file, script)
-    merge(found.options, options)
-    for name in options:
-        found.places.pop(name, None)
-    words = [*arguments, *(command or ())]
-    job = spec_of(found.options, command=words, script=script, places=found.places, problems=found.problems)
-    job.name = job.name or _name_of(file)
-    return [job]
+    given = dict(found.options)
+    merge(given, options)
+    for name, texts in options.items():
+        if not isinstance(texts, tuple):
+            found.places.pop(name, None)
+    made = job_of(given, command=[*arguments, *(command or ())], script=script, lines=found)
+    made.spec.name = made.spec.name or _name_of(file)
+    return [made.spec], made.tell
 
 
 def _name_of(script: str) -> str:
     """What a job without a name is called: as its script's file, of what a name may have."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", Path(script).name)[:NAME_LENGTH_MAX].strip("_.-")
-
-
-def _of_file(file: str) -> list[JobSpec]:
-    jobs = read_job_file(file)
-    for job in jobs:
-        job.cwd = absolute(job.cwd)
-    return jobs
 
 
 def _print(answer: SubmitJobsResponse, jobs: Sequence[JobSpec], output: str) -> None:

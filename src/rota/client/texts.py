@@ -1,6 +1,7 @@
 """What people write, as messages: by the fields' types and the units that the contract gives them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from rota.client.errors import InvalidRequest
 from rota.client.messages import JobSpec, Resources, SubmitJobsRequest
 from rota.core.model.resources import BUILT_IN
 from rota.wire import units
-from rota.wire.problems import BadInput, path_text
+from rota.wire.problems import BadInput, path_of, path_text
 from rota.wire.validate import rules_of, validate
 from rota.wire.values import value_of
 
@@ -61,7 +62,15 @@ def problems_of(spec: JobSpec) -> list[tuple[str, str]]:
     return [(path_text(problem.path[2:]), problem.says) for problem in found]
 
 
-def read_job_file(path: str) -> list[JobSpec]:
+@dataclass(frozen=True, slots=True)
+class JobFile:
+    """The jobs of a file. `tell`: (number of a job, path of a field in it, what is wrong) with its place."""
+
+    jobs: Sequence[JobSpec]
+    tell: Callable[[int, str, str], str]
+
+
+def read_job_file(path: str) -> JobFile:
     """The jobs of a YAML file. Raises InvalidRequest with all that is wrong, and where."""
     # Here, because nothing else pays for YAML.
     from rota.wire.tree import FILE_BYTES_MAX
@@ -73,6 +82,7 @@ def read_job_file(path: str) -> list[JobSpec]:
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
     try:
-        return list(read_jobs(data, path).jobs)
+        found = read_jobs(data, path)
+        return JobFile(found.jobs, lambda job, field, says: str(found.problem(job, path_of(field), says)))
     except BadInput as bad:
         raise InvalidRequest(map(str, bad.problems)) from bad

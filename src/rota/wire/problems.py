@@ -31,6 +31,12 @@ def path_text(path: Path) -> str:
     return text
 
 
+def path_of(text: str) -> Path:
+    """The path that a text says; of a key that the text has shortened it has what is left of it."""
+    steps = re.findall(r"\[(\d+)\]|\['(.*?)'\]|\.?([^.\[]+)", text)
+    return tuple(int(number) if number else quoted_key or name for number, quoted_key, name in steps)
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong. `place` is where it stands in a file, `job.yaml:7:13`."""

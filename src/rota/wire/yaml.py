@@ -20,7 +20,19 @@ from rota.wire.values import value_of
 _HINT_LENGTH_MAX = 40
 
 
-def read_jobs(data: bytes, file: str) -> job_service_pb2.SubmitJobsRequest:
+class JobsOfFile:
+    """The jobs that were read from a file, and where all that they say stands there."""
+
+    def __init__(self, reader: "_Reader") -> None:
+        self._reader = reader
+        self.jobs = reader.request.jobs
+
+    def problem(self, job: int, path: Path, says: str) -> Problem:
+        """What was found to be wrong with a field of a job, by its number, later."""
+        return self._reader.problem(("jobs", job, *path), says)
+
+
+def read_jobs(data: bytes, file: str) -> JobsOfFile:
     """The jobs of a file's bytes, checked. `file` is its name, for the places of problems.
 
     Raises BadInput, with everything that is wrong; nothing else.
@@ -37,7 +49,7 @@ def read_jobs(data: bytes, file: str) -> job_service_pb2.SubmitJobsRequest:
     reader.check()
     if reader.found:
         raise BadInput([found.problem for found in sorted(reader.found, key=lambda found: found.position)])
-    return reader.request
+    return JobsOfFile(reader)
 
 
 @dataclass(slots=True)
@@ -106,10 +118,17 @@ class _Reader:
         if len(self.found) >= PROBLEMS_MAX:
             return
         line, column = (node.line, node.column) if node is not None else (0, 0)
+        self.found.append(_Found((line, column), self._problem(line, column, path, says)))
+
+    def _problem(self, line: int, column: int, path: Path, says: str) -> Problem:
         if len(path) > 1 and path[1] in self._alone:
             path = path[2:]  # nobody who writes one job knows it as jobs[0]
-        problem = Problem(path, says, f"{self._file}:{line + 1}:{column + 1}")
-        self.found.append(_Found((line, column), problem))
+        return Problem(path, says, f"{self._file}:{line + 1}:{column + 1}")
+
+    def problem(self, path: Path, says: str) -> Problem:
+        """What is wrong at a path, with its place."""
+        node = self._locate(path)
+        return self._problem(*((node.line, node.column) if node is not None else (0, 0)), path, says)
 
     def _unreadable(self, node: Node, path: Path, says: str) -> None:
         self._mark_unread(path)
