@@ -2,13 +2,13 @@
 
 import pytest
 
-from rota.core.cluster.inputs import EditNode, HoldJob, NodeEdit, PutQueue, RemoveNode
+from rota.core.cluster.inputs import EditNode, HoldJob, NodeEdit, PutQueue, RemoveNode, Submit
 from rota.core.cluster.records import QueueConfig
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.waiting import Reasons, Waiting
 from rota.core.model.protocol import AllocationReport, Device, Ended, Grant, Pool
 from rota.core.model.resources import Resources
-from rota.core.model.spec import Dependency
+from rota.core.model.spec import Dependency, JobSpec
 from rota.core.model.states import Cause, DependencyWhen, OnNodeLoss, PendingReason
 from tests.core.cluster.scene import Scene
 
@@ -109,6 +109,18 @@ def test_the_quota_of_the_queue_is_reached() -> None:
     job = scene.submit(array="0-9", queue="video", resources=cores(2))
     says = "waits because queue 'video' has reached its quota: cpu 2 of 3"
     assert why(scene, job) == Waiting(PendingReason.QUOTA, says)
+
+
+def test_what_a_queue_has_too_little_of_is_told_by_its_field() -> None:
+    scene = Scene()
+    limits = Resources.of(cpu=1_000, named={"power": 2_000})
+    scene.ask(PutQueue(0, "admin", "video", QueueConfig(quota=limits)))
+    wanted = Resources.of(cpu=3_000, named={"power": 4_000})
+    refusal = scene.ask(Submit(0, "user", (JobSpec(command=("x",), queue="video", resources=wanted),)))
+    assert refusal.problems == (
+        "jobs[0].resources.cpu: asks 3; queue 'video' has 1 in all",
+        "jobs[0].resources.named.power: asks 4; queue 'video' has 2 in all",
+    )
 
 
 @pytest.mark.parametrize(

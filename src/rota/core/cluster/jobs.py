@@ -145,7 +145,8 @@ def _impossible(work: Work, spec: JobSpec, path: str) -> list[str]:
                 if limit and amount > limit:
                     asked, most = amount_text(name, amount), amount_text(name, limit)
                     problems.append(
-                        f"{path}.resources.{name}: asks {asked}; queue '{spec.queue}' has {most} in all"
+                        f"{path}.resources.{_field(name)}: asks {asked}; "
+                        f"queue '{spec.queue}' has {most} in all"
                     )
     known_nodes = [node for node in work.cluster.nodes.values() if not node.config.removed]
     if spec.node:
@@ -159,15 +160,18 @@ def _impossible(work: Work, spec: JobSpec, path: str) -> list[str]:
     return problems
 
 
+def _field(resource: str) -> str:
+    return resource if resource in BUILT_IN else f"named.{resource}"
+
+
 def _too_large(wanted: Resources, path: str, pools: list[tuple[str, Resources]]) -> list[str]:
     """Names, for each resource that no node has enough of, the node with the most."""
     problems = []
     for name, amount in wanted.items():
         node, have = max(pools, key=lambda pool: pool[1].get(name))
         if have.get(name) < amount:
-            field = name if name in BUILT_IN else f"named.{name}"
             largest = f"the largest node has {amount_text(name, have.get(name))} ({node})"
-            problems.append(f"{path}.resources.{field}: asks {amount_text(name, amount)}; {largest}")
+            problems.append(f"{path}.resources.{_field(name)}: asks {amount_text(name, amount)}; {largest}")
     if not problems:
         wants = ", ".join(f"{name} {amount_text(name, amount)}" for name, amount in wanted.items())
         problems.append(f"{path}.resources: no single node has all of {wants}")
