@@ -132,9 +132,14 @@ def cancel(tasks: Sequence[tuple[int, str]], grace: int | None, output: str) -> 
             if indices:
                 one = one_index(indices) is not None
                 what = f"task {number}/{indices}" if one else f"tasks {indices} of job {number}"
-            _say_done(answer.job, output, _cancelled(answer, what, some=bool(indices)))
+            says = _cancelled(answer, what, some=bool(indices))
+            JOBS.print_changed(answer.job, output, says, changed=answer.changed)
 
         return each(tasks, act)
+
+
+def _has_ended(job: Job, what: str) -> str:
+    return f"job {job.id} has already ended ({state_name(job).lower()}): nothing to {what}"
 
 
 def _cancelled(answer: CancelJobResponse, what: str, *, some: bool) -> str:
@@ -142,7 +147,7 @@ def _cancelled(answer: CancelJobResponse, what: str, *, some: bool) -> str:
     if answer.changed:
         return f"cancelled {what}" if ended else f"cancelling {what}"
     if ended:
-        return f"job {answer.job.id} has already ended ({state_name(answer.job)}): nothing to cancel"
+        return _has_ended(answer.job, "cancel")
     if some:
         return f"{what}: ended, or being cancelled already: nothing to cancel"
     return f"{what} is already being cancelled"
@@ -157,8 +162,11 @@ def hold(jobs: Sequence[int], output: str) -> int:
 
         def act(number: int) -> None:
             answer = rota.hold(number)
-            held = f"job {number} is held; 'rota release {number}' lets it go on"
-            _say_done(answer.job, output, held if answer.changed else f"job {number} is already held")
+            says = f"job {number} is held; 'rota release {number}' lets it go on"
+            if not answer.changed:
+                ended = answer.job.state in JOB_ENDS
+                says = _has_ended(answer.job, "hold") if ended else f"job {number} is already held"
+            JOBS.print_changed(answer.job, output, says, changed=answer.changed)
 
         return each(jobs, act)
 
@@ -172,8 +180,11 @@ def release(jobs: Sequence[int], output: str) -> int:
 
         def act(number: int) -> None:
             answer = rota.release(number)
-            says = f"job {number} is {'released' if answer.changed else 'not held: nothing to release'}"
-            _say_done(answer.job, output, says)
+            says = f"job {number} is released"
+            if not answer.changed:
+                nothing = f"job {number} is not held: nothing to release"
+                says = _has_ended(answer.job, "release") if answer.job.state in JOB_ENDS else nothing
+            JOBS.print_changed(answer.job, output, says, changed=answer.changed)
 
         return each(jobs, act)
 
@@ -202,11 +213,11 @@ def retry(tasks: Sequence[tuple[int, str]], ignore_dependencies: bool, output: s
         def act(item: tuple[int, str]) -> None:
             number, indices = item
             answer = rota.retry(number, indices=indices, ignore_dependencies=ignore_dependencies)
-            count = f"{answer.task_count:,} task{'s' if answer.task_count != 1 else ''} put back"
-            nothing = "none of its tasks has failed or was cancelled: nothing to put back"
-            if indices:
-                nothing = f"none of its tasks {indices} has failed or was cancelled: nothing to put back"
-            _say_done(answer.job, output, f"job {number}: {count if answer.task_count else nothing}")
+            says = f"{answer.task_count:,} task{'s' if answer.task_count != 1 else ''} put back"
+            if not answer.task_count:
+                which = f"its tasks {indices}" if indices else "its tasks"
+                says = f"none of {which} has failed or was cancelled: nothing to put back"
+            JOBS.print_changed(answer.job, output, f"job {number}: {says}", changed=answer.task_count > 0)
             for dependent in answer.cancelled_dependents:
                 if dependent not in given and number not in dependents.setdefault(dependent, []):
                     dependents[dependent].append(number)
@@ -228,7 +239,3 @@ def _say_dependents(because: Sequence[int], dependents: Sequence[int]) -> None:
     was = "was" if len(dependents) == 1 else "were"
     whose = f"{'jobs' if len(because) > 1 else 'job'} {', '.join(map(str, because))}"
     app.say(f"{says} {was} cancelled because of {whose}: {hint}")
-
-
-def _say_done(job: Job, output: str, text: str) -> None:
-    JOBS.print_one(job, output, (lambda _: text) if output == "table" else None)

@@ -16,6 +16,7 @@ import click
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
+from rota.cli.app import say
 from rota.cli.formats import safe
 
 M = TypeVar("M", bound=Message)
@@ -76,6 +77,13 @@ class Listing(Generic[M]):
             click.echo(safe(self.name(item)))
         else:
             click.echo(human(item) if human else self.table([item], wide=output == "wide"))
+
+    def print_changed(self, item: M, output: str, says: str, *, changed: bool) -> None:
+        """Prints what has been changed, for people as a sentence; where nothing was, on standard error."""
+        if output == "table" and not changed:
+            say(says)
+        else:
+            self.print_one(item, output, (lambda _: says) if output == "table" else None)
 
     def table(self, items: Sequence[M], *, wide: bool = False) -> str:
         """Aligned columns under their titles."""

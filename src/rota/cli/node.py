@@ -10,7 +10,13 @@ from rota.cli.listing import Column, Listing, output_option, state
 from rota.cli.session import NodeName, client, each, not_empty, pairs
 from rota.cli.states import short
 from rota.cli.units import Duration
-from rota.client.messages import Node, NodeState
+from rota.client.messages import (
+    CordonNodeResponse,
+    DrainNodeResponse,
+    Node,
+    NodeState,
+    ResumeNodeResponse,
+)
 
 
 def _state(node: Node) -> str:
@@ -96,7 +102,7 @@ def cordon(nodes: Sequence[str], output: str) -> int:
 
         def act(name: str) -> None:
             answer = rota.cordon_node(name)
-            _say(answer.node, output, f"node {name} is {_already(answer.changed)}cordoned")
+            _say(answer, output, f"node {name} is {_already(answer.changed)}cordoned")
 
         return each(nodes, act)
 
@@ -111,7 +117,7 @@ def drain(nodes: Sequence[str], deadline: int | None, output: str) -> int:
 
         def act(name: str) -> None:
             answer = rota.drain_node(name, deadline_ms=deadline)
-            _say(answer.node, output, f"node {name} is {_already(answer.changed)}draining")
+            _say(answer, output, f"node {name} is {_already(answer.changed)}draining")
 
         return each(nodes, act)
 
@@ -126,7 +132,7 @@ def resume(nodes: Sequence[str], output: str) -> int:
         def act(name: str) -> None:
             answer = rota.resume_node(name)
             says = "takes work again" if answer.changed else "is not cordoned: nothing to resume"
-            _say(answer.node, output, f"node {name} {says}")
+            _say(answer, output, f"node {name} {says}")
 
         return each(nodes, act)
 
@@ -141,7 +147,8 @@ def label(name: str, labels: Sequence[str], output: str) -> None:
     kept = {key: value for key, value in given.items() if value != "-"}
     with client() as rota:
         changed = rota.label_node(name, kept, [key for key in given if key not in kept])
-    _say(changed, output, f"node {name}: {formats.safe(_labels(changed)) or 'no labels'}")
+    says = formats.safe(f"node {name}: {_labels(changed) or 'no labels'}")
+    NODES.print_changed(changed, output, says, changed=True)
 
 
 @click.command(epilog="Example: rota node rm a")
@@ -162,8 +169,8 @@ def _already(changed: bool) -> str:
     return "" if changed else "already "
 
 
-def _say(node: Node, output: str, text: str) -> None:
-    NODES.print_one(node, output, (lambda _: formats.safe(text)) if output == "table" else None)
+def _say(answer: CordonNodeResponse | DrainNodeResponse | ResumeNodeResponse, output: str, text: str) -> None:
+    NODES.print_changed(answer.node, output, formats.safe(text), changed=answer.changed)
 
 
 def _deadline(node: Node) -> str:

@@ -273,12 +273,9 @@ def hold(work: Work, item: HoldJob) -> None:
     job = _find(work, item.ticket, item.job)
     if job is None:
         return
-    if job.ended:
-        state = job.status.state.name.lower()
-        work.refuse(item.ticket, Why.REFUSED, f"job {job.id} has already ended ({state}): nothing to hold")
-        return
-    work.reply(item.ticket, Done(changed=not job.config.held))
-    if job.config.held:
+    changed = not job.ended and not job.config.held
+    work.reply(item.ticket, Done(changed=changed))
+    if not changed:
         return
     work.put(job_key(job.id), replace(job.config, held=True))
     work.event(EventKind.JOB_HELD, job=job.id, by=item.by)
