@@ -83,7 +83,12 @@ _FIELDS = [
     ("--queue", "queue", "NAME", "The queue (default: default)."),
     ("--priority", "priority", "N", "Higher runs first, -1000 to 1000 (default: 0)."),
     ("--node", "node", "NAME", "Run on this node alone."),
-    ("--stdout", "stdout", "PATH|none", "Write standard output to a file on the node, or keep none."),
+    (
+        "--stdout",
+        "stdout",
+        "PATH|none",
+        "Write standard output to a file on the node, or keep none; {index} and {line} are replaced.",
+    ),
     ("--stderr", "stderr", "PATH|none", "The same for standard error."),
     (
         "--retention",

@@ -6,6 +6,7 @@ import threading
 from typing import TextIO
 
 from rota.cli import app
+from rota.cli.formats import safe
 from rota.client.messages import OutputStream, ReadOutputResponse
 
 STDOUT = OutputStream.OUTPUT_STREAM_STDOUT
@@ -132,9 +133,9 @@ class Printer:
     def _say(self, text: str, indices: str) -> None:
         self.end_progress()
         if not self._prefixed or not indices:
-            app.say(text)
+            app.say(safe(text))
         else:
-            app.say(f"{'task' if indices.isdecimal() else 'tasks'} {indices}: {text}")
+            app.say(f"{'task' if indices.isdecimal() else 'tasks'} {indices}: {safe(text)}")
 
     def _put(self, stream: int, data: bytes) -> None:
         """Writes all at once, past Python's buffers, so that nothing is held back."""

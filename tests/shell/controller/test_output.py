@@ -314,17 +314,16 @@ async def test_output_that_is_not_kept_is_said_to_be_elsewhere(tmp_path: Path) -
     async with running(tmp_path) as run:
         node = await run.join("n1")
         await node.come_up()
-        spec = job_pb2.JobSpec(command=["true"], stdout="/var/out-{index}.txt")
+        spec = job_pb2.JobSpec(command=["true"], stdout="/var/{index}-{line}", array="3,8", lines=["a", "b"])
         await run.admin().jobs.SubmitJobs(job_service_pb2.SubmitJobsRequest(jobs=[spec]))
         grant: link_pb2.Grant = await node.hear("grant")
         report = link_pb2.Report(journal_id=node.hello().journal_id, first_sequence=1, last_sequence=1)
-        report.allocations.add(allocation=grant.allocation).started.bounds.extend([0, 0])
+        report.allocations.add(allocation=grant.allocation).started.bounds.extend([8, 8])
         await node.say(report=report)
         await node.hear("ack")
-        answers = [answer async for answer in read(run)]
-        assert [answer.unavailable for answer in answers] == [
-            "standard output went to /var/out-0.txt on node n1"
-        ]
+        answers = [answer async for answer in read(run, index=8)]
+        says = "standard output went to /var/8-b on node n1"
+        assert [answer.unavailable for answer in answers] == [says]
 
 
 async def test_a_reader_that_follows_waits_for_the_task_to_start(tmp_path: Path) -> None:

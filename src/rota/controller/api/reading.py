@@ -318,6 +318,8 @@ def _not_kept(machine: Machine, number: int, stream: Stream, place: _Place | Non
         return f"{which} of this job is written to {path} on the nodes"
     if path and place is not None:
         here = path.replace("{index}", str(place.index))
+        if job is not None and spec.lines:
+            here = here.replace("{line}", spec.lines[job.all.rank(place.index) - 1])
         return f"{which} went to {here} on node {views.node_name(machine.cluster, place.node)}"
     return ""
 
