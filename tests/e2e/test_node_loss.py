@@ -99,8 +99,9 @@ def test_rerun_goes_on_elsewhere_and_the_old_attempt_never_counts(two_nodes: Clu
     until_gone(pid_of(two_nodes, 1))
     gate.open()
     until_task(two_nodes, job, TaskState.TASK_STATE_SUCCEEDED)
-    causes = [attempt["cause"] for attempt in task(two_nodes, job)["attempts"]]
-    assert causes == ["CAUSE_NODE_LOST", "CAUSE_EXIT"]
+    lost, rerun = task(two_nodes, job)["attempts"]
+    assert (lost["cause"], rerun["cause"]) == ("CAUSE_NODE_LOST", "CAUSE_EXIT")
+    assert 0 < int(lost["started_at_ms"]) < int(rerun["started_at_ms"])
 
 
 def test_a_node_that_is_back_in_time_keeps_its_task(two_nodes: Cluster, gate: Gate) -> None:

@@ -293,13 +293,17 @@ def test_a_removed_node_is_kept_in_mind_as_long_as_a_job_speaks_of_it() -> None:
     scene.submit(retention=DAY_MS)
     (grant,) = scene.sent(Grant)
     scene.report(lost, AllocationReport(grant.allocation, started=((0, 0),)))
+    heard_ms = WALL_MS + scene.now_ms
+    scene.wait(1_000)
     scene.ask(RemoveNode(0, "admin", "lost", force=True))
     assert nodes[lost].config.removed
     other = scene.node("other", 1)
     (grant,) = scene.sent(Grant)
     scene.report(other, AllocationReport(grant.allocation, succeeded=((0, 0),)))
     # What its attempts are shown with: the first was on the node that was removed.
-    assert [block.node_id for block in scene.blocks if isinstance(block, ResultBlock)] == [lost, other]
+    blocks = [block for block in scene.blocks if isinstance(block, ResultBlock)]
+    assert [block.node_id for block in blocks] == [lost, other]
+    assert (blocks[0].started_at_ms, blocks[0].duration_ms) == ([heard_ms], [0])
     scene.wait(DAY_MS - 1)
     assert lost in nodes
     machine = Machine(records=sorted(scene.machine.cluster.records.items()))

@@ -110,7 +110,11 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
 def end_unheard(work: Work, allocation: Allocation, gone: BitMap, cause: Cause, message: str) -> None:
     """These attempts are over, and their node does not say so: they end as if it did."""
     lost.end_unclaimed(work, allocation, gone, message)
-    ended = tuple(unheard(allocation, index, cause, message) for index in gone & allocation.remaining)
+    heard_ms = dict(allocation.status.started_at_ms)
+    ended = tuple(
+        replace(unheard(allocation, index, cause, message), started_at_ms=heard_ms.get(index, 0))
+        for index in gone & allocation.remaining
+    )
     if ended:
         take_allocation(work, allocation.node, AllocationReport(allocation.id, ended=ended))
     else:

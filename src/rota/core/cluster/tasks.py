@@ -378,8 +378,9 @@ def record_ends(work: Work, allocation: Allocation, indices: BitMap, cause: Caus
         return
     desired = allocation.desired
     block = ResultBlock(desired.job, allocation.id, allocation.node.id)
+    heard_ms = dict(allocation.status.started_at_ms)
     for index in indices:
-        add_result(block, index, desired.first_attempt, cause)
+        add_result(block, index, desired.first_attempt, cause, started_at_ms=heard_ms.get(index, 0))
     if message:
         block.messages[indices.min()] = message
     work.outcome.blocks.append(block)
