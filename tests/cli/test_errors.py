@@ -306,6 +306,50 @@ def test_ctrl_c_while_it_starts_ends_it_and_says_nothing(module: str, tmp_path: 
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        ("rota --version >&-", 1, "rota: cannot write to standard output: Bad file descriptor\n"),
+        ("rota --version > /dev/full", 1, "rota: cannot write to standard output: No space left on device\n"),
+        ("rota --version <&- 2>&- > /dev/null", 0, ""),
+        ("rota lss 2>&-", 2, ""),
+        ("rota lss 2> /dev/full", 2, ""),
+        ("rota ls <&- >&- 2>&-", 5, ""),
+        ("{ rota sim check --help; echo $? >&2; } | :", 0, "141\n"),
+    ],
+)
+def test_streams_that_are_closed_or_full_change_no_more_than_what_is_read(
+    command: str, code: int, says: str, tmp_path: Path
+) -> None:
+    folder = Path(sys.executable).parent
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "ROTA_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", says)
+
+
+def test_a_home_of_nobody_is_said_to_be(rota: Rota, monkeypatch: pytest.MonkeyPatch) -> None:
+    says = "~nobody-here/x: there is no account 'nobody-here' with a home directory"
+    for arguments in (["ls"], ["up", "--home", "~nobody-here/x"], ["up", "--scripts-dir", "~nobody-here/x"]):
+        monkeypatch.setenv("ROTA_HOME", "~nobody-here/x")
+        answer = rota(*arguments)
+        assert (answer.code, answer.lines) == (2, [f"rota: {says}"])
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("ROTA_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    answer = rota("ls")
+    says = "HOME is not set, and this account has no home directory; name one with --home or ROTA_HOME"
+    assert (answer.code, answer.lines) == (2, [f"rota: {says}"])
+
+
 def test_the_environment_is_left_alone_by_a_plain_call(rota: Rota, tmp_path: Path) -> None:
     rota("ls")
     assert os.environ["ROTA_HOME"] == str(tmp_path / "home")

@@ -5,7 +5,6 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -135,7 +134,9 @@ def _set_home(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     if value is not None and not value.strip():
         raise click.UsageError("--home is empty; give a value, or leave the option out", ctx)
     if value:
-        os.environ["ROTA_HOME"] = str(Path(value).expanduser().absolute())
+        from rota.client.context import expanded
+
+        os.environ["ROTA_HOME"] = str(expanded(value))
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -168,6 +169,9 @@ def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
+        return broken_pipe()
+    except SystemExit:
+        # What click makes of a broken pipe while a command prints; no command exits so itself.
         return broken_pipe()
     except OSError as error:
         if not _is_of_stdout(error):

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rota.client.errors import NoCluster
+from rota.client.errors import InvalidRequest, NoCluster
 
 HOME_VARIABLE = "ROTA_HOME"
 
@@ -24,9 +24,22 @@ class Context:
 
 
 def home_directory() -> Path:
-    """The home: ROTA_HOME, else `~/.rota`."""
-    named = os.environ.get(HOME_VARIABLE)
-    return Path(named).expanduser().absolute() if named else Path.home() / ".rota"
+    """The home: ROTA_HOME, else `~/.rota`. Raises InvalidRequest."""
+    return expanded(os.environ.get(HOME_VARIABLE) or "~/.rota")
+
+
+def expanded(path: str) -> Path:
+    """A path that people give, seen from here, `~` and `~ada` replaced. Raises InvalidRequest."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        if path[1:2] in ("", "/"):
+            says = (
+                "HOME is not set, and this account has no home directory; name one with --home or ROTA_HOME"
+            )
+        else:
+            says = f"{path}: there is no account '{path[1:].partition('/')[0]}' with a home directory"
+        raise InvalidRequest(says) from error
 
 
 def join_address(context: Context) -> str | None:

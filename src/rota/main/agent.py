@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from rota.cli.app import say
 from rota.cli.session import not_empty
+from rota.client.context import expanded
 from rota.client.errors import InvalidRequest, Refused, RotaError, Unreachable
 from rota.client.texts import set_named, set_text
 from rota.client.units import UnitError, parse_milliseconds
@@ -260,7 +260,7 @@ def _account(text: str) -> str:
 
 
 def _directory(text: str) -> str:
-    path = Path(text).expanduser().resolve()
+    path = expanded(text).resolve()
     if not path.is_dir():
         raise UnitError(f"there is no directory {path}")
     return str(path)

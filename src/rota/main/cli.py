@@ -2,7 +2,7 @@
 
 import sys
 
-from rota.cli import interrupts
+from rota.cli import interrupts, streams
 from rota.cli.app import root, run
 from rota.cli.group import Entry
 
@@ -22,6 +22,7 @@ root.entries = {
 
 def main() -> None:
     """Runs the command line."""
+    streams.mend()
     interrupts.raise_again()
     code = run(root)
     interrupts.end_quietly()

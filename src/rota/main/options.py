@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from rota.cli.units import Duration
-from rota.client.context import home_directory
+from rota.client.context import expanded, home_directory
 from rota.client.units import milliseconds_text
 from rota.main.home import Home
 
@@ -26,7 +25,7 @@ class _HomePath(click.ParamType[Home]):
             return value
         if not value.strip():
             raise click.UsageError("--home is empty; give a value, or leave the option out", ctx)
-        return Home(Path(value).expanduser().absolute())
+        return Home(expanded(value))
 
 
 def home_option(function: F) -> F:

@@ -7,11 +7,11 @@ cluster with the same name.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import click
 
+from rota.client.context import expanded
 from rota.main.home import Home
 
 
@@ -40,7 +40,7 @@ def said(nodes: int | None, lost_after_ms: int | None, options: Mapping[str, Any
     """What a command line says; a directory in it is meant from where the command is given."""
     machine = {name: said for name, said in options.items() if said not in (None, ())}
     if machine.get("scripts_dir"):
-        machine["scripts_dir"] = str(Path(machine["scripts_dir"]).expanduser().absolute())
+        machine["scripts_dir"] = str(expanded(machine["scripts_dir"]))
     return Settings(nodes, lost_after_ms, machine)
 
 

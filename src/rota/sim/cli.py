@@ -67,7 +67,7 @@ def sim() -> None:
     help="Processes; as many as cores if not given.",
 )
 @click.option("-x", "--first", is_flag=True, help="Stop at the first seed that breaks something.")
-def check(seeds: range, steps: int, trace: Path | None, jobs: int | None, first: bool) -> None:
+def check(seeds: range, steps: int, trace: Path | None, jobs: int | None, first: bool) -> int:
     """Run random clusters with random faults, and check every promise after every event.
 
     The same seed gives the same history, to the byte.
@@ -94,7 +94,7 @@ def check(seeds: range, steps: int, trace: Path | None, jobs: int | None, first:
     else:
         results = run_seeds(seeds, steps, jobs or os.cpu_count() or 1)
         found = _report(_until_broken(results) if first else results, len(seeds), steps, began_s)
-    sys.exit(1 if found else 0)
+    return 1 if found else 0
 
 
 def _until_broken(results: Iterable[Found]) -> Iterable[Found]:
