@@ -662,6 +662,7 @@ def test_bash_completes_what_the_cluster_has(cluster: Cluster) -> None:
         ask rota node drain ""
         ask rota submit --node ""
         ask rota ls --queue d
+        ask rota submit --after ""
     """
     path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
     done = subprocess.run(
@@ -672,8 +673,8 @@ def test_bash_completes_what_the_cluster_has(cluster: Cluster) -> None:
         check=True,
     )
     assert done.stderr == ""
-    shown, cancelled, drained, named, queues = (line.split() for line in done.stdout.splitlines())
-    assert {open_, ended} <= set(shown)
+    shown, cancelled, drained, named, queues, waited = (line.split() for line in done.stdout.splitlines())
+    assert {open_, ended} <= set(shown) & set(waited)
     assert open_ in cancelled
     assert ended not in cancelled
     assert drained == named == nodes

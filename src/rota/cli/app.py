@@ -81,6 +81,22 @@ INSTEAD = {
     "worker": "agent",
 }
 
+# Options that people try who come from other programs: ours, where the command has it.
+OPTIONS_INSTEAD = {
+    "--json": "-o json",
+    "--yaml": "-o yaml",
+    "--wide": "-o wide",
+    "--format": "-o",
+    "--status": "--state",
+    "--all": "--limit 0",
+    "--lines": "--tail",
+    "-n": "--tail",
+    "--timeout": "--time-limit",
+    "--depends": "--after",
+    "--depends-on": "--after",
+    "--workdir": "--cwd",
+}
+
 _SAYS = """Rota runs programs on a set of machines.
 
 \b
@@ -257,10 +273,19 @@ def usage_text(wrong: click.UsageError) -> str:
     if isinstance(wrong, click.NoSuchOption):
         of_a_job = wrong.ctx is not None and wrong.ctx.info_name in _WITH_JOB_OPTIONS
         hint = slurm.hint(wrong.option_name) if of_a_job else ""
-        hint = hint or nearest(wrong.option_name, wrong.possibilities or ())
+        hint = hint or _tried(wrong) or nearest(wrong.option_name, wrong.possibilities or ())
         text = f"there is no option '{shortened(wrong.option_name)}'{hint}"
     text = re.sub(r"is not a valid (integer|float)( range)?", "is no number", text)
     return " ".join((text[:1].lower() + text[1:]).split())
+
+
+def _tried(wrong: click.NoSuchOption) -> str:
+    """`; try: -o json`, if the command has it, or nothing."""
+    if wrong.ctx is not None and wrong.ctx.info_name == "run" and wrong.option_name == "--detach":
+        return "; try: rota submit"
+    ours = OPTIONS_INSTEAD.get(wrong.option_name, "")
+    there = {name for param in wrong.ctx.command.params for name in param.opts} if wrong.ctx else set()
+    return f"; try: {ours}" if ours.split(" ")[0] in there else ""
 
 
 def _report_bug(error: Exception) -> int:

@@ -16,7 +16,7 @@ from click.shell_completion import CompletionItem
 from rota.cli import slurm
 from rota.cli.app import shown, usage_text
 from rota.cli.origins import Origins
-from rota.cli.session import NodeName, QueueName
+from rota.cli.session import Dependency, NodeName, QueueName
 from rota.cli.states import choices, value
 from rota.client.errors import InvalidRequest
 from rota.client.messages import DependencyWhen, JobSpec, OnNodeLoss
@@ -118,6 +118,7 @@ _TYPES: dict[str, click.ParamType[str]] = {
     "--queue": QueueName(),
     "--node": NodeName(),
     "--on-node-loss": _LossPolicy(),
+    "--after": Dependency(),
 }
 
 # Those that may stand several times.
@@ -142,7 +143,8 @@ OPTIONS = {
 def job_options(function: F) -> F:
     """All of them; the function gets them as keywords, which `spec_of` understands."""
     for option, _, metavar, says in reversed(_REPEATED):
-        function = click.option(option, multiple=True, metavar=metavar, help=says)(function)
+        kind = _TYPES.get(option)
+        function = click.option(option, type=kind, multiple=True, metavar=metavar, help=says)(function)
     lines = click.option(
         "--each-line",
         type=click.Path(),

@@ -1,6 +1,7 @@
 """What every command that talks to a cluster begins with, and how it is told what it is about."""
 
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,7 +116,9 @@ class TokenId(_Word):
 
     def known(self, rota: Client) -> list[CompletionItem]:
         """Tokens that can still be used."""
-        return [CompletionItem(token.id) for token in rota.tokens() if token.uses_left and not token.revoked]
+        now_ms = time.time() * 1000
+        usable = (token for token in rota.tokens() if token.uses_left and not token.revoked)
+        return [CompletionItem(token.id) for token in usable if token.expires_at_ms > now_ms]
 
 
 class _OfJob(_Named[T]):
@@ -129,6 +132,16 @@ class _OfJob(_Named[T]):
         for job in rota.jobs(states=_OPEN if self.open_only else (), limit=COMPLETION_JOBS_MAX):
             says = f"{short(JobState, job.state).lower()} {job.spec.name}".strip()
             yield CompletionItem(str(job.id), help=says)
+
+
+class Dependency(_OfJob[str]):
+    """A job, and how it must have ended: checked with the rest of the job."""
+
+    name = "ID[:WHEN]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As it is."""
+        return str(value)
 
 
 class JobNumber(_OfJob[int]):
