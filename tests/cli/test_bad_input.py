@@ -95,6 +95,14 @@ def test_a_command_that_is_empty_is_refused(rota: Rota) -> None:
     assert answer.lines == ["rota: COMMAND: is empty; a command begins with the name of a program"]
 
 
+def test_what_is_fed_cannot_be_tried_again(rota: Rota, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rota.cli.stdin.is_given", lambda: True)
+    answer = rota("run", "--retries", "2", "--", "cat")
+    says = "another attempt could not read standard input, which is gone then; '-n' leaves it out"
+    assert (answer.code, answer.lines) == (2, [f"rota: --retries: {says}"])
+    assert rota("run", "--retries", "2", "-n", "--", "cat").code == 5, "nothing but the cluster is missing"
+
+
 # What no option says: no services are run yet.
 _WITHOUT_OPTION = {"kind", "replicas", "stdin"}
 
