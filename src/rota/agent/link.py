@@ -29,6 +29,7 @@ from rota.agent.link_identity import Identity, IdentityError, read_identity
 from rota.agent.link_output import OutputSender
 from rota.agent.link_stream import Stream
 from rota.agent.log import log_to_stderr
+from rota.first import first_of
 
 EXIT_NO_IDENTITY = 3
 RETRY_S_MIN = 0.1
@@ -94,19 +95,7 @@ class Link:
 
     async def run(self) -> None:
         """Lives until the supervisor is gone; then raises SupervisorGone."""
-        tasks = [
-            asyncio.create_task(self._dial(), name="dial"),
-            asyncio.create_task(self._listen(), name="orders"),
-            asyncio.create_task(self._watch(), name="watch"),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await first_of(self._dial(), self._listen(), self._watch())
 
     async def _listen(self) -> None:
         """Does what the supervisor says."""

@@ -6,12 +6,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine
 
 import click
 
 from rota.agent.files import replaced
 from rota.agent.log import log_to_stderr
+from rota.first import first_of
 from rota.main.daemon import say_ready
 from rota.main.home import Home
 from rota.main.options import home_option, lost_after_option, ready_option
@@ -123,7 +123,7 @@ async def _serve(
             ready_fd = None
             notify_systemd()
             try:
-                await _until_first(_stopped(), controller.closed(), _homeless(home))
+                await first_of(_stopped(), controller.closed(), _homeless(home))
             finally:
                 await controller.stop(STOP_GRACE_S)
         finally:
@@ -156,19 +156,6 @@ async def _homeless(home: Home) -> None:
                 raise _Homeless
     finally:
         os.close(lock)
-
-
-async def _until_first(*waiting: Coroutine[None, None, None]) -> None:
-    """Returns when one of them does, or raises what it raises; the others are given up."""
-    tasks = [asyncio.create_task(each) for each in waiting]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _stopped() -> None:

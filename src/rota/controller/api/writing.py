@@ -19,6 +19,7 @@ from rota.controller.api.views import holder
 from rota.core.cluster.inputs import Done, ToNode
 from rota.core.cluster.step import Machine
 from rota.core.model.protocol import Input, InputTaken
+from rota.first import first_of
 from rota.wire.gen.v1 import job_service_pb2
 
 KEPT_BYTES_MAX = 1024 * 1024
@@ -106,19 +107,11 @@ class InputWriter:
         await self._desk.own_job(call.caller, number)
         target = await self._target(number)
         with self._inputs.open(target) as writing:
-            workers = [
-                asyncio.create_task(self._pass_on(writing, request, requests), name="input"),
-                asyncio.create_task(self._send_again(writing), name="input again"),
-                asyncio.create_task(self._until_it_ends(number, target), name="input's reader"),
-            ]
-            try:
-                done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
-                for worker in done:
-                    worker.result()
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+            await first_of(
+                self._pass_on(writing, request, requests),
+                self._send_again(writing),
+                self._until_it_ends(number, target),
+            )
         return job_service_pb2.WriteInputResponse(accepted_bytes=writing.sent_bytes - writing.kept_bytes)
 
     async def _pass_on(
