@@ -193,14 +193,26 @@ def test_reading_many_goes_on_behind_what_was_sent_and_repeats_nothing() -> None
 def test_input_is_numbered_and_ended() -> None:
     with Feed(5, [b"ab", b"c"]) as feed:
         sent = [(request.job, request.offset, request.data, request.end) for request in feed.requests()]
-    assert sent == [(5, 0, b"ab", False), (5, 2, b"c", False), (5, 3, b"", True)]
+    assert sent == [(5, 0, b"", False), (5, 0, b"ab", False), (5, 2, b"c", False), (5, 3, b"", True)]
+
+
+def test_who_has_nothing_yet_says_whom_it_feeds() -> None:
+    nothing = threading.Event()
+
+    def pieces() -> Iterator[bytes]:
+        nothing.wait()
+        yield from ()
+
+    with Feed(5, pieces()) as feed:
+        assert next(feed.requests()) == feeding.Request(job=5)
+    nothing.set()
 
 
 def test_what_was_sent_is_sent_again_after_a_lost_connection() -> None:
     with Feed(5, [b"ab", b"c", b"de"]) as feed:
         lost = feed.requests()
-        assert [next(lost).data, next(lost).data] == [b"ab", b"c"]
-        assert [request.data for request in feed.requests()] == [b"ab", b"c", b"de", b""]
+        assert [next(lost).data for _ in range(3)] == [b"", b"ab", b"c"]
+        assert [request.data for request in feed.requests()] == [b"", b"ab", b"c", b"de", b""]
 
 
 def test_a_reader_that_waits_for_input_does_not_lose_it_to_a_lost_connection() -> None:
@@ -213,11 +225,11 @@ def test_a_reader_that_waits_for_input_does_not_lose_it_to_a_lost_connection() -
 
     with Feed(5, pieces()) as feed:
         lost = feed.requests()
-        assert next(lost).data == b"first"
+        assert [next(lost).data for _ in range(2)] == [b"", b"first"]
         waiting = threading.Thread(target=lambda: list(lost))
         waiting.start()
         again = feed.requests()
-        assert next(again).data == b"first"
+        assert [next(again).data for _ in range(2)] == [b"", b"first"]
         more.set()
         assert [request.data for request in again] == [b"second", b""]
         waiting.join(10)
@@ -227,8 +239,8 @@ def test_a_reader_that_waits_for_input_does_not_lose_it_to_a_lost_connection() -
 def test_no_more_is_kept_than_may_be_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeding, "KEPT_BYTES", 100)
     with Feed(5, [b"x" * 30 for _ in range(20)]) as feed:
-        offsets = [request.offset for request in feed.requests()]
+        offsets = [request.offset for request in feed.requests()][1:]
         assert offsets == [*range(0, 600, 30), 600]
-        again = [request.offset for request in feed.requests()]
+        again = [request.offset for request in feed.requests()][1:]
     assert 600 - again[0] <= 130
     assert again == [*range(again[0], 600, 30), 600]

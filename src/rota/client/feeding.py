@@ -46,7 +46,11 @@ class Feed:
             self._changed.notify_all()
 
     def requests(self) -> Iterator[Request]:
-        """What is kept, then what comes; to be asked again when a connection was lost."""
+        """What is kept, then what comes; to be asked again when a connection was lost.
+
+        An empty piece goes first: who has nothing to say for long is not to be taken for one who is gone.
+        """
+        yield Request(job=self._number)
         position = self._dropped
         while (request := self._at(position)) is not None:
             yield request

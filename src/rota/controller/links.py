@@ -129,8 +129,9 @@ class Links:
     """All streams of nodes."""
 
     def __init__(
-        self, inbox: Inbox, outputs: Outputs, input_taken: Callable[[str, InputTaken], None]
+        self, inbox: Inbox, outputs: Outputs, input_taken: Callable[[str, InputTaken], bool]
     ) -> None:
+        """`input_taken` is whether somebody waited to hear that."""
         self._inbox = inbox
         self._input_taken = input_taken
         self._outputs = outputs
@@ -253,8 +254,7 @@ class Links:
                 return
             if isinstance(message, Hello):
                 until_hello.reschedule(None)
-            if isinstance(message, InputTaken):
-                self._input_taken(stream.node, message)
+            if isinstance(message, InputTaken) and self._input_taken(stream.node, message):
                 continue
             await self._inbox.tell(FromNode(stream.node, stream.number, message))
 

@@ -9,8 +9,11 @@ import pytest
 from google.protobuf.descriptor import ServiceDescriptor
 from google.rpc import error_details_pb2, status_pb2
 
+from rota.controller.api import writing
 from rota.controller.api.auth import ACTIONS, ROLES, Action, Caller, authorize
 from rota.controller.api.errors import DETAILS_BYTES_MAX, DETAILS_KEY, ApiError
+from rota.core.cluster import feeding
+from rota.core.cluster.inputs import Fed
 from rota.wire.gen.v1 import (
     cluster_pb2,
     job_pb2,
@@ -336,6 +339,47 @@ async def test_input_goes_to_the_task_that_reads_it(tmp_path: Path) -> None:
         other: Any = jobs.WriteInput()
         await other.write(job_service_pb2.WriteInputRequest(job=2, data=b"x"))
         assert (await refusal(other)).code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_a_task_whose_feeder_is_gone_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeding, "UNFED_MS_MAX", 1_500)
+    monkeypatch.setattr(writing, "FED_S", 0.05)
+    async with running(tmp_path) as run:
+        jobs = run.admin().jobs
+        await jobs.SubmitJobs(submit(job_pb2.JobSpec(command=["cat"], stdin=True)))
+        node = await run.join("n1")
+        await node.come_up()
+        grant: link_pb2.Grant = await node.hear("grant")
+        report = link_pb2.Report(journal_id=node.hello().journal_id, first_sequence=1, last_sequence=1)
+        report.allocations.add(allocation=grant.allocation).started.bounds.extend([0, 0])
+        await node.say(report=report)
+        ask, fed = run.controller.loop.ask, asyncio.Queue[Any]()
+
+        async def heard(make: Any) -> Any:
+            answer = await ask(make)
+            if isinstance(make(0), Fed):
+                fed.put_nowait(answer)
+            return answer
+
+        monkeypatch.setattr(run.controller.loop, "ask", heard)
+        call: Any = jobs.WriteInput()
+        await call.write(job_service_pb2.WriteInputRequest(job=1, data=b"hel"))
+        assert (await node.hear("input")).data == b"hel"
+        await node.say(input_taken=taken(grant, 3))
+        for _ in range(2 * feeding.UNFED_MS_MAX // 50):
+            await fed.get()
+        await call.write(job_service_pb2.WriteInputRequest(job=1, offset=3, data=b"lo"))
+        assert (await node.hear("input")).data == b"lo", "it was not asked while it was fed"
+        await node.say(input_taken=taken(grant, 5))
+        call.cancel()
+        asked: link_pb2.Input = await node.hear("input")
+        assert (asked.allocation, asked.data, asked.end) == (grant.allocation, b"", False)
+        await node.say(input_taken=taken(grant, 5))
+        assert (await node.hear("stop")).allocation == grant.allocation
+        job = (await jobs.GetJob(job_service_pb2.GetJobRequest(id=1))).job
+        assert "standard input" in job.reason
 
 
 async def test_much_input_waits_for_a_node_that_reads_slowly(tmp_path: Path) -> None:

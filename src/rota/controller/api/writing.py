@@ -16,13 +16,17 @@ import grpc
 from rota.controller.api.desk import Call, Desk, find_job
 from rota.controller.api.errors import ApiError, error
 from rota.controller.api.views import holder
-from rota.core.cluster.inputs import Done, ToNode
+from rota.core.cluster.inputs import Done, Fed, ToNode
 from rota.core.cluster.step import Machine
 from rota.core.model.protocol import Input, InputTaken
 from rota.first import first_of
 from rota.wire.gen.v1 import job_service_pb2
 
 KEPT_BYTES_MAX = 1024 * 1024
+# The leader takes a job that is not said to be fed for six times as long for one that nobody feeds.
+FED_S = 15.0
+
+Request = job_service_pb2.WriteInputRequest
 
 Target = tuple[str, int, int]
 """Node, allocation and index."""
@@ -68,10 +72,12 @@ class Inputs:
     def __init__(self) -> None:
         self._writings: dict[Target, list[_Writing]] = {}
 
-    def taken(self, node: str, message: InputTaken) -> None:
-        """A node says how much it has."""
-        for writing in self._writings.get((node, message.allocation, message.index), ()):
+    def taken(self, node: str, message: InputTaken) -> bool:
+        """A node says how much it has; whether somebody writes there."""
+        writings = self._writings.get((node, message.allocation, message.index), ())
+        for writing in writings:
             writing.take(message)
+        return bool(writings)
 
     @contextmanager
     def open(self, target: Target) -> Iterator[_Writing]:
@@ -95,9 +101,7 @@ class InputWriter:
         self._inputs = inputs
         self._room = room
 
-    async def write(
-        self, requests: AsyncIterator[job_service_pb2.WriteInputRequest], call: Call
-    ) -> job_service_pb2.WriteInputResponse:
+    async def write(self, requests: AsyncIterator[Request], call: Call) -> job_service_pb2.WriteInputResponse:
         """Until the node has what the client sent to the end, or the task reads no more."""
         request = await anext(requests, None)
         if request is None:
@@ -105,20 +109,29 @@ class InputWriter:
         number = request.job
         call.about = f"job {number}"
         await self._desk.own_job(call.caller, number)
-        target = await self._target(number)
+        answer = job_service_pb2.WriteInputResponse()
+        await first_of(self._write(request, requests, answer), self._say_that_it_is_fed(number))
+        return answer
+
+    async def _write(
+        self, request: Request, requests: AsyncIterator[Request], answer: job_service_pb2.WriteInputResponse
+    ) -> None:
+        target = await self._target(request.job)
         with self._inputs.open(target) as writing:
             await first_of(
                 self._pass_on(writing, request, requests),
                 self._send_again(writing),
-                self._until_it_ends(number, target),
+                self._until_it_ends(request.job, target),
             )
-        return job_service_pb2.WriteInputResponse(accepted_bytes=writing.sent_bytes - writing.kept_bytes)
+        answer.accepted_bytes = writing.sent_bytes - writing.kept_bytes
+
+    async def _say_that_it_is_fed(self, number: int) -> None:
+        while True:
+            await self._desk.change(lambda ticket: Fed(ticket, number), Done)
+            await asyncio.sleep(FED_S)
 
     async def _pass_on(
-        self,
-        writing: _Writing,
-        request: job_service_pb2.WriteInputRequest | None,
-        requests: AsyncIterator[job_service_pb2.WriteInputRequest],
+        self, writing: _Writing, request: Request | None, requests: AsyncIterator[Request]
     ) -> None:
         _, allocation, index = writing.target
         while request is not None:

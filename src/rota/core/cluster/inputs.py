@@ -65,6 +65,14 @@ class RetryJob:
 
 
 @dataclass(slots=True)
+class Fed:
+    """Somebody is about to write to a job's standard input; said again and again while that lasts."""
+
+    ticket: int
+    job: int
+
+
+@dataclass(slots=True)
 class PutQueue:
     ticket: int
     by: str
@@ -203,6 +211,7 @@ Input = (
     | HoldJob
     | ReleaseJob
     | RetryJob
+    | Fed
     | PutQueue
     | DropQueue
     | PutUser

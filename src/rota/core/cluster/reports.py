@@ -5,7 +5,7 @@ from itertools import accumulate
 
 from pyroaring import BitMap
 
-from rota.core.cluster import lost
+from rota.core.cluster import feeding, lost
 from rota.core.cluster.leases import close_lease_if_empty
 from rota.core.cluster.records import (
     CPU_MS_MAX,
@@ -345,6 +345,8 @@ def _begin_job(work: Work, allocation: Allocation, report: AllocationReport, ope
     # A job that was retried has begun long ago.
     began_ms = job.status.started_at_ms or began_ms
     put_job_status(work, job, state=JobState.RUNNING, reason="", started_at_ms=began_ms)
+    if job.spec.stdin:
+        feeding.expect(work, job)
     work.event(EventKind.JOB_STARTED, job=job.id, node=allocation.node.config.name)
 
 

@@ -190,6 +190,8 @@ class Soft:
     beginning: set[str] = field(default_factory=set)
     # When it was last an event that a node is refused, by node and reason.
     refused_ms: dict[tuple[str, str], int] = field(default_factory=dict)
+    # Jobs whose input nobody feeds, and whose node was asked whether it has the whole of it.
+    unfed: set[int] = field(default_factory=set)
     # The alarm of nodes falling silent together has been raised.
     alarmed: bool = False
 

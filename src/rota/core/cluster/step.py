@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rota.core.cluster import admin, jobs, nodes, placing, settling, streams
+from rota.core.cluster import admin, feeding, jobs, nodes, placing, settling, streams
 from rota.core.cluster.inputs import (
     CancelJob,
     DropQueue,
     EditNode,
     Enrol,
+    Fed,
     Found,
     FromNode,
     HoldJob,
@@ -39,6 +40,7 @@ _HANDLERS: dict[type, Callable[[Work, Any], None]] = {
     HoldJob: jobs.hold,
     ReleaseJob: jobs.release,
     RetryJob: jobs.retry,
+    Fed: feeding.fed,
     PutQueue: admin.put_queue,
     DropQueue: admin.drop_queue,
     PutUser: admin.put_user,
@@ -57,6 +59,7 @@ _TIMERS: dict[str, Callable[[Work, str], None]] = {
     "node": nodes.look,
     "holding": streams.holding_overdue,
     "drain": nodes.drain_deadline,
+    "input": feeding.overdue,
     "retry": settling.retry_due,
     "retention": jobs.retention_over,
     "linger": placing.linger_over,
@@ -100,6 +103,7 @@ class Machine:
         if self.soft.leading and self._slept(work.now_ms):
             # This process was stopped, not the nodes: what they said meanwhile has still to be read.
             nodes.listen_anew(work)
+            feeding.begin(work)
         for item in inputs:
             if isinstance(item, Found):
                 work.put(META_CLUSTER, ClusterMeta(uuid=item.uuid))
@@ -138,6 +142,7 @@ class Machine:
         nodes.begin(work)
         settling.begin(work)
         jobs.begin(work)
+        feeding.begin(work)
 
     def _outcome(self, work: Work) -> Outcome:
         outcome = work.outcome

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from pyroaring import BitMap
 
-from rota.core.cluster import lost, nodes, reports
+from rota.core.cluster import feeding, lost, nodes, reports
 from rota.core.cluster.inputs import Done, FromNode, Send, StreamClosed, ToNode, Why
 from rota.core.cluster.leases import fit_leases, fit_quota, tell_lease
 from rota.core.cluster.records import (
@@ -41,6 +41,7 @@ from rota.core.model.protocol import (
     Hello,
     Holding,
     HoldingEnd,
+    InputTaken,
     OutputHeld,
     Recall,
     Refused,
@@ -93,6 +94,8 @@ def receive(work: Work, item: FromNode) -> None:
             _report(work, node, session, item.message)
         case OutputHeld(jobs):
             _forget_output(work, node, jobs)
+        case InputTaken():
+            feeding.taken(work, node, item.message)
         case Goodbye(reason, last_sequence):
             if session.compared and last_sequence == node.status.acknowledged:
                 _end_what_was_on_its_way(work, node)
