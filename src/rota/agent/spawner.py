@@ -94,7 +94,6 @@ class Spawner:
         self._measured_s = 0.0
         self._looked_s = 0.0
         self._measure_ms = MEASURE_MS_MIN
-        self._can_punch = True
         self._poll = select.poll()
         self._feeding: dict[int, _Live] = {}
 
@@ -406,20 +405,18 @@ class Spawner:
     def _measure(self) -> None:
         """Holds the output of what has run for a while to its limit."""
         now_s = time.monotonic()
-        if not self._live or not self._can_punch or now_s < self._measured_s + self._measure_ms / 1000:
+        if not self._live or now_s < self._measured_s + self._measure_ms / 1000:
             return
         self._measured_s = now_s
         grown = 0
         for live in self._live.values():
             if live.task.files and now_s > live.started_s + MEASURE_MS_MIN / 1000:
-                try:
+                # Tried again: there may be no descriptor just now. Where holes cannot be punched at all, the
+                # agent's warnings say so from its start.
+                with suppress(OSError):
                     written = output.hold_to_limit(live.task.files)
-                except OSError:
-                    # The agent's warnings say so from its start.
-                    self._can_punch = False
-                    return
-                grown = max(grown, written - live.written)
-                live.written = written
+                    grown = max(grown, written - live.written)
+                    live.written = written
         fast = grown > output.SLACK_BYTES
         self._measure_ms = MEASURE_MS_MIN if fast else min(2 * self._measure_ms, MEASURE_MS_MAX)
 

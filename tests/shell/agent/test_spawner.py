@@ -13,11 +13,12 @@ import pytest
 from rota.agent import output
 from rota.agent.codec import Codec, Frames, frame
 from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, ToSpawner
+from rota.agent.spawner import MEASURE_MS_MIN
 from rota.core.model.resources import Resources
 from rota.core.model.states import Cause
 from rota.core.node.inputs import Exited, InputLost, Spawned, SpawnFailed
-from tests.support.files import WAIT_S_MAX
-from tests.support.processes import alive, until_gone
+from tests.support.files import WAIT_S_MAX, until
+from tests.support.processes import alive, look_again, until_gone
 
 
 class Conversation:
@@ -147,6 +148,27 @@ def test_without_descriptors_nothing_starts_and_then_it_goes_on(spawner: Convers
     resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE, (soft, hard))
     spawner.say(launch(1))
     assert isinstance(spawner.hear(), Spawned)
+
+
+def test_output_that_could_not_be_held_to_its_limit_is_when_it_can(
+    spawner: Conversation, tmp_path: Path
+) -> None:
+    out = output.path(tmp_path, 7, 10, 0, 1, 1)
+    code = f"import os, time; os.posix_fallocate(1, 0, {2 * output.ATTEMPT_BYTES_MAX}); time.sleep(1000)"
+    soft, hard = resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE)
+    spawner.say(prepare(sys.executable, "-c", code), launch(0))
+    assert isinstance(spawner.hear(), Spawned)
+    resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE, (3, hard))
+    until(lambda: out.stat().st_size > output.ATTEMPT_BYTES_MAX, "the task has written", out.parent)
+    looked_s = time.monotonic() + 4 * MEASURE_MS_MIN / 1000
+    while time.monotonic() < looked_s:
+        spawner.say(launch(1))
+        assert isinstance(spawner.hear(), SpawnFailed)
+    assert out.stat().st_blocks * 512 > output.ATTEMPT_BYTES_MAX + output.SLACK_BYTES
+    resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    look_again(
+        lambda: out.stat().st_blocks * 512 < output.ATTEMPT_BYTES_MAX + 100_000, "it is not held to its limit"
+    )
 
 
 @pytest.mark.parametrize("missing", ["rest", "slot"])
