@@ -29,7 +29,7 @@ from rota.core.model.states import Cause, StopReason
 from rota.core.node.entries import Acknowledged, LeaseKept, Session
 from rota.core.node.inputs import CloseStream, Received, Storage, StreamClosed, StreamOpened, TellOutput
 from rota.core.node.reporting import REPORT_ENTRIES_MAX
-from rota.core.node.talking import GREETING_MS_MAX, REPORT_WAIT_MS_MAX, REPORTS_IN_FLIGHT_MAX
+from rota.core.node.talking import GREETING_MS_MAX, OLDER_RETRY_MS, REPORT_WAIT_MS_MAX, REPORTS_IN_FLIGHT_MAX
 from tests.core.node.scene import SHAPE, WALL_MS, Scene, only, reports, welcome
 
 
@@ -126,6 +126,21 @@ def test_a_refusal_ends_the_stream_for_a_while_or_for_good() -> None:
     only(scene.step(Received(Down(1, 1, 1, Refused("of another Hello", 0, hello.sent_ms - 1)))))
     outcome = scene.step(Received(Down(1, 1, 1, Refused("a cloned directory", 0, hello.sent_ms))))
     assert outcome.commands == [CloseStream(2, "the controller refused: a cloned directory", final=True)]
+
+
+def test_a_leader_with_older_records_sends_nobody_away_and_is_not_asked_again_at_once() -> None:
+    scene = Scene()
+    scene.connect()
+    scene.step(StreamClosed())
+    term = scene.machine.held.session.term
+    hello = scene.step(StreamOpened(2, Inventory())).messages[0]
+    assert isinstance(hello, Hello)
+    only(scene.step(Received(Down(term - 1, 0, 1, Refused("of another Hello", 0, hello.sent_ms - 1)))))
+    outcome = scene.step(Received(Down(term - 1, 0, 1, Refused("not known here", 0, hello.sent_ms))))
+    (closed,) = outcome.commands
+    assert isinstance(closed, CloseStream)
+    assert (closed.final, closed.retry_ms) == (False, OLDER_RETRY_MS)
+    assert "not known here; it has older records" in closed.reason
 
 
 def test_silence_ends_the_stream() -> None:

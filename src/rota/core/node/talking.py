@@ -28,6 +28,8 @@ from rota.core.node.reporting import holding, report
 GREETING_MS_MAX = 10_000
 # Silence that ends a stream, in heartbeats.
 SILENT_HEARTBEATS_MAX = 3
+# Until a leader with older records than were obeyed is asked again.
+OLDER_RETRY_MS = 30_000
 REPORTS_IN_FLIGHT_MAX = 4
 # While a report is on its way, further entries wait this long for company.
 REPORT_WAIT_MS_MAX = 10
@@ -115,14 +117,17 @@ class Talk:
 
     def accept(self, down: Down) -> Body | None:
         """The message if it is to be obeyed. Refused is obeyed here; Welcome is also given back."""
-        if down.term < self._held.session.term:
-            return None
+        older = down.term < self._held.session.term
         if self.greeting:
             match down.body:
-                case Welcome():
+                case Welcome() if not older:
                     return down.body if self._welcome(down, down.body) else None
+                case Refused() if down.body.hello_sent_ms == self._hello_ms and older:
+                    self._refused_by_an_older_leader(down.body)
                 case Refused() if down.body.hello_sent_ms == self._hello_ms:
                     self._refused(down.body)
+            return None
+        if older:
             return None
         if not self.open or down.session != self._held.session.session or down.number <= self._number:
             return None
@@ -140,6 +145,15 @@ class Talk:
     def _refused(self, refused: Refused) -> None:
         self.hang_up(
             f"the controller refused: {refused.message}", refused.retry_ms, final=not refused.retry_ms
+        )
+
+    def _refused_by_an_older_leader(self, refused: Refused) -> None:
+        """Not to be obeyed, and no use to be asked again soon: it has committed that, so it truly leads."""
+        self.hang_up(
+            f"the controller refused: {refused.message}; it has older records than this node has obeyed, "
+            "so this node goes on trying; if they are there to stay (its store was removed, say), stop this "
+            "agent, remove its home, and let it join again",
+            max(refused.retry_ms, OLDER_RETRY_MS),
         )
 
     def _welcome(self, down: Down, welcome: Welcome) -> bool:
