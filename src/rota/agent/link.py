@@ -86,6 +86,8 @@ class Link:
         self._identity = identity
         self._supervisor = supervisor
         self._stream: Stream | None = None
+        # The same, and when it has ended: what came last on it the supervisor may have still to answer.
+        self._last: Stream | None = None
         self._output = OutputSender(home)
         self._heard_s = time.monotonic()
         # When the supervisor must have ended fenced tasks; and how late it may say so.
@@ -140,8 +142,8 @@ class Link:
                 if stream is not None and stream.number == number:
                     stream.say(message)
             case End(number):
-                if stream is not None and stream.number == number:
-                    stream.finish(order)
+                if self._last is not None and self._last.number == number:
+                    self._last.finish(order)
             case SendOutput(read, live):
                 if stream is not None:
                     self._output.start(stream.channel, read, live=live)
@@ -164,26 +166,26 @@ class Link:
         for number in itertools.count(1):
             address = next(addresses)
             async with self._identity.channel(address) as channel:
-                self._stream = Stream(number, channel, self._supervisor.tell)
-                reason = await self._stream.run()
-                end, heard = self._stream.end, self._stream.heard
+                stream = self._stream = self._last = Stream(number, channel, self._supervisor.tell)
+                reason = await stream.run()
                 self._stream = None
                 await self._output.stop()
             _log.info("stream %d to %s ended: %s", number, address, reason)
-            failures = 0 if heard else failures + 1
-            if end is not None and end.final:
-                _log.info("no further stream is wanted: %s", end.reason)
+            failures = 0 if stream.heard else failures + 1
+            await asyncio.sleep(pause_s(failures))
+            # By now the supervisor has answered what came last.
+            if stream.end is not None and stream.end.final:
+                _log.info("no further stream is wanted: %s", stream.end.reason)
                 await asyncio.Event().wait()
-            await asyncio.sleep(pause_s(failures, end.retry_ms if end is not None else 0))
+            if stream.end is not None:
+                await asyncio.sleep(stream.end.retry_ms / 1000 * random.uniform(1.0, 1.2))
 
 
-def pause_s(failures: int, asked_ms: int) -> float:
+def pause_s(failures: int) -> float:
     """Seconds until the next try: twice as long with each failure, and apart at random.
 
     So the nodes of a cluster do not all come at once.
     """
-    if asked_ms:
-        return asked_ms / 1000 * random.uniform(1.0, 1.2)
     longest = min(RETRY_S_MAX, RETRY_S_MIN * (1 << min(failures, 10)))
     return longest * random.uniform(0.5, 1.0)
 

@@ -53,7 +53,10 @@ class Say:
 
 @dataclass(slots=True)
 class End:
-    """End this stream once what was said is sent; dial again after `retry_ms`, or never if `final`."""
+    """End this stream once what was said is sent; dial again after `retry_ms`, or never if `final`.
+
+    Where it has ended meanwhile, the rest still counts.
+    """
 
     stream: int
     reason: str
