@@ -77,7 +77,7 @@ class _End:
     details: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Stream:
     number: int
     node: str
@@ -136,8 +136,8 @@ class Links:
         self._input_taken = input_taken
         self._outputs = outputs
         self._streams: dict[int, _Stream] = {}
-        # The stream that each node opened last.
-        self._latest: dict[str, _Stream] = {}
+        # Those of each node that have said Hello, the latest last: that one counts.
+        self._greeted: dict[str, list[_Stream]] = {}
         self._numbers = count(1)
         # Until when a node may not connect, by the monotonic clock, and why.
         self._kept_off: dict[str, tuple[float, str]] = {}
@@ -188,14 +188,14 @@ class Links:
 
     def address(self, node: str) -> str:
         """Where a node connects from, as gRPC writes it; empty where it does not."""
-        stream = self._latest.get(node)
-        return stream.address if stream is not None else ""
+        streams = self._greeted.get(node)
+        return streams[-1].address if streams else ""
 
     async def room(self, node: str) -> None:
         """Waits until little is queued for a node, or it has gone."""
-        stream = self._latest.get(node)
-        if stream is not None:
-            await stream.room.wait()
+        streams = self._greeted.get(node)
+        if streams:
+            await streams[-1].room.wait()
 
     async def _connect(self, node: str, context: Context) -> None:
         if not self._inbox.leading:
@@ -210,7 +210,7 @@ class Links:
         self._kept_off.pop(node, None)
         stream = _Stream(next(self._numbers), node, context.peer())
         stream.room.set()
-        self._streams[stream.number] = self._latest[node] = stream
+        self._streams[stream.number] = stream
         reader = asyncio.create_task(self._receive(stream, context), name=f"stream {stream.number} up")
         writer = asyncio.create_task(_send(stream, context), name=f"stream {stream.number} down")
         overdue = asyncio.create_task(stream.overdue(), name=f"stream {stream.number} overdue")
@@ -225,8 +225,7 @@ class Links:
         finally:
             stream.room.set()
             del self._streams[stream.number]
-            if self._latest.get(node) is stream:
-                del self._latest[node]
+            self._forget(stream)
             tasks = (reader, writer, overdue)
             for task in tasks:
                 task.cancel()
@@ -235,6 +234,18 @@ class Links:
         if stream.end is not None:
             context.set_code(stream.end.code)
             context.set_details(stream.end.details)
+
+    def _greet(self, stream: _Stream) -> None:
+        """A stream has said Hello, once more perhaps."""
+        self._forget(stream)
+        self._greeted.setdefault(stream.node, []).append(stream)
+
+    def _forget(self, stream: _Stream) -> None:
+        streams = self._greeted.get(stream.node, [])
+        if stream in streams:
+            streams.remove(stream)
+            if not streams:
+                del self._greeted[stream.node]
 
     async def _receive(self, stream: _Stream, context: Context) -> None:
         try:
@@ -254,6 +265,7 @@ class Links:
                 return
             if isinstance(message, Hello):
                 until_hello.reschedule(None)
+                self._greet(stream)
             if isinstance(message, InputTaken) and self._input_taken(stream.node, message):
                 continue
             await self._inbox.tell(FromNode(stream.node, stream.number, message))

@@ -98,8 +98,10 @@ async def test_a_streams_end_is_known_also_where_a_newer_one_has_ended_before(tm
         await newer.write(link_pb2.ConnectRequest())
         assert await newer.code() is grpc.StatusCode.INVALID_ARGUMENT
         await node.beat(1)
-        node.call.cancel()
         nodes = run.admin().nodes
+        shown = (await nodes.GetNode(node_pb2.GetNodeRequest(node="n1"))).node
+        assert shown.address.startswith("127.0.0.1:"), "it is still connected"
+        node.call.cancel()
         async with asyncio.timeout(WAIT_S_MAX):
             while not (known := (await nodes.GetNode(node_pb2.GetNodeRequest(node="n1"))).node).reason:
                 pass
