@@ -44,6 +44,10 @@ KEPT_OFF_S = 60.0
 # And one that was refused for good, which costs a commit each time. One that shall try again is kept off for
 # half of the time: what a copy of its home is told must not keep the node itself off until the copy's turn.
 REFUSED_S = 10.0
+# A node may open so many streams within such a time, for each Hello is a commit; one that loses one after the
+# other comes back when it is over.
+OPENED_MAX = 50
+OPENED_S = 10.0
 # The protocol's limit is on the message's content; the envelope adds a little.
 SLACK_BYTES = 4 * 1024
 
@@ -139,6 +143,8 @@ class Links:
         # Those of each node that have said Hello, the latest last: that one counts.
         self._greeted: dict[str, list[_Stream]] = {}
         self._numbers = count(1)
+        # How many streams each node has opened, and since when, by the monotonic clock.
+        self._opened: dict[str, tuple[float, int]] = {}
         # Until when a node may not connect, by the monotonic clock, and why.
         self._kept_off: dict[str, tuple[float, str]] = {}
 
@@ -202,12 +208,11 @@ class Links:
             context.set_code(grpc.StatusCode.UNAVAILABLE)
             context.set_details("the controller does not lead now; try again")
             return
-        until_s, why = self._kept_off.get(node, (0.0, ""))
-        if time.monotonic() < until_s:
+        why = self._why_not_now(node)
+        if why:
             context.set_code(grpc.StatusCode.UNAVAILABLE)
             context.set_details(why)
             return
-        self._kept_off.pop(node, None)
         stream = _Stream(next(self._numbers), node, context.peer())
         stream.room.set()
         self._streams[stream.number] = stream
@@ -234,6 +239,21 @@ class Links:
         if stream.end is not None:
             context.set_code(stream.end.code)
             context.set_details(stream.end.details)
+
+    def _why_not_now(self, node: str) -> str:
+        """Why a node may not open a stream, if it may not; else the stream is counted."""
+        now_s = time.monotonic()
+        until_s, why = self._kept_off.get(node, (0.0, ""))
+        if now_s < until_s:
+            return why
+        self._kept_off.pop(node, None)
+        began_s, opened = self._opened.get(node, (now_s, 0))
+        if now_s >= began_s + OPENED_S:
+            began_s, opened = now_s, 0
+        if opened >= OPENED_MAX:
+            return f"the node has opened {OPENED_MAX} streams within {OPENED_S:g} s; let it try again later"
+        self._opened[node] = began_s, opened + 1
+        return ""
 
     def _greet(self, stream: _Stream) -> None:
         """A stream has said Hello, once more perhaps."""

@@ -159,6 +159,24 @@ async def test_a_node_that_shall_try_again_is_kept_off_meanwhile(tmp_path: Path)
         await other.come_up()
 
 
+async def test_a_node_that_dials_again_and_again_is_kept_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "OPENED_MAX", 3)
+    async with running(tmp_path) as run:
+        node, other = await run.join("n1"), await run.join("n2")
+        for _ in range(3):
+            await node.come_up()
+            node.call = node.link.Connect()
+        code, details = await node.ended()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert details.startswith("the node has opened 3 streams within 10 s")
+        await other.come_up()
+        monkeypatch.setattr(links, "OPENED_S", 0.0)
+        node.call = node.link.Connect()
+        await node.come_up()
+
+
 async def test_a_node_of_another_cluster_is_refused(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         node = await run.join("n1")
