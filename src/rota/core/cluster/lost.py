@@ -101,7 +101,7 @@ def reclaim(work: Work, job: Job, *, ask: bool = False) -> None:
         if allocation.id in job.lost and work.soft.connected(allocation.node.id):
             _take_back(work, allocation, allocation.unclaimed & job.pending)
             if ask and allocation.id in job.lost:
-                dispute(work, allocation)
+                _dispute(work, allocation)
 
 
 def _take_back(work: Work, allocation: Allocation, indices: BitMap) -> None:
@@ -136,7 +136,7 @@ def _take_back(work: Work, allocation: Allocation, indices: BitMap) -> None:
     close_if_done(work, allocation)
 
 
-def dispute(work: Work, allocation: Allocation) -> None:
+def _dispute(work: Work, allocation: Allocation) -> None:
     """Asks for tasks back that others hold and have not started; a lost node's own ones go on meanwhile."""
     for other in list(allocation.job.allocations.values()):
         if other is allocation or not work.soft.connected(other.node.id):

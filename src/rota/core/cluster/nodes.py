@@ -73,6 +73,7 @@ def heard(work: Work, session: Session, node: Node) -> None:
     session.heard_ms = work.now_ms
     if session.counts:
         work.soft.heard_ms[node.id] = work.now_ms
+        work.mass_silence = None
     if node.status.state is NodeState.SUSPECT and session.compared:
         become(work, node, NodeState.READY, "")
         work.place_wanted = True
@@ -123,7 +124,7 @@ def look(work: Work, name: str) -> None:
         end_session(work, session, f"silent for {work.now_ms - session.heard_ms} ms")
         session = None
     extension_ms = 0
-    if silent_ms >= settings.disconnected_ms and _mass_silence(work, node):
+    if silent_ms >= settings.disconnected_ms and _mass_silence(work):
         extension_ms = settings.lost_after_ms
     if silent_ms >= settings.lost_after_ms + extension_ms:
         fall_to(work, node, NodeState.LOST, _silent(work, node, silent_ms))
@@ -183,8 +184,14 @@ def _patience_ms(work: Work, allocation: Allocation, extension_ms: int) -> int:
     return settings.lost_after_ms + extension_ms
 
 
-def _mass_silence(work: Work, node: Node) -> bool:
+def _mass_silence(work: Work) -> bool:
     """Whether more than half of at least three nodes are silent at once: then the fault is likely here."""
+    if work.mass_silence is None:
+        work.mass_silence = _count_silent(work)
+    return work.mass_silence
+
+
+def _count_silent(work: Work) -> bool:
     alive = silent = 0
     for other in work.cluster.nodes.values():
         status = other.status
@@ -203,7 +210,7 @@ def _mass_silence(work: Work, node: Node) -> bool:
         message = (
             f"{silent} of {alive} nodes fell silent at once; none is called lost for twice the usual time"
         )
-        work.event(EventKind.ALARM, node=node.config.name, message=message)
+        work.event(EventKind.ALARM, message=message)
     return True
 
 

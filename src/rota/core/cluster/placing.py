@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from pyroaring import BitMap
 
+from rota.core.cluster.claims import Claims, rank, share
 from rota.core.cluster.leases import devices_free, devices_room, shrink, take_devices, tell_lease, units_of
 from rota.core.cluster.nodes import takes_work
 from rota.core.cluster.records import AllocationDesired, LeaseDesired, allocation_key, lease_key
@@ -61,6 +62,10 @@ class _Pass:
         # Of these also every slot has work: a job that is to have one task a slot gets nothing more.
         self.full: set[tuple[Resources, str, str]] = set()
         self.hungry = False
+        self.whole = NOTHING
+        for _, node in self.nodes:
+            self.whole = self.whole.plus(node.capacity())
+        self.claims = Claims(work, [node for _, node in self.nodes], self.whole)
         self.wanted_shapes: set[tuple[Resources, str]] = set()
 
     def run(self) -> None:
@@ -81,25 +86,19 @@ class _Pass:
             if not waits_for(self.cluster, job):
                 waiting.setdefault(job.spec.queue, []).append(job)
         for jobs in waiting.values():
-            jobs.sort(key=lambda job: (-job.spec.priority, job.id), reverse=True)
-        whole = NOTHING
-        for _, node in self.nodes:
-            whole = whole.plus(node.capacity())
+            jobs.sort(key=rank, reverse=True)
         while waiting:
             name = next(iter(waiting))
             if len(waiting) > 1:
-                name = min(waiting, key=lambda queue: (self._share(queue, whole), queue))
+                name = min(waiting, key=lambda queue: (self._share(queue), queue))
             yield waiting[name].pop()
             if not waiting[name]:
                 del waiting[name]
 
-    def _share(self, queue: str, whole: Resources) -> float:
+    def _share(self, queue: str) -> float:
         charged = self.cluster.queue_charged.get(queue, NOTHING)
         config = self.cluster.queue(queue)
-        weight = max(config.weight if config is not None else 1, 1)
-        return (
-            max((amount / max(whole.get(name), 1) for name, amount in charged.items()), default=0.0) / weight
-        )
+        return share(charged, self.whole, config.weight if config is not None else 1)
 
     # ------------------------------------------------------------ one job
 
@@ -178,14 +177,15 @@ class _Pass:
         spec, left = job.spec, grantable_count(job)
         left = quota_slots(self.cluster, job, left)
         places = []
-        for rank, node in nodes:
+        for number, node in nodes:
             for pool in node.pools:
                 for unit in units_of(node, pool, left):
-                    free = node.free(pool.name, unit)
+                    free = self.claims.free(node, pool.name, unit)
                     most = _slots_max(node, pool, unit, spec)
-                    places.append(Place(node.id, pool.name, unit, rank, free, pool.resources, most))
+                    places.append(Place(node.id, pool.name, unit, number, free, pool.resources, most))
         given = spread(places, spec.resources, left) if left else []
-        if sum(count for _, count in given) < left or not left:
+        short = left - sum(count for _, count in given)
+        if short or not left:
             if not job.status.avoid:
                 self.parked.add((spec.resources, spec.queue, spec.node))
             self.hungry = True
@@ -194,6 +194,8 @@ class _Pass:
             lease = self._open_slots(self.cluster.nodes[found.node], found, spec.resources, spec.queue, count)
             self._grant(job, lease, min(lease.desired.target - lease.load, grantable_count(job)))
             result.append(lease)
+        if short:
+            self.claims.make(job, [node for _, node in nodes], short)
         return result
 
     def _open_slots(self, node: Node, found: Place, shape: Resources, queue: str, count: int) -> Lease:

@@ -411,8 +411,8 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
     if node.status.journal_new:
         work.put(node_status_key(node.id), replace(node.status, journal_new=False))
     nodes.become(work, node, NodeState.READY, "")
-    for allocation in list(node.allocations.values()):
-        lost.reclaim(work, allocation.job, ask=True)
+    for job in {allocation.job.id: allocation.job for allocation in node.allocations.values()}.values():
+        lost.reclaim(work, job, ask=True)
     for queue in sorted({lease.desired.queue for lease in node.leases.values()}):
         # What it held was nobody's charge while it was lost.
         fit_quota(work, queue)
@@ -481,9 +481,6 @@ def _compare_allocation(work: Work, node: Node, session: Session, allocation: Al
         stop(work, allocation, wanted.indices, wanted.reason, wanted.grace_ms)
     if job.config.held:
         work.send(node.id, Recall(allocation.id, session.ask(), count=RECALL_ALL))
-    for other in list(job.lost.values()):
-        if other is not allocation and work.soft.connected(other.node.id):
-            lost.dispute(work, other)
 
 
 def _grant_again(work: Work, allocation: Allocation) -> None:

@@ -25,6 +25,8 @@ class Work:
         # Jobs of which tasks moved; whether work or room may have appeared since the last placing.
         self.touched: dict[int, Job] = {}
         self.place_wanted = False
+        # Whether most nodes are silent at once, as far as it was asked since one was heard.
+        self.mass_silence: bool | None = None
         # Whether a commit is due even if nothing changes.
         self.confirm_wanted = False
 

@@ -1,0 +1,108 @@
+"""Stories of who gives way to whom on full nodes: queues by weight, work by priority and age."""
+
+from typing import Any
+
+import pytest
+
+from rota.core.cluster.inputs import PutQueue
+from rota.core.cluster.records import QueueConfig
+from rota.core.model import indexset
+from rota.core.model.protocol import AllocationReport, Device, Grant, Pool, Resize, Resized
+from rota.core.model.resources import Resources
+from tests.core.cluster.scene import Scene
+
+
+class Full:
+    """A node full of the tasks of one job, which ends them one by one and gives back what it is asked for."""
+
+    def __init__(self, cpu: int = 4, *pools: Pool, **spec: Any) -> None:
+        self.scene = Scene()
+        self.scene.ask(PutQueue(0, "admin", "video", QueueConfig(weight=3)))
+        self.node = self.scene.node("n", cpu, *pools)
+        self.first = self.scene.submit(array="0-999", **spec)
+        self.asked: dict[int, int] = {}
+        self.running: list[tuple[Grant, int]] = []
+        self._hear()
+
+    def submit(self, **spec: Any) -> int:
+        job = self.scene.submit(**spec)
+        self._hear()
+        return job
+
+    def _hear(self) -> None:
+        for resize in self.scene.sent(Resize):
+            self.asked[resize.lease] = resize.target
+        for grant in self.scene.sent(Grant):
+            started = AllocationReport(grant.allocation, started=grant.indices)
+            self.running += [(grant, index) for index in indexset.from_ranges(grant.indices)]
+            self.scene.report(self.node, started)
+
+    def end_one(self, job: int) -> None:
+        """A task of the job ends; its slot is given back if the lease is to have fewer."""
+        place, (grant, index) = next(
+            (place, pair) for place, pair in enumerate(self.running) if pair[0].job == job
+        )
+        del self.running[place]
+        lease = self.scene.machine.cluster.nodes[self.node].leases[grant.lease]
+        resized: tuple[Resized, ...] = ()
+        slots = lease.desired.slots
+        if len(slots) > self.asked.get(lease.id, len(slots)):
+            resized = (Resized(lease.id, (slots[-1].slot,)),)
+        ended = AllocationReport(grant.allocation, succeeded=((index, index),))
+        self.scene.report(self.node, ended, resized=resized)
+        self._hear()
+
+    def count(self, job: int) -> int:
+        return sum(grant.job == job for grant, _ in self.running)
+
+
+def test_a_queue_that_comes_later_gets_its_share_as_tasks_end() -> None:
+    full = Full()
+    second = full.submit(array="0-999", queue="video")
+    # Weights 1 and 3, and four slots: one stays.
+    assert list(full.asked.values()) == [1]
+    for count in (1, 2, 3):
+        full.end_one(full.first)
+        assert (full.count(full.first), full.count(second)) == (4 - count, count)
+    full.asked.clear()
+    for job in (full.first, second, second):
+        full.end_one(job)
+    assert full.asked == {}
+    assert (full.count(full.first), full.count(second)) == (1, 3)
+
+
+def test_a_queue_gives_no_more_than_the_other_needs() -> None:
+    full = Full()
+    second = full.submit(queue="video")
+    assert list(full.asked.values()) == [3]
+    full.end_one(full.first)
+    assert full.count(second) == 1
+
+
+@pytest.mark.parametrize("priority", [0, 100])
+def test_work_that_needs_more_is_not_passed_by_for_ever(priority: int) -> None:
+    full = Full(priority=-1 if priority == 0 else 0)
+    large = full.submit(resources=Resources(cpu=2_000), priority=priority)
+    assert list(full.asked.values()) == [2]
+    full.end_one(full.first)
+    # What is free is kept for it, though a task of the other job would fit.
+    assert (full.count(full.first), full.count(large)) == (3, 0)
+    full.end_one(full.first)
+    assert (full.count(full.first), full.count(large)) == (2, 1)
+
+
+def test_work_that_came_later_waits_its_turn() -> None:
+    full = Full()
+    full.submit(resources=Resources(cpu=2_000))
+    assert full.asked == {}
+
+
+def test_whole_gpus_are_not_hoped_for_from_parts_of_several() -> None:
+    devices = (Device("gpu", "gpu-0"), Device("gpu", "gpu-1"))
+    pool = Pool(resources=Resources(cpu=8_000, gpu=2_000), devices=devices)
+    full = Full(0, pool, resources=Resources(gpu=500))
+    full.submit(resources=Resources(gpu=1_000), priority=1)
+    assert full.asked == {}
+    whole = Full(0, pool, resources=Resources(gpu=1_000))
+    whole.submit(resources=Resources(gpu=2_000), priority=1)
+    assert list(whole.asked.values()) == [0]
