@@ -240,8 +240,7 @@ def _not_ended(job: Job, *, stopping: bool) -> BitMap:
 def _stop_again(work: Work, job: Job, grace_ms: int) -> None:
     """A second cancel with another grace counts for what is being stopped already."""
     for allocation in list(job.allocations.values()):
-        if not allocation.desired.lost:
-            ask_stop(work, allocation, allocation.desired.cancelled, StopReason.CANCEL, grace_ms)
+        ask_stop(work, allocation, allocation.desired.cancelled, StopReason.CANCEL, grace_ms)
 
 
 def _cancel_tasks(work: Work, job: Job, indices: BitMap, item: CancelJob) -> None:
@@ -307,7 +306,7 @@ def release(work: Work, item: ReleaseJob) -> None:
     for allocation in list(job.lost.values()):
         kept = allocation.remaining.copy()
         session = work.soft.sessions.get(allocation.node.id)
-        if not kept or session is not None:
+        if not kept or session is not None or not allocation.waits_for_node:
             continue
         count += len(kept)
         lost.end_lost(work, allocation, kept, TaskState.PENDING, "given up by an operator")

@@ -46,13 +46,14 @@ def forget_removed(work: Work, names: Collection[str]) -> None:
         work.drop(node_key(name))
 
 
-def listen_anew(work: Work) -> None:
-    """Every window of silence begins again: the leader was not there to listen."""
-    for name in work.soft.heard_ms:
-        work.soft.heard_ms[name] = work.now_ms
-        work.soft.timers.arm("node", name, work.now_ms + work.settings.suspect_ms)
-    for session in work.soft.sessions.values():
-        session.heard_ms = work.now_ms
+def not_listened(work: Work, late_ms: int) -> None:
+    """The leader was not there to listen for so long: that is nobody's silence."""
+    soft = work.soft
+    for name, heard_ms in soft.heard_ms.items():
+        soft.heard_ms[name] = min(heard_ms + late_ms, work.now_ms)
+        soft.timers.arm("node", name, work.now_ms + 1)
+    for session in soft.sessions.values():
+        session.heard_ms = min(session.heard_ms + late_ms, work.now_ms)
 
 
 def end_session(work: Work, session: Session, reason: str) -> None:
@@ -111,26 +112,33 @@ def _silent(work: Work, node: Node, silent_ms: int) -> str:
     return f"silent for {silent_ms // 1000} s" if silent_ms >= 1000 else f"silent for {silent_ms} ms"
 
 
+def _limits(work: Work) -> tuple[int, int]:
+    """Silence after which a node is suspect, and disconnected: never less than a few of its heartbeats."""
+    beat_ms = work.settings.heartbeat_ms(len(work.cluster.node_names))
+    return max(work.settings.suspect_ms, 3 * beat_ms), max(work.settings.disconnected_ms, 6 * beat_ms)
+
+
 def look(work: Work, name: str) -> None:
     """Draws the conclusions from how long the node has been silent, and sets when to look again."""
     node = work.cluster.nodes.get(name)
     if node is None or node.config.removed:
         return
     settings = work.settings
+    suspect_ms, disconnected_ms = _limits(work)
     heard_ms = work.soft.heard_ms.setdefault(node.id, work.now_ms)
     silent_ms = work.now_ms - heard_ms
     session = work.soft.sessions.get(node.id)
-    if session is not None and work.now_ms - session.heard_ms >= settings.disconnected_ms:
+    if session is not None and work.now_ms - session.heard_ms >= disconnected_ms:
         end_session(work, session, f"silent for {work.now_ms - session.heard_ms} ms")
         session = None
     extension_ms = 0
-    if silent_ms >= settings.disconnected_ms and _mass_silence(work):
+    if silent_ms >= disconnected_ms and _mass_silence(work):
         extension_ms = settings.lost_after_ms
     if silent_ms >= settings.lost_after_ms + extension_ms:
         fall_to(work, node, NodeState.LOST, _silent(work, node, silent_ms))
-    elif silent_ms >= settings.disconnected_ms:
+    elif silent_ms >= disconnected_ms:
         fall_to(work, node, NodeState.DISCONNECTED, _silent(work, node, silent_ms))
-    elif silent_ms >= settings.suspect_ms or session is None:
+    elif silent_ms >= suspect_ms or session is None:
         reason = _silent(work, node, silent_ms) if session is not None else "its stream has closed"
         fall_to(work, node, NodeState.SUSPECT, reason)
     if node.status.state is not NodeState.READY:
@@ -147,10 +155,11 @@ def look(work: Work, name: str) -> None:
 
 def _look_again(work: Work, node: Node, heard_ms: int, extension_ms: int) -> None:
     settings = work.settings
-    times = [settings.suspect_ms, settings.disconnected_ms, settings.lost_after_ms + extension_ms]
+    suspect_ms, disconnected_ms = _limits(work)
+    times = [suspect_ms, disconnected_ms, settings.lost_after_ms + extension_ms]
     session = work.soft.sessions.get(node.id)
     if session is not None:
-        times.append(session.heard_ms + settings.disconnected_ms - heard_ms)
+        times.append(session.heard_ms + disconnected_ms - heard_ms)
     if node.status.state is not NodeState.READY:
         times += [
             _patience_ms(work, allocation, extension_ms)

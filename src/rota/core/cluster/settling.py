@@ -118,6 +118,9 @@ def _stop_lost(work: Work, number: int, job: Job) -> None:
     if work.soft.connected(allocation.node.id):
         kept = allocation.remaining - allocation.desired.cancelled
         ask_stop(work, allocation, kept, StopReason.CANCEL, job.config.cancel_grace_ms)
+        # What it would take back is not to go on either, whoever holds it now.
+        if allocation.unclaimed:
+            supersede(work, allocation, allocation.unclaimed)
     elif allocation.remaining:
         lost.end_lost(work, allocation, allocation.remaining, TaskState.CANCELLED)
     if number in job.lost:

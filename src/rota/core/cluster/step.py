@@ -100,9 +100,10 @@ class Machine:
         to be thrown away and loaded again.
         """
         work = Work(self.cluster, self.soft, self.settings, max(now_ms, self.cluster.commit.now_ms), wall_ms)
-        if self.soft.leading and self._slept(work.now_ms):
+        late_ms = work.now_ms - self._due_ms if self._due_ms is not None else 0
+        if self.soft.leading and late_ms >= self.settings.slept_ms:
             # This process was stopped, not the nodes: what they said meanwhile has still to be read.
-            nodes.listen_anew(work)
+            nodes.not_listened(work, late_ms)
             feeding.begin(work)
         for item in inputs:
             if isinstance(item, Found):
@@ -117,9 +118,6 @@ class Machine:
             settling.settle(work)
             placing.place(work)
         return self._outcome(work)
-
-    def _slept(self, now_ms: int) -> bool:
-        return self._due_ms is not None and now_ms - self._due_ms >= self.settings.slept_ms
 
     def _take(self, work: Work, item: Input, proof: Proof) -> None:
         assert self.soft.leading, item
