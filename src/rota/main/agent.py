@@ -30,10 +30,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # What an agent is told of its machine: option, placeholder, whether it may stand several times, help.
 _OPTIONS = [
-    ("--cpu", "N", False, "Cores to offer (default: all)."),
+    ("--cpu", "N", False, "Cores to offer (default: all; none is kept for the system)."),
     ("--memory", "SIZE", False, "Memory to offer (default: all but a share for the system)."),
     ("--gpu", "N", False, "GPUs to offer (default: the NVIDIA GPUs found)."),
-    ("--disk", "SIZE", False, "Disk space to offer."),
+    ("--disk", "SIZE", False, "Disk space to offer (default: all that is free but a share for the system)."),
     ("--resource", "NAME=N", True, "Another resource to offer."),
     ("--label", "K=V", True, "A label of the node."),
     ("--scripts-dir", "DIR", False, "Run only what is in this directory: a guard, no sandbox."),
