@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,13 +125,20 @@ def new_home() -> Iterator[Cluster]:
     made.home.parent.rmdir()
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of two nodes with four cores each, shared by the tests of a module."""
+@contextmanager
+def running(*options: str) -> Iterator[Cluster]:
+    """A cluster of two nodes with four cores each, and what further options of `rota up` say."""
     made = make()
     try:
-        made.ok("up", "--detach", "--nodes", "2", "--cpu", "4")
+        made.ok("up", "--detach", "--nodes", "2", "--cpu", "4", *options)
         yield made
     finally:
         stop(made)
         made.home.parent.rmdir()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """One that the tests of a module share."""
+    with running() as made:
+        yield made
