@@ -271,6 +271,7 @@ def test_a_node_an_executable_and_a_path(cluster: Cluster) -> None:
     (cluster.place / "scripts" / "count.sh").write_text('echo "$0 $# on $ROTA_NODE_NAME"\n')
     out = cluster.ok("run", "--node", node, "--path", "scripts/count.sh", "--", "sh")
     assert out == f"scripts/count.sh 0 on {node}\n"
+    assert cluster.ok("run", "--node", node, "--path", "", "--", "echo", "alone") == "alone\n"
 
 
 # ---------------------------------------------------------------- interruptions

@@ -57,7 +57,12 @@ _FIELDS = [
         "Stop the job once more tasks than this have failed (default: never).",
     ),
     ("--cwd", "cwd", "DIR", "The tasks' directory (default: this one)."),
-    ("--path", "path", "FILE", "One more argument: a script that agents with --scripts-dir check."),
+    (
+        "--path",
+        "path",
+        "FILE",
+        "One more argument (empty: none): a script that agents with --scripts-dir check.",
+    ),
     (
         "--time-limit",
         "time_limit",
@@ -256,7 +261,8 @@ class _Made:
             self.problems.append(self.origins.tell(path, says))
 
     def _field(self, path: str, text: str) -> None:
-        refuse_empty(text)
+        if path != "path" or text:  # without a path, the command runs alone
+            refuse_empty(text)
         if path == "array" and (hint := slurm.array_hint(text)):
             raise UnitError(f"'{text}' is how Slurm says it; here it is {hint}")
         if path in ("stdout", "stderr") and (hint := slurm.path_hint(text)):
