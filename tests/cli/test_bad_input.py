@@ -25,7 +25,36 @@ def test_all_wrong_options_are_named_at_once(rota: Rota) -> None:
         "rota: --time-limit: '90' has no unit; try 90s",
         "rota: --retries: '-1' is negative; the least is 0",
         "rota: --on-node-loss: 'panic' is not known; try one of rerun, rerun_fenced, hold, cancel",
+        "rota: --array: '5-3' is upside down; try 3-5",
+        "rota: --signal: 'FOO' is not a signal; try TERM or USR1@60s",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--cpu", "x", "--priority", "5000"], ["--cpu", "--priority"]),
+        (["--after", "41:ok", "--after", "abc"], ["--after", "--after"]),
+        (["--env", "TAKEN", "--env", "1=2", "--env", "A=\udcff"], ["--env", "--env A", "--env"]),
+        (["--label", "x", "--label", "B b=1"], ["--label", "--label"]),
+        # What follows from another mistake is left out.
+        (["--time-limit", "5", "--signal", "USR1@60s"], ["--time-limit"]),
+        (["--array", "0-9%2", "--each-line", "two"], ["--array"]),
+        (["--each-line", "missing", "--array", "0-9"], ["--each-line"]),
+    ],
+)
+def test_one_wrong_option_hides_no_other(
+    arguments: list[str], named: list[str], rota: Rota, tmp_path: Path
+) -> None:
+    (tmp_path / "two").write_text("a\nb\n")
+    answer = rota("submit", *arguments, "--", "true")
+    assert answer.code == 2
+    assert [line.split(": ")[1] for line in answer.lines] == named
+
+
+def test_a_command_that_is_no_text_is_not_said_to_be_missing(rota: Rota) -> None:
+    answer = rota("submit", "--priority", "5000", "--", "\udcff")
+    assert [line.split(": ")[1] for line in answer.lines] == ["COMMAND", "--priority"]
 
 
 @pytest.mark.parametrize(

@@ -252,10 +252,10 @@ def test_people_see_ten_lines_and_a_count() -> None:
         ("command: [x]\nretries: 99999999999\n", "retries: '99999999999' is far too large (job.yaml:2:10)"),
         ("command: [x]\npriority: -99999999999\n", "priority: '-99999999999' is too small (job.yaml:2:11)"),
         ("command: [x]\nretries: 1.0\n", "retries: '1.0' is not a whole number; try 1 or 10 (job.yaml:2:10)"),
-        ("command: &a [x]\n", "'&a' names a part to repeat it; leave it out, anchors are not allowed (job.yaml:1:10)"),
-        ("command: [*a]\n", "'*a' repeats another part; write it out, aliases are not allowed (job.yaml:1:11)"),
-        ("command: [!!python/name:os.system x]\n", "'tag:yaml.org,2002:python/name:os.system' is a tag; leave it out, types come from the fields (job.yaml:1:11)"),
-        ("command: [!!str x]\n", "'tag:yaml.org,2002:str' is a tag; leave it out, types come from the fields (job.yaml:1:11)"),
+        ("command: &a [x]\n", "command: '&a' names a part to repeat it; leave it out, anchors are not allowed (job.yaml:1:10)"),
+        ("command: [*a]\n", "command[0]: '*a' repeats another part; write it out, aliases are not allowed (job.yaml:1:11)"),
+        ("command: [!!python/name:os.system x]\n", "command[0]: 'tag:yaml.org,2002:python/name:os.system' is a tag; leave it out, types come from the fields (job.yaml:1:11)"),
+        ("command: [!!str x]\n", "command[0]: 'tag:yaml.org,2002:str' is a tag; leave it out, types come from the fields (job.yaml:1:11)"),
         ("command: [x\n", "this is no YAML: did not find expected ',' or ']' (job.yaml:2:1)"),
         ("a: b: c\n", "this is no YAML: mapping values are not allowed in this context (job.yaml:1:5)"),
         ("command:\n\t- x\n", "this is no YAML: found character that cannot start any token (job.yaml:2:1)"),
@@ -274,11 +274,58 @@ def test_bytes_that_are_no_text_are_named() -> None:
 
 def test_what_follows_from_a_slip_is_not_said() -> None:
     assert refused("comand: [x]\n") == ["comand: unknown key; did you mean command? (job.yaml:1:1)"]
+    assert refused("command: [x]\nsignal: USR1@60s\ntime_limit: 5\n") == [
+        "time_limit: '5' has no unit; try 5s (job.yaml:3:13)"
+    ]
+    assert refused("command: [x]\nlines: [a, b]\narray: [x]\n") == [
+        "array: a list stands where one value is due (job.yaml:3:8)"
+    ]
     assert refused("command: {x: y}\n") == ["command: a mapping is no list (job.yaml:1:10)"]
     assert refused("jobs:\n- 5\n") == ["jobs[0]: '5' is no mapping; write {name: 5} (job.yaml:2:3)"]
     assert refused("command: [[x], 'a\\0', \"b\\0\"]\n") == [
         "command[0]: a list stands where one value is due (job.yaml:1:11)",
         "command[2]: has a NUL character at position 1; remove it (job.yaml:1:23)",
+    ]
+
+
+def test_what_yaml_would_make_something_of_hides_nothing_else() -> None:
+    text = (
+        "x: &base {cpu: 2}\n"
+        "jobs:\n"
+        "- command: [!!str x, *two]\n"
+        "  priority: !!int 9999\n"
+        "  retries: x\n"
+        "  resources: {<<: *base, named: {power: *p}}\n"
+        "---\n"
+        "command: *c\n"
+        "time_limit: !t 5m\n"
+        "signal: USR1@60s\n"
+        "*k : x\n"
+        "rr: {a: !t b}\n"
+        "---\n"
+        "jobs: [!job {command: []}, *j]\n"
+    )
+    assert [line.partition(";")[0].partition(" (")[0] for line in refused(text)] == [
+        "x: unknown key beside jobs",
+        "x: '&base' names a part to repeat it",
+        "jobs[0].command[0]: 'tag:yaml.org,2002:str' is a tag",
+        "jobs[0].command[1]: '*two' repeats another part",
+        "jobs[0].priority: 'tag:yaml.org,2002:int' is a tag",
+        "jobs[0].retries: 'x' is not a whole number",
+        "jobs[0].resources['<<']: unknown key",
+        "jobs[0].resources['<<']: '*base' repeats another part",
+        "jobs[0].resources.named.power: '*p' repeats another part",
+        "command: '*c' repeats another part",
+        "time_limit: '!t' is a tag",
+        "'*k' repeats another part",
+        "rr: unknown key",
+        "rr.a: '!t' is a tag",
+        "jobs[2]: '!job' is a tag",
+        "jobs[2].command: is missing: a job needs a command, a script or a path",
+        "jobs[3]: '*j' repeats another part",
+    ]
+    assert refused("--- !!str\n") == [
+        "'tag:yaml.org,2002:str' is a tag; leave it out, types come from the fields (job.yaml:1:5)"
     ]
 
 

@@ -20,7 +20,7 @@ from rota.cli.session import Dependency, NodeName, QueueName
 from rota.cli.states import choices, value
 from rota.client.errors import InvalidRequest
 from rota.client.messages import DependencyWhen, JobSpec, OnNodeLoss
-from rota.client.texts import RESOURCES, problems_of, set_named, set_text
+from rota.client.texts import RESOURCES, FieldPath, problems_of, set_named, set_text
 from rota.client.units import UnitError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -184,7 +184,7 @@ def job_of(
 ) -> MadeJob:
     """The job that options describe; `lines` are a script's. Raises InvalidRequest with all that is wrong."""
     made = _Made(lines or ScriptOptions())
-    made.try_to("command", lambda: made.spec.command.extend(command))
+    made.try_to(("command",), "command", lambda: made.spec.command.extend(command))
     made.spec.script = script
     for option, path, _, _ in _FIELDS:
         if (text := options.get(_parameter(option))) is not None:
@@ -195,12 +195,11 @@ def job_of(
     if (name := options.get("each_line")) is not None:
         made.give("--each-line", "lines", name)
     made.spec.cwd = absolute(made.spec.cwd)
-    made.spec.stdin = stdin and not made.spec.array and not made.spec.lines
+    made.spec.stdin = stdin and not {"array", "each_line"} & set(options)
     if made.spec.stdin and made.spec.retries:
         says = "another attempt could not read standard input, which is gone then; '-n' leaves it out"
-        made.problems.append(made.origins.tell("retries", says))
-    if not made.problems:
-        made.problems += [made.origins.tell(path, says) for path, says in problems_of(made.spec)]
+        made.refuse(("retries",), "retries", says)
+    made.check()
     if made.problems:
         raise InvalidRequest(made.problems)
     return MadeJob(made.spec, made.origins)
@@ -228,19 +227,22 @@ class _Made:
         self.origins = Origins(OPTIONS)
         self.problems = list(lines.problems)
         self._places = lines.places
+        self._unread: set[FieldPath] = set()
 
     def give(self, option: str, path: str, text: str, number: int = 0) -> None:
         """Sets what an option says; `number`: of those that are there several times, counted from 0."""
         place = dict(enumerate(self._places.get(_parameter(option), ()))).get(number, "")
         name, equals, _ = text.partition("=")
+        fields: FieldPath = tuple(path.split("."))
+        at = path
         if path == "after":
-            path = f"after[{number}]"
-            self.origins.note(path, place)
+            fields, at = (*fields, number), f"{path}[{number}]"
+            self.origins.note(at, place)
         elif path in ("env", "labels", "resources.named"):
-            path = f"{path}.{name}"
-            self.origins.note(path, place, name=name if equals else "")
+            fields, at = (*fields, name), f"{path}.{name}"
+            self.origins.note(at, place, name=name if equals else "")
         else:
-            self.origins.note(path, place)
+            self.origins.note(at, place)
         act = {
             "--resource": self._resource,
             "--env": self._env,
@@ -248,17 +250,26 @@ class _Made:
             "--label": self._label,
             "--each-line": self._lines,
         }.get(option, partial(self._field, path))
-        self.try_to(path, partial(act, text))
+        self.try_to(fields, at, partial(act, text))
 
-    def try_to(self, path: str, act: Callable[[], None]) -> None:
-        """Does it; what is wrong with the text becomes a problem."""
+    def try_to(self, fields: FieldPath, at: str, act: Callable[[], None]) -> None:
+        """Does it; what is wrong with the text becomes a problem. `at` is the path as the origins know it."""
         try:
             act()
         except UnitError as error:
-            self.problems.append(self.origins.tell(path, str(error)))
+            self.refuse(fields, at, str(error))
         except UnicodeEncodeError as error:
-            says = f"'{shown(error.object)}' is not UTF-8 text; Rota takes no other"
-            self.problems.append(self.origins.tell(path, says))
+            self.refuse(fields, at, f"'{shown(error.object)}' is not UTF-8 text; Rota takes no other")
+
+    def refuse(self, fields: FieldPath, at: str, says: str) -> None:
+        """What is wrong with a field; nothing more is said of it."""
+        self._unread.add(fields)
+        self.problems.append(self.origins.tell(at, says))
+
+    def check(self) -> None:
+        """Adds what is wrong with the job, but for what follows from what could not be read."""
+        found = problems_of(self.spec, self._unread)
+        self.problems += [self.origins.tell(path, says) for path, says in found]
 
     def _field(self, path: str, text: str) -> None:
         if path != "path" or text:  # without a path, the command runs alone
@@ -284,13 +295,17 @@ class _Made:
         self.spec.env[key] = text
 
     def _after(self, text: str) -> None:
+        # Also of one that is refused, so that those behind it keep their place.
+        dependency = self.spec.after.add()
         refuse_empty(text)
         job, colon, when = text.partition(":")
         if hint := slurm.after_hint(text):
             raise UnitError(f"'{text}' is no dependency; here it is {hint}")
         if colon and when not in choices(DependencyWhen):
             raise UnitError(f"'{text}' is no dependency; try {job or 41}:finished")
-        self.spec.after.add(job=job, when=value(DependencyWhen, when) if colon else 0)
+        dependency.job = job
+        if colon:
+            dependency.when = value(DependencyWhen, when)
 
     def _label(self, text: str) -> None:
         key, text = _pair(text, "team=video")

@@ -1,6 +1,6 @@
 """What people write, as messages: by the fields' types and the units that the contract gives them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,16 @@ from google.protobuf.message import Message
 from rota.client.errors import InvalidRequest
 from rota.client.messages import JobSpec, Resources, SubmitJobsRequest
 from rota.core.model.resources import BUILT_IN
-from rota.wire import units
-from rota.wire.problems import BadInput, path_of, path_text
+from rota.wire import problems, units
+from rota.wire.problems import BadInput, follows, path_of, path_text
 from rota.wire.validate import rules_of, validate
 from rota.wire.values import value_of
 
 RESOURCES = BUILT_IN
 """The resources that are fields of their own; all others are named."""
+
+FieldPath = problems.Path
+"""`("after", 0, "job")`: field names, places in lists, keys of maps."""
 
 
 def set_text(message: Message, path: str, text: str) -> None:
@@ -38,7 +41,7 @@ def set_named(resources: Resources, name: str, text: str) -> None:
 def resources_from_texts(texts: Mapping[str, str], label: str) -> Resources:
     """`{"cpu": "64", "memory": "1TiB", "power": "10"}`. Raises InvalidRequest, each problem with `label`."""
     made = Resources()
-    problems = []
+    wrong = []
     for name, text in texts.items():
         try:
             if name in RESOURCES:
@@ -46,20 +49,24 @@ def resources_from_texts(texts: Mapping[str, str], label: str) -> Resources:
             else:
                 set_named(made, name, text)
         except units.UnitError as error:
-            problems.append(f"{label} {name}: {error}")
-    if problems:
-        raise InvalidRequest(problems)
+            wrong.append(f"{label} {name}: {error}")
+    if wrong:
+        raise InvalidRequest(wrong)
     return made
 
 
 # ---------------------------------------------------------------- whole jobs
 
 
-def problems_of(spec: JobSpec) -> list[tuple[str, str]]:
-    """What is wrong with a job by itself: (the field's path, `resources.memory`, what is wrong with it)."""
+def problems_of(spec: JobSpec, unread: Collection[FieldPath] = ()) -> list[tuple[str, str]]:
+    """What is wrong with a job by itself: (the field's path, `resources.memory`, what is wrong with it).
+
+    `unread`: of which it has been said already that they could not be read, and so all that follows from it.
+    """
     found = validate(SubmitJobsRequest(jobs=[spec]))
     # Every path begins with jobs[0].
-    return [(path_text(problem.path[2:]), problem.says) for problem in found]
+    known = {("jobs", 0, *path) for path in unread}
+    return [(path_text(problem.path[2:]), problem.says) for problem in found if not follows(problem, known)]
 
 
 @dataclass(frozen=True, slots=True)

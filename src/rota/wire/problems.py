@@ -1,8 +1,8 @@
 """What is wrong with somebody's input: where, what, and what would be right, in one line each."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 from rota.wire.units import TEXT_LENGTH_MAX, printable, quoted
 
@@ -39,16 +39,25 @@ def path_of(text: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. `place` is where it stands in a file, `job.yaml:7:13`."""
+    """One thing that is wrong. `place` is where it stands in a file, `job.yaml:7:13`; `beside` are the other
+    fields that it follows from.
+    """
 
     path: Path
     says: str
     place: str = ""
+    beside: tuple[Path, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         start = f"{path_text(self.path)}: " if self.path else ""
         line = f"{start}{self.says}" + (f" ({self.place})" if self.place else "")
         return printable(line)
+
+
+def follows(problem: Problem, unread: Collection[Path]) -> bool:
+    """Whether it may be wrong only because something else could not be read, which has been said of that."""
+    paths = (problem.path, *problem.beside)
+    return any(path[:length] in unread for path in paths for length in range(1, len(path) + 1))
 
 
 def report(problems: Sequence[Problem]) -> str:

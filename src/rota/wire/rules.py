@@ -42,8 +42,10 @@ def submission(request: job_service_pb2.SubmitJobsRequest) -> list[Problem]:
     """What is wrong with jobs as a whole, and among them."""
     problems = []
     for number, job in enumerate(request.jobs):
-        for check in (_command, _tasks, _kind, _environment, _signal, _size):
-            problems += [Problem(("jobs", number, *path), says) for path, says in check(job)]
+        for check, reads in _CHECKS.items():
+            for path, says in check(job):
+                beside = tuple(("jobs", number, name) for name in reads)
+                problems.append(Problem(("jobs", number, *path), says, beside=beside))
     return problems + _dependencies(request.jobs)
 
 
@@ -69,21 +71,27 @@ def _task_count(job: job_pb2.JobSpec) -> int | None:
         return None  # which has been said of the field
 
 
-def _tasks(job: job_pb2.JobSpec) -> _Found:
+def _lines(job: job_pb2.JobSpec) -> _Found:
     count = _task_count(job)
-    found: _Found = []
-    if count is not None and job.lines and count != len(job.lines):
-        lines = "1 line" if len(job.lines) == 1 else f"{len(job.lines):,} lines"
-        has = f"has {lines} for the {count:,} task{'s' if count != 1 else ''} of array"
-        says = f"{has}; give one line a task, or leave array out"
-        found.append((("lines",), says))
-    if job.stdin and count != 1 and count is not None:
-        says = f"only a job of one task can read standard input, and this one has {count:,}"
-        found.append((("stdin",), says))
-    if job.stdin and job.retries:
-        says = "a job that reads standard input is not run again: what an attempt has read is gone"
-        found.append((("retries",), says))
-    return found
+    if count is None or not job.lines or count == len(job.lines):
+        return []
+    lines = "1 line" if len(job.lines) == 1 else f"{len(job.lines):,} lines"
+    has = f"has {lines} for the {count:,} task{'s' if count != 1 else ''} of array"
+    return [(("lines",), f"{has}; give one line a task, or leave array out")]
+
+
+def _stdin(job: job_pb2.JobSpec) -> _Found:
+    count = _task_count(job)
+    if not job.stdin or count == 1 or count is None:
+        return []
+    return [(("stdin",), f"only a job of one task can read standard input, and this one has {count:,}")]
+
+
+def _stdin_again(job: job_pb2.JobSpec) -> _Found:
+    if not (job.stdin and job.retries):
+        return []
+    says = "a job that reads standard input is not run again: what an attempt has read is gone"
+    return [(("retries",), says)]
 
 
 def _kind(job: job_pb2.JobSpec) -> _Found:
@@ -125,6 +133,19 @@ def _size(job: job_pb2.JobSpec) -> _Found:
         return []
     most = bytes_text(SPEC_BYTES_MAX)
     return [((), f"is {size:,} bytes in all; at most {most} are allowed: put what is large into a file")]
+
+
+_CHECKS: dict[Callable[[job_pb2.JobSpec], _Found], Sequence[str]] = {
+    _command: ("command", "script", "path"),
+    _lines: ("array", "lines"),
+    _stdin: ("array", "lines"),
+    _stdin_again: ("stdin",),
+    _kind: ("kind",),
+    _environment: (),
+    _signal: ("time_limit",),
+    _size: (),
+}
+"""With the fields that each looks at beside the one that it finds wrong."""
 
 
 # ---------------------------------------------------------------- dependencies

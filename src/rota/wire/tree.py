@@ -6,10 +6,12 @@ or a tag from a guess, and are built to any depth before anybody can look at the
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import yaml
 
+from rota.wire.problems import PROBLEMS_MAX, Path
 from rota.wire.units import quoted
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
@@ -62,7 +64,24 @@ class Mapping:
 Node = Text | List | Mapping
 
 
-def documents(data: bytes) -> Iterator[Node]:
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a node has of YAML's that is not let in: where it stands, and what is wrong with that."""
+
+    path: Path
+    node: Node
+    says: str
+
+
+@dataclass(slots=True)
+class Document:
+    """One of a file's documents, without what is refused of it; an alias is as good as nothing."""
+
+    root: Node
+    refused: list[Refused]
+
+
+def documents(data: bytes) -> Iterator[Document]:
     """The documents of a file's bytes. Raises NotATree."""
     if len(data) > FILE_BYTES_MAX:
         raise NotATree(f"is larger than {FILE_BYTES_MAX // 2**20} MiB; give long lists as a file of lines")
@@ -89,48 +108,71 @@ def _open_to_the_end(error: yaml.MarkedYAMLError) -> bool:
     return "end of stream" in (error.problem or "") and error.context_mark is not None
 
 
-def _trees(text: str) -> Iterator[Node]:
+def _trees(text: str) -> Iterator[Document]:
     open_ones: list[List | Mapping] = []
     keys: list[Node | None] = []  # of each open one, the key whose value is due
+    refused: list[Refused] = []
     count = 0
     for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        done: Node | None = None
         if isinstance(event, yaml.CollectionEndEvent):
             keys.pop()
             done = open_ones.pop()
-            if not open_ones:
-                yield done
         elif isinstance(event, yaml.NodeEvent):
             count += 1
-            _check(event, count, len(open_ones))
-            node = _node(event)
+            _bound(event, count, len(open_ones))
+            done = node = _node(event)
             _place(node, open_ones, keys)
+            if (says := _refusal(event)) and len(refused) < PROBLEMS_MAX:
+                refused.append(Refused(tuple(_steps([*open_ones, node])), node, says))
             if not isinstance(node, Text):
                 open_ones.append(node)
                 keys.append(None)
-            elif not open_ones:
-                yield node
+        if done is not None and not open_ones:
+            yield Document(done, refused)
+            refused = []
 
 
-def _check(event: Any, count: int, depth: int) -> None:
+def _bound(event: Any, count: int, depth: int) -> None:
+    """Raises NotATree where there is more than is read."""
     says = None
-    if isinstance(event, yaml.AliasEvent):
-        says = f"{quoted(f'*{event.anchor}')} repeats another part; write it out, aliases are not allowed"
-    elif event.anchor is not None:
-        says = (
-            f"{quoted(f'&{event.anchor}')} names a part to repeat it; leave it out, anchors are not allowed"
-        )
-    elif event.tag is not None:
-        says = f"{quoted(event.tag)} is a tag; leave it out, types come from the fields"
-    elif count > NODES_MAX:
+    if count > NODES_MAX:
         says = f"there are more than {NODES_MAX:,} values; give long lists as a file of lines"
-    elif depth >= DEPTH_MAX and not isinstance(event, yaml.ScalarEvent):
+    elif depth >= DEPTH_MAX and isinstance(event, yaml.CollectionStartEvent):
         says = f"this is nested more than {DEPTH_MAX} deep"
     if says is not None:
         raise NotATree(says, event.start_mark.line, event.start_mark.column)
 
 
+def _refusal(event: Any) -> str:
+    """What is wrong with a node because of what YAML would make of it; nothing where it is plain."""
+    if isinstance(event, yaml.AliasEvent):
+        return f"{quoted(f'*{event.anchor}')} repeats another part; write it out, aliases are not allowed"
+    if event.anchor is not None:
+        return (
+            f"{quoted(f'&{event.anchor}')} names a part to repeat it; leave it out, anchors are not allowed"
+        )
+    if event.tag is not None:
+        return f"{quoted(event.tag)} is a tag; leave it out, types come from the fields"
+    return ""
+
+
+def _steps(nodes: list[Node]) -> Iterator[str | int]:
+    """The way through nodes, each within the one before and the last in it; a key is where its mapping is."""
+    for parent, child in pairwise(nodes):
+        if isinstance(parent, List):
+            yield len(parent.items) - 1
+        elif isinstance(parent, Mapping) and parent.pairs and parent.pairs[-1][1] is child:
+            key = parent.pairs[-1][0]
+            yield key.value if isinstance(key, Text) else "?"
+        else:
+            return
+
+
 def _node(event: Any) -> Node:
     line, column = event.start_mark.line, event.start_mark.column
+    if isinstance(event, yaml.AliasEvent):
+        return Text("", True, line, column)
     if isinstance(event, yaml.ScalarEvent):
         return Text(event.value, not event.style, line, column)
     return Mapping(line, column) if isinstance(event, yaml.MappingStartEvent) else List(line, column)

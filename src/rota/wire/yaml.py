@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rota.wire.gen.v1 import job_service_pb2
-from rota.wire.problems import PROBLEMS_MAX, BadInput, Path, Problem
-from rota.wire.tree import List, Mapping, Node, NotATree, Text, documents
+from rota.wire.problems import PROBLEMS_MAX, BadInput, Path, Problem, follows
+from rota.wire.tree import Document, List, Mapping, Node, NotATree, Text, documents
 from rota.wire.units import UnitError, quoted
 from rota.wire.validate import rules_of, validate
 from rota.wire.values import value_of
@@ -70,12 +70,24 @@ class _Reader:
         self._alone: set[int] = set()
         # Paths whose value could not be read, and all that lead to one.
         self._unread: set[Path] = set()
+        # Where values stand that the tree is without.
+        self._refused: set[tuple[int, int]] = set()
         self._above: set[Path] = set()
 
     # ---------------------------------------------------------------- documents
 
-    def document(self, node: Node) -> None:
+    def document(self, document: Document) -> None:
         """Takes one document: a mapping with `jobs`, or one job."""
+        node, first = document.root, len(self._nodes)
+        is_alone = isinstance(node, Mapping) and node.get("jobs") is None
+        if is_alone:
+            self._alone.add(first)
+        for refused in document.refused:
+            path = ("jobs", first, *refused.path) if is_alone else _counted_from(first, refused.path)
+            self._add(refused.node, path, refused.says)
+            if isinstance(refused.node, Text):
+                self._mark_unread(path or ("jobs",))
+                self._refused.add((refused.node.line, refused.node.column))
         if _is_nothing(node):
             return  # as behind a last `---`
         if not isinstance(node, Mapping):
@@ -84,8 +96,7 @@ class _Reader:
             )
             self._mark_unread(("jobs",))
             self._add(node, (), says)
-        elif node.get("jobs") is None:
-            self._alone.add(len(self._nodes))
+        elif is_alone:
             self._job(node)
         else:
             self._jobs(node)
@@ -108,8 +119,7 @@ class _Reader:
         """Adds what is wrong with what could be read, but for what follows from what could not."""
         for problem in validate(self.request):
             path = problem.path
-            unread = any(path[:length] in self._unread for length in range(1, len(path) + 1))
-            if not unread and not (len(path) > 2 and path in self._above):
+            if not follows(problem, self._unread) and not (len(path) > 2 and path in self._above):
                 self._add(self._locate(path), path, problem.says)
 
     # ---------------------------------------------------------------- problems
@@ -132,7 +142,8 @@ class _Reader:
 
     def _unreadable(self, node: Node, path: Path, says: str) -> None:
         self._mark_unread(path)
-        self._add(node, path, says)
+        if (node.line, node.column) not in self._refused:
+            self._add(node, path, says)
 
     def _mark_unread(self, path: Path) -> None:
         self._unread.add(path)
@@ -162,6 +173,8 @@ class _Reader:
         """A mapping's key; None, and a problem, where it is no name or is there a second time."""
         if not isinstance(key, Text):
             self._add(key, path, f"{_named(key)} cannot be a key; a key is a name")
+            return None
+        if not key.value and (key.line, key.column) in self._refused:
             return None
         if key.value in seen:
             self._add(key, (*path, key.value), "is there twice; keep one of them")
@@ -264,6 +277,14 @@ class _Reader:
         except UnitError as error:
             self._unreadable(node, path, str(error))
             return None
+
+
+def _counted_from(first: int, path: Path) -> Path:
+    """A path in a document with `jobs`, where so many jobs stand in those before it."""
+    match path:
+        case ("jobs", int(number), *rest):
+            return ("jobs", first + number, *rest)
+    return path
 
 
 def _is_nothing(node: Node) -> bool:
