@@ -13,7 +13,7 @@ from rota.cli.jobs import JOBS, state_name
 from rota.cli.listing import plain
 from rota.cli.node import NODES
 from rota.cli.queue import QUEUES
-from rota.cli.show import ATTEMPTS, FAILURES
+from rota.cli.show import ATTEMPTS, FAILURES, task_text
 from rota.cli.states import choices, short, value
 from rota.cli.token import TOKENS
 from rota.client.messages import (
@@ -34,7 +34,9 @@ from rota.client.messages import (
     OnNodeLoss,
     Queue,
     Resources,
+    Task,
     TaskCounts,
+    TaskState,
     Token,
 )
 
@@ -172,6 +174,22 @@ def test_sentences_about_tasks() -> None:
         formats.counts(TaskCounts(total=2000, succeeded=1500, pending=500, backoff=2, held=1))
         == "2,000 tasks: 1,500 succeeded, 500 pending (2 backing off, 1 held)"
     )
+
+
+@pytest.mark.parametrize(
+    ("numbers", "count", "last"),
+    [
+        ([], 0, "  it has not been tried yet"),
+        ([], 1, "of its one attempt there is no record"),
+        ([2, 3], 4, "of 2 of its 4 attempts there is no record"),
+        # The third is on a node, and has not begun.
+        ([2, 3], 2, "of 1 of its 2 attempts there is no record"),
+    ],
+)
+def test_attempts_without_a_record_are_told(numbers: list[int], count: int, last: str) -> None:
+    attempts = [Attempt(number=number) for number in numbers]
+    task = Task(state=TaskState.TASK_STATE_PENDING, attempts=attempts, attempt_count=count)
+    assert task_text(task).splitlines()[-1] == last
 
 
 def test_resources_are_written_as_people_do() -> None:

@@ -85,7 +85,9 @@ class Pair:
             case "prune":
                 before_ms = self.clock.ms - chance.choice([0, 3, 20, 1_000])
                 size = len(encode_block(results(1, [1, 2, 3])))
-                self.pruned += await self.same("prune", before_ms, size * chance.choice([4, 20, 1_000]))
+                bytes_max = size * chance.choice([4, 20, 1_000])
+                keep = chance.sample(range(9), chance.choice([0, 3, 6]))
+                self.pruned += await self.same("prune", before_ms, bytes_max, keep)
 
     async def watched(self) -> list[Any]:
         """All that was committed, as each store tells those who watch."""
@@ -112,11 +114,11 @@ async def test_what_is_asked_of_both_is_answered_alike(seed: int, tmp_path: Path
             await pair.same("results", job, BitMap(range(101)))
         await pair.same("load", "")
         await pair.same("archived_jobs", 0, 100)
-        await pair.same("prune", 0, 0)
+        await pair.same("prune", 0, 0, ())
         assert await pair.watched()
         closed: list[tuple[str, tuple[Any, ...]]] = [
             ("load", ("",)), ("commit", (changes(0, {}), pair.fence)), ("results", (1, BitMap([1]))),
-            ("archived_job", (1,)), ("archived_jobs", (0, 9)), ("forget", ([1],)), ("prune", (0, 0)),
+            ("archived_job", (1,)), ("archived_jobs", (0, 9)), ("forget", ([1],)), ("prune", (0, 0, ())),
         ]  # fmt: skip
         for name, arguments in closed:
             assert await pair.same(name, *arguments) is StoreError, f"{name} of a store that is closed"

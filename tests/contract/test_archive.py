@@ -138,8 +138,8 @@ async def test_blocks_are_pruned_by_age(opened: Opened) -> None:
     for day in range(4):
         opened.clock.ms = start + day
         await append(opened, archived(day + 1), results(day + 1, [day]))
-    assert await opened.archive.prune(start, 2**60) == 0
-    assert await opened.archive.prune(start + 2, 2**60) == 4
+    assert await opened.archive.prune(start, 2**60, ()) == 0
+    assert await opened.archive.prune(start + 2, 2**60, ()) == 4
     assert await opened.archive.archived_jobs(0, 10) == [4, 3]
     assert [len(await opened.archive.results(job, between(0, 9))) for job in (1, 2, 3, 4)] == [0, 0, 1, 1]
 
@@ -151,12 +151,12 @@ async def test_blocks_are_pruned_by_quota_the_oldest_first(opened: Opened) -> No
     for number in (3, 1, 2, 0):
         opened.clock.ms = start + number
         await append(opened, results(1, [number]))
-    assert await opened.archive.prune(0, 4 * size) == 0
-    assert await opened.archive.prune(0, 4 * size - 1) == 1
+    assert await opened.archive.prune(0, 4 * size, ()) == 0
+    assert await opened.archive.prune(0, 4 * size - 1, ()) == 1
     assert [block.index for block in await opened.archive.results(1, between(0, 9))] == [[3], [1], [2]]
-    assert await opened.archive.prune(0, size) == 2
+    assert await opened.archive.prune(0, size, ()) == 2
     assert [block.index for block in await opened.archive.results(1, between(0, 9))] == [[3]]
-    assert await opened.archive.prune(0, 0) == 1
+    assert await opened.archive.prune(0, 0, ()) == 1
     assert await opened.archive.results(1, between(0, 9)) == []
 
 
@@ -167,14 +167,34 @@ async def test_jobs_count_for_the_quota_too_and_what_is_too_old_goes_first(opene
     for number, block in enumerate(blocks):
         opened.clock.ms = start + number
         await append(opened, block)
-    assert await opened.archive.prune(start, sum(sizes)) == 0
+    assert await opened.archive.prune(start, sum(sizes), ()) == 0
     # The first is too old; without it, the quota asks for one more.
-    assert await opened.archive.prune(start + 1, sum(sizes[1:]) - 1) == 2
+    assert await opened.archive.prune(start + 1, sum(sizes[1:]) - 1, ()) == 2
     assert await opened.archive.archived_jobs(0, 9) == [3]
     assert await opened.archive.results(2, between(0, 9)) == []
-    assert await opened.archive.prune(0, sizes[3]) == 1
+    assert await opened.archive.prune(0, sizes[3], ()) == 1
     assert await opened.archive.archived_jobs(0, 9) == []
     assert await opened.archive.results(4, between(0, 9)) == [blocks[3]]
+
+
+async def test_what_is_kept_goes_by_quota_alone_and_the_last(opened: Opened) -> None:
+    blocks = [results(1, [0]), results(2, [0]), results(1, [1]), results(3, [0])]
+    size = len(encode_block(blocks[0]))
+    start = opened.clock.ms
+    for number, block in enumerate(blocks):
+        opened.clock.ms = start + number
+        await append(opened, block)
+
+    async def left() -> list[list[int]]:
+        found = {job: await opened.archive.results(job, between(0, 9)) for job in (1, 2, 3)}
+        return [[job, *block.index] for job, blocks in found.items() for block in blocks]
+
+    assert await opened.archive.prune(start + 3, 2**60, {1, 99}) == 1
+    assert await left() == [[1, 0], [1, 1], [3, 0]], "of those that are too old, what is not kept"
+    assert await opened.archive.prune(start + 3, 2 * size, {1, 99}) == 1
+    assert await left() == [[1, 0], [1, 1]], "it is the youngest, and not kept"
+    assert await opened.archive.prune(start + 3, 2 * size - 1, {1, 99}) == 1
+    assert await left() == [[1, 1]]
 
 
 async def test_a_closed_archive_says_so(opened: Opened) -> None:
@@ -186,7 +206,7 @@ async def test_a_closed_archive_says_so(opened: Opened) -> None:
         archive.archived_job(1),
         archive.archived_jobs(0, 9),
         archive.forget([1]),
-        archive.prune(0, 0),
+        archive.prune(0, 0, ()),
     ):
         with pytest.raises(StoreError, match="closed"):
             await asked
@@ -196,5 +216,5 @@ async def test_many_blocks_are_pruned(opened: Opened) -> None:
     await append(opened, *(results(1, [number]) for number in range(1_201)))
     opened.clock.ms += 1
     await append(opened, results(1, [5_000]))
-    assert await opened.archive.prune(opened.clock.ms, 2**60) == 1_201
+    assert await opened.archive.prune(opened.clock.ms, 2**60, ()) == 1_201
     assert [block.index for block in await opened.archive.results(1, between(0, 9_999))] == [[5_000]]

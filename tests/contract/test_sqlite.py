@@ -128,7 +128,7 @@ async def test_the_archive_is_there_again_with_the_age_of_its_blocks(tmp_path: P
     await store.close()
     store = await SqliteStore.open(tmp_path, clock)
     assert await store.archived_jobs(0, 9) == [3, 2, 1]
-    assert await store.prune(clock.ms - 20, 2**60) == 2
+    assert await store.prune(clock.ms - 20, 2**60, ()) == 2
     assert await store.archived_jobs(0, 9) == [3, 2]
     assert [len(await store.results(job, BitMap([0]))) for job in (1, 2, 3)] == [0, 1, 1]
     await store.close()
@@ -383,7 +383,7 @@ async def test_what_is_pruned_makes_room_for_what_comes(tmp_path: Path) -> None:
             change = changes(fence, {})
             change.blocks.append(JobBlock(fence + 1, [*large], 0))
             await store.commit(change, fence)
-            await store.prune(0, 500_000)
+            await store.prune(0, 500_000, ())
         assert await store.archived_jobs(0, 99) == [200, 199, 198, 197]
         used = sum(file.stat().st_size for file in (tmp_path / "store").iterdir())
         assert used < 8 * 2**20, "of 20 MB that were appended"

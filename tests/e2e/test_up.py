@@ -7,11 +7,12 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def test_down_says_how_many_tasks_ran_and_they_run_again(
     new_home.ok("up", "--detach", "--cpu", "4")
     # One ends in good order when it is asked to, which does not mean that its work is done.
     ends_well = 'test $ROTA_TASK_INDEX != 1 || trap "exit 0" TERM'
-    script = f"{ends_well}; echo x >> {tmp_path}/started-$ROTA_TASK_INDEX; {gate.wait}"
+    says = "test $ROTA_ATTEMPT != 1 || echo began"
+    script = f"{ends_well}; {says}; echo x >> {tmp_path}/started-$ROTA_TASK_INDEX; {gate.wait}"
     number = new_home.submit("--array", "0-2", "--", "sh", "-c", script)
     reads = f"cat; touch {tmp_path}/read; {gate.wait}"
     with new_home.begin("run", "--", "sh", "-c", reads, stdin=subprocess.PIPE) as reader:
@@ -94,12 +96,24 @@ def test_down_says_how_many_tasks_ran_and_they_run_again(
     until_gone(*pids)
     assert processes_of(new_home.home) == []
     assert [file.name for file in (new_home.home / "run").iterdir()] == ["lock"]
+    # A job is kept with all its attempts, however old they are; a job that is forgotten is not.
+    database = new_home.home / "store" / "rota.db"
+    with closing(sqlite3.connect(database)) as store, store:
+        store.execute("UPDATE blocks SET at_ms = at_ms - ?", (8 * 86_400_000,))
+        forgotten = (
+            "INSERT INTO blocks (job, first, last, at_ms, data) SELECT 99, 0, 0, at_ms, data FROM blocks"
+        )
+        assert store.execute(forgotten).rowcount
     gate.open()
     new_home.ok("up", "--detach")
     new_home.ok("wait", number)
+    with closing(sqlite3.connect(database)) as store:
+        old = "SELECT * FROM blocks WHERE job = 99"
+        until(lambda: not store.execute(old).fetchall(), "forgotten attempts to go", database.parent)
     task = new_home.json("show", f"{number}/1")
     assert [attempt["cause"] for attempt in task["attempts"]] == ["CAUSE_PREEMPTED", "CAUSE_EXIT"]
     assert len((tmp_path / "started-1").read_text().split()) == 2
+    assert new_home.ok("logs", f"{number}/1", "--attempt", "1") == "began\n"
 
 
 def test_down_where_nothing_runs(new_home: Cluster) -> None:

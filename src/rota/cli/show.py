@@ -106,7 +106,7 @@ def show(task: tuple[int, str], failed: bool, output: str) -> None:
         )
     with client() as rota:
         if index is not None:
-            TASKS.print_one(rota.task(number, index), output, _task)
+            TASKS.print_one(rota.task(number, index), output, task_text)
         elif failed:
             groups = rota.failures(number)
             FAILURES.print(groups, output, f"no task of job {number} has failed")
@@ -151,7 +151,8 @@ def _job(job: Job) -> str:
     return "\n".join(lines)
 
 
-def _task(task: Task) -> str:
+def task_text(task: Task) -> str:
+    """A task and its attempts, for people."""
     name = short(TaskState, task.state)
     notes = [
         formats.reason(task),
@@ -160,6 +161,12 @@ def _task(task: Task) -> str:
     lines = [f"task {task.job}/{task.index}  " + ", ".join([state(name), *filter(None, notes)])]
     if task.attempts:
         lines += ["", ATTEMPTS.table(list(task.attempts))]
-    else:
+    unknown = task.attempt_count - sum(each.number <= task.attempt_count for each in task.attempts)
+    if unknown:
+        of = (
+            f"{unknown} of its {task.attempt_count} attempts" if task.attempt_count > 1 else "its one attempt"
+        )
+        lines += ["", f"of {of} there is no record"]
+    elif not task.attempts:
         lines.append("  it has not been tried yet" if name != "CANCELLED" else "  it was never tried")
     return "\n".join(lines)

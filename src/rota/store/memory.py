@@ -1,6 +1,6 @@
 """A store in memory, for tests and simulations. It keeps bytes, as the others do, and no record itself."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 
 from pyroaring import BitMap
@@ -109,13 +109,13 @@ class MemoryStore:
         self._check_open()
         self._blocks = [block for block in self._blocks if block.job not in jobs]
 
-    async def prune(self, before_at_ms: int, bytes_max: int) -> int:
+    async def prune(self, before_at_ms: int, bytes_max: int, keep: Collection[int]) -> int:
         """As Archive.prune."""
         self._check_open()
         size = sum(len(block.data) for block in self._blocks)
         gone: set[int] = set()
-        for block in sorted(self._blocks, key=lambda block: block.at_ms):
-            if block.at_ms < before_at_ms or size > bytes_max:
+        for block in sorted(self._blocks, key=lambda block: (block.job in keep, block.at_ms)):
+            if (block.at_ms < before_at_ms and block.job not in keep) or size > bytes_max:
                 gone.add(id(block))
                 size -= len(block.data)
         self._blocks = [block for block in self._blocks if id(block) not in gone]

@@ -7,7 +7,7 @@ Every commit is one transaction that compares the fence: the revision at which `
 last put. A writer that is no longer the leader therefore fails, however late its write arrives.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -142,6 +142,9 @@ class Archive(Protocol):
         """Removes all blocks of these jobs."""
         ...
 
-    async def prune(self, before_at_ms: int, bytes_max: int) -> int:
-        """Removes blocks archived before a wall-clock time, and the oldest over the quota; how many."""
+    async def prune(self, before_at_ms: int, bytes_max: int, keep: Collection[int]) -> int:
+        """Removes blocks archived before a wall-clock time, and those over the quota; how many.
+
+        Those of the jobs in `keep` go by quota alone, and after all others; else the oldest goes first.
+        """
         ...

@@ -9,9 +9,10 @@ over two attached files in two.
 """
 
 import asyncio
+import json
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -201,9 +202,9 @@ class SqliteStore:
         """As Archive.forget."""
         await self._writer.run(partial(_remove, column="job", values=jobs), _nothing)
 
-    async def prune(self, before_at_ms: int, bytes_max: int) -> int:
+    async def prune(self, before_at_ms: int, bytes_max: int, keep: Collection[int]) -> int:
         """As Archive.prune; in several transactions where there is much to remove."""
-        gone = await self._read(lambda connection: _outdated(connection, before_at_ms, bytes_max))
+        gone = await self._read(lambda connection: _outdated(connection, before_at_ms, bytes_max, keep))
         for start in range(0, len(gone), PRUNE_COUNT):
             numbers = gone[start : start + PRUNE_COUNT]
             await self._writer.run(partial(_remove, column="number", values=numbers), _nothing)
@@ -264,17 +265,23 @@ def _remove(connection: apsw.Connection, column: str, values: list[int]) -> None
     connection.executemany(f"DELETE FROM blocks WHERE {column} = ?", [(value,) for value in values])
 
 
-def _outdated(connection: apsw.Connection, before_at_ms: int, bytes_max: int) -> list[int]:
-    """The numbers of blocks that are too old, and of the oldest that are over the quota."""
+def _outdated(
+    connection: apsw.Connection, before_at_ms: int, bytes_max: int, keep: Collection[int]
+) -> list[int]:
+    """The numbers of blocks that are too old, and of those over the quota, the oldest first."""
     size = int(connection.execute("SELECT coalesce(sum(length(data)), 0) FROM blocks").get)
+    jobs = json.dumps([*keep])
     gone = []
-    for number, at_ms, length in connection.execute(
-        "SELECT number, at_ms, length(data) FROM blocks ORDER BY at_ms, number"
-    ):
-        if at_ms >= before_at_ms and size <= bytes_max:
-            break
-        gone.append(number)
-        size -= length
+    for kept in (False, True):
+        for number, at_ms, length in connection.execute(
+            "SELECT number, at_ms, length(data) FROM blocks "
+            "WHERE (job IN (SELECT value FROM json_each(?))) = ? ORDER BY at_ms, number",
+            (jobs, kept),
+        ):
+            if size <= bytes_max and (kept or at_ms >= before_at_ms):
+                break
+            gone.append(number)
+            size -= length
     return gone
 
 

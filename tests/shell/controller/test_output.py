@@ -13,8 +13,9 @@ from rota.controller import output
 from rota.controller.api import reading
 from rota.controller.calls import send
 from rota.core.model import indexset
+from rota.store.memory import MemoryStore
 from rota.wire.gen.v1 import job_pb2, job_service_pb2, link_pb2
-from tests.shell.controller.harness import Audience, PlayedNode, Running, running
+from tests.shell.controller.harness import Audience, PlayedNode, Running, running, wall_ms
 
 STDOUT = job_service_pb2.OUTPUT_STREAM_STDOUT
 PIECE = b"x" * 65536
@@ -525,3 +526,34 @@ async def test_tasks_that_are_not_there_are_not_read(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await reader.read()
         assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_of_attempts_of_which_there_is_no_record_it_is_said(tmp_path: Path) -> None:
+    """Over its quota the archive drops what jobs have that are still there: that had been told as not run."""
+    store = MemoryStore(wall_ms)
+    async with running(tmp_path, store) as run:
+        node = await run.join("n1")
+        grant = await task_that_runs(run, node)
+        report = link_pb2.Report(journal_id=node.hello().journal_id, first_sequence=2, last_sequence=2)
+        report.allocations.add(allocation=grant.allocation).succeeded.bounds.extend([0, 0])
+        await node.say(report=report)
+        await node.hear("ack")
+        jobs = run.admin().jobs
+        asked = job_service_pb2.GetTaskRequest(job=1, index=0)
+        task = (await jobs.GetTask(asked)).task
+        assert (task.attempt_count, [attempt.number for attempt in task.attempts]) == (1, [1])
+        assert await store.prune(0, 0, {1}) == 1
+        task = (await jobs.GetTask(asked)).task
+        assert (task.attempt_count, list(task.attempts)) == (1, [])
+        for fields, says in (
+            ({}, (1, f"task 1/0 has run, but {reading.NO_RECORD}")),
+            ({"attempt": 1}, (1, "no record of attempt 1 of task 1/0 is kept any more")),
+            ({"attempt": 2, "follow": True}, (0, "task 1/0 has no attempt 2")),
+        ):
+            answers = [answer async for answer in read(run, **fields)]
+            assert [(answer.attempt, answer.unavailable) for answer in answers] == [says]
+        for attempt, unread in ((0, [("0", reading.NO_RECORD)]), (1, [("0", reading.NO_RECORD)]), (2, [])):
+            request = job_service_pb2.ReadOutputsRequest(job=1, stream=STDOUT, attempt=attempt)
+            (answer,) = [each async for each in jobs.ReadOutputs(request)]
+            assert [(each.indices, each.why) for each in answer.unread] == unread
+            assert (answer.sent_below, answer.attempt_count) == (1, 0)

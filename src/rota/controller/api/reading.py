@@ -40,6 +40,8 @@ RETURN_S_MAX = 10.0
 # Small outputs are passed on together.
 ANSWER_BYTES_MAX = 64 * 1024
 
+NO_RECORD = "no record of the attempts is kept any more"
+
 Response = job_service_pb2.ReadOutputResponse
 Responses = job_service_pb2.ReadOutputsResponse
 Stream: TypeAlias = "job_service_pb2.OutputStream.ValueType"
@@ -58,10 +60,11 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _Nowhere:
-    """There is nothing to read; `wait` where there may be later."""
+    """There is nothing to read; `wait` where there may be later, `attempt` if there was one."""
 
     why: str
     wait: bool = False
+    attempt: int = 0
 
 
 class OutputReader:
@@ -80,7 +83,7 @@ class OutputReader:
         streams = [request.stream] if request.stream else [STDOUT, STDERR]
         if isinstance(place, _Nowhere):
             for stream in streams:
-                yield Response(stream=stream, end=True, unavailable=place.why)
+                yield Response(stream=stream, attempt=place.attempt, end=True, unavailable=place.why)
             return
         answers = [self._one(request, caller, place, stream) for stream in streams]
         async with aclosing(_merged(answers) if len(answers) > 1 else answers[0]) as merged:
@@ -152,7 +155,7 @@ class OutputReader:
         patience_at_s = asyncio.get_running_loop().time() + RETURN_S_MAX
         while wanted:
             window = indexset.take_first(wanted, TASKS_ASKED_MAX)
-            places = await self._places(request, window)
+            places, unknown = await self._places(request, window)
             while _too_many(places) and len(window) > 1:
                 window = indexset.take_first(window, len(window) // 2)
                 places = [place for place in places if place.index in window]
@@ -162,26 +165,40 @@ class OutputReader:
                 async with aclosing(self._window(request, caller, stream, there, readings)) as answers:
                     async for answer in answers:
                         yield answer
-            yield Responses(
-                sent_below=window.max() + 1, attempt_count=len(places), unread=_unread(places, away)
-            )
+            missed = _unread(places, away)
+            if lost := unknown & window:
+                missed.append(_unread_of(lost, NO_RECORD))
+            yield Responses(sent_below=window.max() + 1, attempt_count=len(places), unread=missed)
             wanted -= window
 
-    async def _places(self, request: job_service_pb2.ReadOutputsRequest, window: BitMap) -> list[_Place]:
-        """The attempts to be read: all, those of one number, or the latest of each task."""
+    async def _places(
+        self, request: job_service_pb2.ReadOutputsRequest, window: BitMap
+    ) -> tuple[list[_Place], BitMap]:
+        """The attempts to be read: all, those of one number, or the latest of each task.
+
+        And the tasks that had such attempts, of which none is on record any more.
+        """
         # In this order: an attempt that ends between the two looks is in the archive by then.
-        live = await self._desk.read(lambda machine: _live_places(machine, request.job, window))
+        live, tried = await self._desk.read(
+            lambda machine: (
+                _live_places(machine, request.job, window),
+                views.attempts_ended(find_job(machine.cluster, request.job), window, request.attempt or 1),
+            )
+        )
         blocks = await self._archive.results(request.job, window)
-        found = {(place.index, place.attempt): place for place in [*live, *_places_of(blocks, window)]}
-        if request.all_attempts:
-            return list(found.values())
-        if request.attempt:
-            return [place for place in found.values() if place.attempt == request.attempt]
+        found = {
+            (place.index, place.attempt): place
+            for place in [*live, *_places_of(blocks, window)]
+            if request.attempt in (0, place.attempt)
+        }
+        unknown = tried - BitMap(index for index, _ in found)
+        if request.all_attempts or request.attempt:
+            return list(found.values()), unknown
         latest: dict[int, _Place] = {}
         for place in found.values():
             if place.index not in latest or latest[place.index].attempt < place.attempt:
                 latest[place.index] = place
-        return list(latest.values())
+        return list(latest.values()), unknown
 
     async def _away(self, places: Sequence[_Place], patience_at_s: float) -> dict[str, str]:
         """The nodes that cannot be asked, and why. One that was there just now is waited for."""
@@ -273,10 +290,17 @@ def _live(machine: Machine, request: job_service_pb2.ReadOutputRequest) -> _Plac
         raise error(grpc.StatusCode.NOT_FOUND, f"job {job.id} has no task {index}")
     task = f"{job.id}/{index}"
     allocation = views.holder(job, index)
+    has_ended = bool(views.attempts_ended(job, BitMap([index]), request.attempt or 1))
+    if request.attempt and has_ended:
+        return _Nowhere(
+            f"no record of attempt {request.attempt} of task {task} is kept any more", attempt=request.attempt
+        )
     if allocation is None:
         over = views.task_state(job, index) in TASK_ENDS
         if request.attempt:
             return _Nowhere(f"task {task} has no attempt {request.attempt}", wait=not over)
+        if over and has_ended:
+            return _Nowhere(f"task {task} has run, but {NO_RECORD}", attempt=views.attempt_count(job, index))
         return _Nowhere(f"task {task} has not run" if over else f"task {task} has not started", wait=not over)
     attempt = views.attempt_number(allocation, index)
     if request.attempt not in (0, attempt):
@@ -396,15 +420,13 @@ def _unread(places: Sequence[_Place], gone: dict[str, str]) -> list[job_service_
     for place in places:
         if place.node in gone:
             lost[place.node, place.attempt < latest[place.index]].add(place.index)
-    return [
-        job_service_pb2.UnreadOutput(
-            why=gone[node],
-            indices=indexset.text(indices),
-            task_count=len(indices),
-            superseded=superseded,
-        )
-        for (node, superseded), indices in lost.items()
-    ]
+    return [_unread_of(indices, gone[node], superseded) for (node, superseded), indices in lost.items()]
+
+
+def _unread_of(indices: BitMap, why: str, superseded: bool = False) -> job_service_pb2.UnreadOutput:
+    return job_service_pb2.UnreadOutput(
+        why=why, indices=indexset.text(indices), task_count=len(indices), superseded=superseded
+    )
 
 
 def _attempts(places: Iterable[_Place]) -> tuple[OutputAttempts, ...]:

@@ -321,9 +321,8 @@ def task(
     index: int,
     reasons: Reasons,
     clock: Now,
-    blocks: Iterable[ResultBlock] = (),
 ) -> job_pb2.Task:
-    """One task; its attempts are those of the blocks that ended, and the one that is on a node."""
+    """One task; of its attempts the one that is on a node."""
     state = task_state(one, index)
     allocation = holder(one, index)
     waiting = reasons.of_task(one, index)
@@ -331,15 +330,13 @@ def task(
         job=one.id,
         index=index,
         state=int(state),  # type: ignore[arg-type]
-        attempts=_ended_attempts(cluster, index, blocks),
         stop_requested=state not in TASK_ENDS
         and (one.ending or (allocation is not None and index in allocation.desired.stopping)),
         pending_reason=int(waiting.reason) if waiting is not None else 0,  # type: ignore[arg-type]
         reason=waiting.says if waiting is not None else "",
         retry_in_ms=_retry_in_ms(waiting, clock),
     )
-    ended = one.attempts(index)
-    view.attempt_count = ended + (state is TaskState.SUCCEEDED)
+    view.attempt_count = attempt_count(one, index)
     if allocation is not None and index in allocation.remaining:
         number = attempt_number(allocation, index)
         attempt = view.attempts.add(
@@ -355,12 +352,40 @@ def task(
     return view
 
 
+def attempt_count(one: Job, index: int) -> int:
+    """How many attempts at a task have ended, or were given up with their node."""
+    # One that succeeded is not counted by the job, another one is once its allocation is closed.
+    state = task_state(one, index)
+    ended_here = state in TASK_ENDS and holder(one, index) is not None
+    return one.attempts(index) + (ended_here or state is TaskState.SUCCEEDED)
+
+
+def attempts_ended(one: Job, indices: BitMap, times: int) -> BitMap:
+    """Those of the tasks at which so many attempts have ended, and been put on record."""
+    # As attempt_count.
+    uncounted = tasks_in(one, [TaskState.SUCCEEDED]) & indices
+    for allocation in one.allocations.values():
+        status = allocation.status
+        uncounted |= (status.failed | status.cancelled) & allocation.owned & indices
+    tried = (one.attempted | uncounted) & indices
+    # Of these it is not known yet how they end.
+    open_ended = [allocation.unclaimed for allocation in one.lost.values()]
+    if times == 1 and not open_ended:
+        return tried
+    return BitMap(
+        index
+        for index in tried
+        if one.attempts(index) + (index in uncounted) - sum(index in some for some in open_ended) >= times
+    )
+
+
 def attempt_number(allocation: Allocation, index: int) -> int:
     """The attempt at a task that an allocation is on, as people count."""
     return allocation.desired.first_attempt + dict(allocation.status.runs).get(index, 1) - 1
 
 
-def _ended_attempts(cluster: Cluster, index: int, blocks: Iterable[ResultBlock]) -> list[job_pb2.Attempt]:
+def ended_attempts(cluster: Cluster, index: int, blocks: Iterable[ResultBlock]) -> list[job_pb2.Attempt]:
+    """The attempts at a task that the archive's blocks have."""
     result = []
     for block in blocks:
         for row, of in enumerate(block.index):

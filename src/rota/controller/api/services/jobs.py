@@ -209,7 +209,6 @@ class Jobs:
         self, request: job_service_pb2.GetTaskRequest, _: Call
     ) -> job_service_pb2.GetTaskResponse:
         """One task with all its attempts."""
-        blocks = await self._archive.results(request.job, BitMap([request.index]))
 
         def look(machine: Machine, job: Job) -> job_pb2.Task:
             if request.index not in job.all:
@@ -218,9 +217,18 @@ class Jobs:
                     f"job {job.id} has no task {request.index}; it has {indexset.text(job.all)}",
                 )
             reasons, clock = self._reasons(machine), self._clock()
-            return views.task(machine.cluster, job, request.index, reasons, clock, blocks)
+            return views.task(machine.cluster, job, request.index, reasons, clock)
 
-        return job_service_pb2.GetTaskResponse(task=await self._look(request.job, look))
+        # In this order: an attempt that ends between the two looks is in the archive by then.
+        task = await self._look(request.job, look)
+        blocks = await self._archive.results(request.job, BitMap([request.index]))
+        ended = await self._desk.read(
+            lambda machine: views.ended_attempts(machine.cluster, request.index, blocks)
+        )
+        attempts = {each.number: each for each in (*ended, *task.attempts)}
+        task.ClearField("attempts")
+        task.attempts.extend(attempts[number] for number in sorted(attempts))
+        return job_service_pb2.GetTaskResponse(task=task)
 
     async def list_failures(
         self, request: job_service_pb2.ListFailuresRequest, _: Call
