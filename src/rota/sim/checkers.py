@@ -88,6 +88,8 @@ class Checkers:
     _room: dict[str, tuple[tuple[Pool, ...], dict[tuple[str, int], Resources]]] = field(default_factory=dict)
     _slots: dict[int, int] = field(default_factory=dict)
     _next_number: int = 0
+    # The event at which loading the disk was last looked at.
+    _load_checked: int = 0
 
     # ------------------------------------------------------------ the disk
 
@@ -173,7 +175,7 @@ class Checkers:
             check_node(node)
             self._check_room(node)
             self._check_node_move(node.id, node.status.state)
-        if self.world.event_count % LOAD_CHECK_EVENTS == 0:
+        if self.world.event_count >= self._load_checked + LOAD_CHECK_EVENTS:
             self._check_load(cluster)
 
     def _check_room(self, node: ClusterNode) -> None:
@@ -309,6 +311,7 @@ class Checkers:
         """The disk's bytes give the same cluster, unless another has led since."""
         if cluster.commit is not self.disk.records.get(META_COMMIT):
             return
+        self._load_checked = self.world.event_count
         bytes_by_key = {key: wire.encode(record) for key, record in self.disk.records.items()}
         loaded = Cluster.load((key, wire.decode(key, bytes_by_key[key])) for key in sorted(bytes_by_key))
         same(cluster, loaded)
