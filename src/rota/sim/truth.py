@@ -52,12 +52,14 @@ class Truth:
     def started(self, node: Node, process: Process) -> None:
         """An attempt's process is there."""
         attempt, job = process.attempt, process.job
-        require(attempt not in self._started_ms, "started-once", f"{attempt} started again on {node}")
+        require(attempt not in self._started_ms, "started-once", "{} started again on {}", attempt, node)
         self._started_ms[attempt] = node.world.wall_ms
-        require(process.spec == self.specs.get(job), "right-task", f"{attempt} runs another job's template")
+        require(process.spec == self.specs.get(job), "right-task", "{} runs another job's template", attempt)
         if process.spec.lines:
             line = process.spec.lines[attempt[1]]
-            require(process.line == line, "right-task", f"{attempt} got {process.line!r:.40}, not {line:.40}")
+            require(
+                process.line == line, "right-task", "{} got {!r:.40}, not {:.40}", attempt, process.line, line
+            )
         self._not_fed_twice(process)
         self._not_beside(node, process)
         self._charge(node, process, 1)
@@ -65,7 +67,7 @@ class Truth:
     def _not_fed_twice(self, process: Process) -> None:
         """What an attempt has read of its input is gone, so there is none after it."""
         if process.spec.stdin:
-            require(process.job not in self._fed, "input-once", f"{process.attempt} is fed again")
+            require(process.job not in self._fed, "input-once", "{} is fed again", process.attempt)
             self._fed.add(process.job)
 
     def _not_beside(self, node: Node, process: Process) -> None:
@@ -89,19 +91,24 @@ class Truth:
         share = min(process.shape.gpu, 1000)
         for device in process.devices if share else ():
             left = self._devices[unit, device] = self._devices.get((unit, device), 0) + sign * share
-            require(left <= 1000, "oversubscribed", f"{device} of {unit}: {left} thousandths")
+            require(left <= 1000, "oversubscribed", "{} of {}: {} thousandths", device, unit, left)
         if sign > 0:
             whole = next((one for one in node.pools if one.name == pool), Pool(units=0))
             free = whole.resources.plus(used, -1)
             require(
                 number < whole.units and not free.negative,
                 "oversubscribed",
-                f"{unit}: {used} of {whole.resources}",
+                "{}: {} of {}",
+                unit,
+                used,
+                whole.resources,
             )
             there = {device.id for device in whole.devices}
-            require(there.issuperset(process.devices), "devices", f"{process.attempt} got {process.devices}")
+            require(
+                there.issuperset(process.devices), "devices", "{} got {}", process.attempt, process.devices
+            )
             enough = not whole.devices or len(process.devices) * 1000 >= process.shape.gpu
-            require(enough, "devices", f"{process.attempt} got {process.devices} for {process.shape}")
+            require(enough, "devices", "{} got {} for {}", process.attempt, process.devices, process.shape)
 
     def ended(self, node: Node, process: Process, exited: Exited | None) -> None:
         """Nothing of it is left; `exited` says how it ended, or nobody will ever know."""
@@ -144,7 +151,7 @@ class Truth:
         )
         for index, number, cause, code, started_ms, duration_ms in rows:
             one = (block.job, index, number)
-            require(one not in self._outcomes, "one-outcome", f"attempt {one} has ended twice")
+            require(one not in self._outcomes, "one-outcome", "attempt {} has ended twice", one)
             self._outcomes.add(one)
             attempt = (block.allocation, index, 1)
             if cause is Cause.NODE_LOST:
@@ -154,7 +161,10 @@ class Truth:
                 require(
                     over,
                     "true-outcome",
-                    f"{attempt} of job {block.job} is recorded as {cause.name}, and runs",
+                    "{} of job {} is recorded as {}, and runs",
+                    attempt,
+                    block.job,
+                    cause.name,
                 )
             if cause is Cause.EXIT:
                 self._check_exit(attempt, code, started_ms, duration_ms)
@@ -169,5 +179,10 @@ class Truth:
         require(
             true,
             "true-outcome",
-            f"{attempt}: exit {code} at {started_ms} after {duration_ms} ms, not {exited}",
+            "{}: exit {} at {} after {} ms, not {}",
+            attempt,
+            code,
+            started_ms,
+            duration_ms,
+            exited,
         )

@@ -26,10 +26,13 @@ class InvariantBroken(AssertionError):
         self.name = name
 
 
-def require(holds: object, name: str, found: object) -> None:
-    """Raises InvariantBroken unless it holds."""
+def require(holds: object, name: str, found: object, *values: object) -> None:
+    """Raises InvariantBroken unless it holds.
+
+    Only then `values` are put into the text `found`: to write a set out costs more than to compare it.
+    """
     if not holds:
-        raise InvariantBroken(name, str(found))
+        raise InvariantBroken(name, str(found).format(*values) if values else str(found))
 
 
 def check_job(job: Job) -> None:
@@ -38,14 +41,16 @@ def check_job(job: Job) -> None:
     counts = {"succeeded": 0, "failed": 0, "cancelled": 0, "started": 0}
     for number, segment in job.segments.items():
         for part in (segment.succeeded, segment.failed, segment.cancelled):
-            require(part.isdisjoint(finals), "one-end", f"job {job.id}: {part & finals} ended twice")
+            require(part.isdisjoint(finals), "one-end", "job {}: {} ended twice", job.id, part & finals)
             finals |= part
         inside = segment.succeeded | segment.failed | segment.cancelled
         low, high = number * indexset.SEGMENT_SIZE, (number + 1) * indexset.SEGMENT_SIZE
         require(
             not inside or low <= inside.min() <= inside.max() < high,
             "segments",
-            f"job {job.id}: segment {number}",
+            "job {}: segment {}",
+            job.id,
+            number,
         )
         counts["succeeded"] += len(segment.succeeded)
         counts["failed"] += len(segment.failed)
@@ -58,23 +63,27 @@ def check_job(job: Job) -> None:
         counts["failed"] += len(allocation.owned & status.failed)
         counts["cancelled"] += len(allocation.owned & status.cancelled)
         counts["started"] += len(allocation.remaining & status.started)
-    require(owned.isdisjoint(finals), "one-holder", f"job {job.id}: {owned & finals} ended and held")
-    require(owned == job.owned, "counters", f"job {job.id}: owned {job.owned}, recounted {owned}")
-    require(finals == job.finals, "counters", f"job {job.id}: ended {job.finals}, recounted {finals}")
+    require(owned.isdisjoint(finals), "one-holder", "job {}: {} ended and held", job.id, owned & finals)
+    require(owned == job.owned, "counters", "job {}: owned {}, recounted {}", job.id, job.owned, owned)
+    require(finals == job.finals, "counters", "job {}: ended {}, recounted {}", job.id, job.finals, finals)
     pending = job.all - finals - owned
-    require(pending == job.pending, "counters", f"job {job.id}: pending {job.pending}, recounted {pending}")
-    require(finals | owned <= job.all, "indices", f"job {job.id}: {(finals | owned) - job.all} are not its")
+    require(
+        pending == job.pending, "counters", "job {}: pending {}, recounted {}", job.id, job.pending, pending
+    )
+    require(
+        finals | owned <= job.all, "indices", "job {}: {} are not its", job.id, (finals | owned) - job.all
+    )
     derived = {
         "succeeded": job.count_succeeded,
         "failed": job.count_failed,
         "cancelled": job.count_cancelled,
         "started": job.count_started,
     }
-    require(derived == counts, "counters", f"job {job.id}: {derived}, recounted {counts}")
+    require(derived == counts, "counters", "job {}: {}, recounted {}", job.id, derived, counts)
     _check_exceptions(job)
     _check_tallies(job)
     if job.ended:
-        require(job.count_ended == len(job.all), "ended-is-all", f"job {job.id} ended with {counts}")
+        require(job.count_ended == len(job.all), "ended-is-all", "job {} ended with {}", job.id, counts)
 
 
 def _check_exceptions(job: Job) -> None:
@@ -84,16 +93,16 @@ def _check_exceptions(job: Job) -> None:
         waiting, grouped = BitMap(), BitMap()
         for sets in (said.backoffs, said.fences):
             for one, other in pairwise(sets):
-                require(one.until_ms < other.until_ms, "exceptions", f"{name}: {sets}")
+                require(one.until_ms < other.until_ms, "exceptions", "{}: {}", name, sets)
             seen = BitMap()
             for one in sets:
-                require(one.indices and one.indices.isdisjoint(seen), "exceptions", f"{name}: {sets}")
+                require(one.indices and one.indices.isdisjoint(seen), "exceptions", "{}: {}", name, sets)
                 seen |= one.indices
             waiting |= seen
         for group in said.groups:
-            require(group.indices.isdisjoint(grouped), "exceptions", f"{name}: {group} and another")
+            require(group.indices.isdisjoint(grouped), "exceptions", "{}: {} and another", name, group)
             grouped |= group.indices
-        require(waiting <= job.delayed and said.held <= job.held, "counters", f"{name}: {said}")
+        require(waiting <= job.delayed and said.held <= job.held, "counters", "{}: {}", name, said)
 
 
 def _check_tallies(job: Job) -> None:
@@ -106,18 +115,20 @@ def _check_tallies(job: Job) -> None:
     tallied = BitMap()
     for node, tally in job.tallies.items():
         name = f"job {job.id}, node {node}"
-        require(tally.unsuccessful.isdisjoint(tallied), "tallies", f"{name}: {tally.unsuccessful} twice")
+        require(tally.unsuccessful.isdisjoint(tallied), "tallies", "{}: {} twice", name, tally.unsuccessful)
         tallied |= tally.unsuccessful
         parts = (len(tally.unsuccessful & failed), len(tally.unsuccessful & cancelled))
-        require(parts == (tally.failed, tally.cancelled), "tallies", f"{name}: {tally}, recounted {parts}")
+        require(
+            parts == (tally.failed, tally.cancelled), "tallies", "{}: {}, recounted {}", name, tally, parts
+        )
     most = sum(tally.succeeded for tally in job.tallies.values())
-    require(most == succeeded, "tallies", f"job {job.id}: {succeeded} succeeded, {most} on nodes")
+    require(most == succeeded, "tallies", "job {}: {} succeeded, {} on nodes", job.id, succeeded, most)
 
 
 def _check_allocation(job: Job, allocation: Allocation, owned: BitMap) -> None:
     name = f"job {job.id}, allocation {allocation.id}"
     both = owned & allocation.owned
-    require(not both, "one-holder", f"{name}: {both} held twice")
+    require(not both, "one-holder", "{}: {} held twice", name, both)
     status, desired = allocation.status, allocation.desired
     for part in (
         status.started,
@@ -127,15 +138,15 @@ def _check_allocation(job: Job, allocation: Allocation, owned: BitMap) -> None:
         desired.kept,
         *(stop.indices for stop in desired.stops),
     ):
-        require(part <= desired.indices, "indices", f"{name}: {part - desired.indices} are not in it")
+        require(part <= desired.indices, "indices", "{}: {} of {}", name, part, desired.indices)
     stops = sum(len(stop.indices) for stop in desired.stops)
-    require(stops == len(desired.stopping), "stops", f"{name}: an index is to be stopped for two reasons")
-    require(all(stop.indices for stop in desired.stops), "stops", f"{name}: a stop of nothing")
+    require(stops == len(desired.stopping), "stops", "{}: an index is to be stopped for two reasons", name)
+    require(all(stop.indices for stop in desired.stops), "stops", "{}: a stop of nothing", name)
     ended = len(status.succeeded) + len(status.failed) + len(status.cancelled)
-    require(ended == len(allocation.ended), "one-end", f"{name}: an index ended twice")
-    require(allocation.remaining == allocation.owned - allocation.ended, "counters", f"{name}: remaining")
-    require(allocation.remaining or allocation.unclaimed, "closed", f"{name} has nothing left and is open")
-    require(desired.lost == (allocation.id in job.lost), "counters", f"{name}: lost")
+    require(ended == len(allocation.ended), "one-end", "{}: an index ended twice", name)
+    require(allocation.remaining == allocation.owned - allocation.ended, "counters", "{}: remaining", name)
+    require(allocation.remaining or allocation.unclaimed, "closed", "{} has nothing left and is open", name)
+    require(desired.lost == (allocation.id in job.lost), "counters", "{}: lost", name)
 
 
 def check_node(node: Node) -> None:
@@ -147,24 +158,34 @@ def check_node(node: Node) -> None:
         before = charged.get(unit, NOTHING)
         charged[unit] = before.plus(desired.shape, len(desired.slots))
         numbers = [slot.slot for slot in desired.slots]
-        require(len(set(numbers)) == len(numbers), "slots", f"lease {lease.id}: slots {numbers}")
-        require(desired.target <= len(numbers), "slots", f"lease {lease.id}: target {desired.target}")
+        require(len(set(numbers)) == len(numbers), "slots", "lease {}: slots {}", lease.id, numbers)
+        require(desired.target <= len(numbers), "slots", "lease {}: target {}", lease.id, desired.target)
         load = sum(len(one.remaining) for one in lease.allocations.values())
-        require(load == lease.load, "counters", f"lease {lease.id}: load {lease.load}, recounted {load}")
+        require(load == lease.load, "counters", "lease {}: load {}, recounted {}", lease.id, lease.load, load)
         open_ = {one.id for one in node.allocations.values() if one.desired.lease == lease.id}
         require(
-            open_ == set(lease.allocations), "counters", f"lease {lease.id}: {open_} {set(lease.allocations)}"
+            open_ == set(lease.allocations),
+            "counters",
+            "lease {}: {} {}",
+            lease.id,
+            open_,
+            set(lease.allocations),
         )
     charged = {unit: amount for unit, amount in charged.items() if amount != NOTHING}
     require(
-        charged == node.charged, "counters", f"node {node.config.name}: charged {node.charged}, is {charged}"
+        charged == node.charged,
+        "counters",
+        "node {}: charged {}, is {}",
+        node.config.name,
+        node.charged,
+        charged,
     )
     for name, number in node.charged:
         pool = node.pool(name)
         if pool is not None:
             devices = devices_free(node, pool, number)
             shared = [device for device, left in devices.items() if left < 0]
-            require(not shared, "oversubscribed", f"node {node.config.name}: {shared} are given twice")
+            require(not shared, "oversubscribed", "node {}: {} are given twice", node.config.name, shared)
 
 
 def check_room(node: Node, short: Mapping[tuple[str, int], Resources] = MappingProxyType({})) -> None:
@@ -175,7 +196,7 @@ def check_room(node: Node, short: Mapping[tuple[str, int], Resources] = MappingP
     for unit in node.charged:
         free, least = node.free(*unit), short.get(unit, NOTHING)
         more = [name for name, amount in free.items() if amount < min(least.get(name), 0)]
-        require(not more, "oversubscribed", f"node {node.config.name}: {free} is free of {unit}")
+        require(not more, "oversubscribed", "node {}: {} is free of {}", node.config.name, free, unit)
 
 
 def check_cluster(cluster: Cluster, jobs: Iterable[Job] | None = None) -> None:
@@ -184,7 +205,7 @@ def check_cluster(cluster: Cluster, jobs: Iterable[Job] | None = None) -> None:
         check_node(node)
     tallies = Counter(node for job in cluster.jobs.values() for node in job.tallies)
     require(
-        tallies == cluster.tally_counts, "counters", f"tallies {cluster.tally_counts}, recounted {tallies}"
+        tallies == cluster.tally_counts, "counters", "tallies {}, recounted {}", cluster.tally_counts, tallies
     )
     for job in cluster.jobs.values() if jobs is None else jobs:
         check_job(job)
@@ -201,11 +222,15 @@ def same(cluster: Cluster, other: Cluster) -> None:
             require(
                 getattr(job, field) == getattr(twin, field),
                 "load",
-                f"job {number}: {field} {getattr(job, field)} here, {getattr(twin, field)} loaded",
+                "job {}: {} {} here, {} loaded",
+                number,
+                field,
+                getattr(job, field),
+                getattr(twin, field),
             )
         for field in ("count_succeeded", "count_failed", "count_cancelled", "count_started"):
-            require(getattr(job, field) == getattr(twin, field), "load", f"job {number}: {field}")
-        require(job.lost.keys() == twin.lost.keys(), "load", f"job {number}: lost allocations")
+            require(getattr(job, field) == getattr(twin, field), "load", "job {}: {}", number, field)
+        require(job.lost.keys() == twin.lost.keys(), "load", "job {}: lost allocations", number)
     require(cluster.active.keys() == other.active.keys(), "load", "active jobs")
     require(cluster.tally_counts == other.tally_counts, "load", "tallies of nodes")
     require(cluster.dependents == other.dependents, "load", "dependents")
@@ -214,13 +239,14 @@ def same(cluster: Cluster, other: Cluster) -> None:
     require(cluster.queue_charged == other.queue_charged, "load", "charges of queues")
     for node_id, node in cluster.nodes.items():
         twin_node = other.nodes[node_id]
-        require(node.charged == twin_node.charged, "load", f"node {node_id}: charged")
-        require(node.leases.keys() == twin_node.leases.keys(), "load", f"node {node_id}: leases")
+        require(node.charged == twin_node.charged, "load", "node {}: charged", node_id)
+        require(node.leases.keys() == twin_node.leases.keys(), "load", "node {}: leases", node_id)
         for lease_id, lease in node.leases.items():
             require(
                 lease.allocations.keys() == twin_node.leases[lease_id].allocations.keys(),
                 "load",
-                f"lease {lease_id}: allocations",
+                "lease {}: allocations",
+                lease_id,
             )
 
 
