@@ -5,6 +5,7 @@ A record is never changed, and no bitmap within one is: a changed record is a ne
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from pyroaring import BitMap
 
@@ -28,6 +29,8 @@ SCHEMA = 1
 CPU_MS_MAX = 2**50
 # So long after its end a token is still shown. A machine that enrolled at the last moment may ask again.
 TOKEN_KEPT_MS = 86_400_000
+# Keys that were taken apart and are remembered: the same ones are put again and again.
+KEYS_KNOWN_MAX = 4_096
 
 META_CLUSTER = "meta/cluster"
 META_COMMIT = "meta/commit"
@@ -440,6 +443,7 @@ class Key:
     name: str = ""
 
 
+@lru_cache(maxsize=KEYS_KNOWN_MAX)
 def parse_key(key: str) -> Key:  # noqa: C901 - a table, one row a kind of record
     """Takes a key apart. Raises ValueError for a text that is no key of a record."""
     match key.split("/"):
