@@ -78,7 +78,7 @@ class Launcher:
         self._setup = setup
         self._home = Path(setup.home)
         self._where = f"on node {setup.node_name}" if setup.node_name else "on this node"
-        self._inherited = dict(setup.environment)
+        self._inherited = {**_of_account(os.geteuid()), **dict(setup.environment)}
         self._programs: dict[tuple[str, str], str] = {}
         self._map_user = dict(setup.map_user)
 
@@ -295,6 +295,15 @@ class Launcher:
         if os.geteuid() != 0:
             raise StartFailed(f"the agent {self._where} is not root and cannot run tasks as {name!r}")
         return account
+
+
+def _of_account(uid: int) -> dict[str, str]:
+    """HOME and USER of an account, as a login sets them: a container or a service may have been given none."""
+    try:
+        account = pwd.getpwuid(uid)
+    except KeyError:
+        return {}
+    return {"HOME": account.pw_dir, "USER": account.pw_name}
 
 
 def _real(path: str | Path) -> Path:

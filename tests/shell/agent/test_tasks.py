@@ -113,7 +113,7 @@ def test_the_environment_is_what_was_promised(node: Agent) -> None:
     assert environment == {
         "PATH": os.environ["PATH"],
         "HOME": os.environ["HOME"],
-        **({"USER": os.environ["USER"]} if "USER" in os.environ else {}),
+        "USER": os.environ.get("USER", pwd.getpwuid(os.geteuid()).pw_name),
         "LANG": "C",
         "X": "1",
         "ROTA_JOB_ID": "10",
@@ -124,6 +124,13 @@ def test_the_environment_is_what_was_promised(node: Agent) -> None:
         "ROTA_NODE_ID": node.node_id,
         "ROTA_LINE": "the {index} line",
     }
+
+
+def test_an_agent_that_was_given_no_home_and_user_has_those_of_its_account(tmp_path: Path) -> None:
+    with agent(tmp_path / "home", prefix=("env", "-u", "HOME", "-u", "USER")) as node:
+        assert node.run(JobSpec(command=("sh", "-c", 'echo "$HOME $USER"'))) is None
+        account = pwd.getpwuid(os.geteuid())
+        assert node.output() == f"{account.pw_dir} {account.pw_name}\n"
 
 
 def test_a_task_begins_with_nothing_of_the_agents(node: Agent, tmp_path: Path) -> None:
