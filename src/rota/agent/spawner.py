@@ -282,7 +282,9 @@ class Spawner:
             duration_ms=round((live.ended_s - live.started_s) * 1000),
             cpu_user_ms=round(live.usage.ru_utime * 1000),
             cpu_system_ms=round(live.usage.ru_stime * 1000),
-            # A process begins with its parent's peak in this count: what is not above it is unknown.
+            # A process begins with its parent's peak in this count: what is not above it is unknown. Nor is
+            # it told otherwise: of one that has ended, and is not reaped, /proc has no VmHWM any more, and
+            # to stop each task at its exit (ptrace) costs more than the number is worth.
             memory_peak_kib=live.usage.ru_maxrss if live.usage.ru_maxrss > live.floor_kib else 0,
             ended_before_signal=not live.signalled,
         )
