@@ -298,7 +298,7 @@ class Launcher:
 
 
 def _of_account(uid: int) -> dict[str, str]:
-    """HOME and USER of an account, as a login sets them: a container or a service may have been given none."""
+    """HOME and USER of an account, as a login sets them: a container may have been given none."""
     try:
         account = pwd.getpwuid(uid)
     except KeyError:
