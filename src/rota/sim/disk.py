@@ -1,4 +1,9 @@
-"""A store that fails on purpose: refuses a commit, loses the answer to one, or goes down with its caller."""
+"""A store that fails on purpose: refuses a commit, loses the answer to one, or goes down with its caller.
+
+No commit is torn here: the port promises that it is whole or absent, so that a torn one is, once the store
+has recovered, one that its controller died before or after (`tests/contract/test_sqlite.py` tears SQLite's
+log to see that it is so). A store that commits in parts has to be torn between them.
+"""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
