@@ -43,26 +43,33 @@ def _check_slots(machine: Machine, lease: int) -> None:
 def _check_allocation(machine: Machine, allocation: AllocationHeld) -> None:
     name = f"allocation {allocation.allocation}"
     assert not allocation.over, f"{name} is over and still held"
-    parts = [set(allocation.waiting), set(allocation.intended), set(allocation.live)]
-    assert sum(map(len, parts)) == len(set().union(*parts)), f"{name}: an index is in two states"
-    assert set().union(*parts) <= set(allocation.granted), f"{name} has what it was not granted"
+    waiting = _checked(name, allocation.waiting)
+    intended = _checked(name, allocation.intended)
+    granted = _checked(name, allocation.granted)
+    live = allocation.live.keys()
+    apart = waiting.isdisjoint(intended) and waiting.isdisjoint(live) and intended.isdisjoint(live)
+    assert apart, f"{name}: an index is in two states"
+    known = granted.issuperset(waiting) and granted.issuperset(intended) and granted.issuperset(live)
+    assert known, f"{name} has what it was not granted"
     running = machine.attempts.running.get(allocation.allocation, {})
-    live = {index for index, attempt in running.items() if attempt.live}
-    assert live == parts[2], f"{name}: live {live}, not {parts[2]}"
+    spawned = {index for index, attempt in running.items() if attempt.live}
+    assert spawned == live, f"{name}: live {spawned}, not {live}"
     place = machine.attempts.places.get(allocation.lease)
     ready = {index for number, index in (place.ready if place else ()) if number == allocation.allocation}
-    assert ready | (set(running) - live) == parts[1], f"{name}: intended is not what is ready or spawning"
-    assert not ready & set(running), f"{name}: ready and running"
+    assert ready | (running.keys() - spawned) == intended, (
+        f"{name}: intended is not what is ready or spawning"
+    )
+    assert ready.isdisjoint(running), f"{name}: ready and running"
     for start in allocation.live.values():
         attempt = running[start.index]
         assert (start.slot, start.run) == (attempt.slot, attempt.attempt[2]), f"{name}: {start}"
-    for indices in (allocation.waiting, allocation.intended, allocation.granted):
-        _check_ranges(name, indices)
 
 
-def _check_ranges(name: str, indices: Indices) -> None:
+def _checked(name: str, indices: Indices) -> set[int]:
+    """As a set, once its ranges are in order."""
     ranges = indices.ranges()
     before = -2
     for first, last in ranges:
         assert before + 1 < first <= last, f"{name}: {ranges}"
         before = last
+    return {index for first, last in ranges for index in range(first, last + 1)}
