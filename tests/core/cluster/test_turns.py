@@ -19,7 +19,7 @@ class Full:
         self.scene = Scene()
         self.scene.ask(PutQueue(0, "admin", "video", QueueConfig(weight=3)))
         self.node = self.scene.node("n", cpu, *pools)
-        self.first = self.scene.submit(array="0-999", **spec)
+        self.first = self.scene.submit(**{"array": "0-999", **spec})
         self.asked: dict[int, int] = {}
         self.running: list[tuple[Grant, int]] = []
         self._hear()
@@ -79,30 +79,53 @@ def test_a_queue_gives_no_more_than_the_other_needs() -> None:
     assert full.count(second) == 1
 
 
-@pytest.mark.parametrize("priority", [0, 100])
-def test_work_that_needs_more_is_not_passed_by_for_ever(priority: int) -> None:
-    full = Full(priority=-1 if priority == 0 else 0)
-    large = full.submit(resources=Resources(cpu=2_000), priority=priority)
+def test_work_of_higher_priority_does_not_wait_for_the_end_of_all_the_other() -> None:
+    full = Full()
+    urgent = full.submit(array="0-1", resources=Resources(cpu=500), priority=100)
     assert list(full.asked.values()) == [2]
     full.end_one(full.first)
-    # What is free is kept for it, though a task of the other job would fit.
-    assert (full.count(full.first), full.count(large)) == (3, 0)
+    # Both fit into the one slot.
+    assert full.count(urgent) == 2
+
+
+def test_older_work_is_kept_and_newer_work_of_the_same_lease_gives_way() -> None:
+    full = Full(array="0")
+    for _ in range(3):
+        full.submit(priority=-1)
+    assert len(full.running) == 4
+    full.submit(array="0-9", resources=Resources(cpu=500))
+    assert list(full.asked.values()) == [1]
+
+
+@pytest.mark.parametrize("cpu", [2_000, 4_000])
+def test_nothing_is_kept_idle_for_work_that_needs_more_than_a_slot(cpu: int) -> None:
+    full = Full()
+    large = full.submit(queue="video", resources=Resources(cpu=cpu))
+    assert full.asked == {}
     full.end_one(full.first)
-    assert (full.count(full.first), full.count(large)) == (2, 1)
+    assert (full.count(full.first), full.count(large)) == (4, 0)
+
+
+def test_a_queue_that_has_nothing_gets_a_slot_however_large() -> None:
+    full = Full(4, array="0-9", resources=Resources(cpu=4_000))
+    second = full.submit(queue="video", array="0-9", resources=Resources(cpu=3_000))
+    assert list(full.asked.values()) == [0]
+    full.end_one(full.first)
+    assert (full.count(full.first), full.count(second)) == (0, 1)
 
 
 def test_work_that_came_later_waits_its_turn() -> None:
     full = Full()
-    full.submit(resources=Resources(cpu=2_000))
+    full.submit(resources=Resources(cpu=500))
     assert full.asked == {}
 
 
 def test_whole_gpus_are_not_hoped_for_from_parts_of_several() -> None:
     devices = (Device("gpu", "gpu-0"), Device("gpu", "gpu-1"))
     pool = Pool(resources=Resources(cpu=8_000, gpu=2_000), devices=devices)
-    full = Full(0, pool, resources=Resources(gpu=500))
-    full.submit(resources=Resources(gpu=1_000), priority=1)
-    assert full.asked == {}
+    parts = Full(0, pool, resources=Resources(gpu=500))
+    parts.submit(resources=Resources(gpu=1_000), priority=1)
+    assert parts.asked == {}
     whole = Full(0, pool, resources=Resources(gpu=1_000))
-    whole.submit(resources=Resources(gpu=2_000), priority=1)
-    assert list(whole.asked.values()) == [0]
+    whole.submit(resources=Resources(gpu=300), priority=1)
+    assert list(whole.asked.values()) == [1]

@@ -65,7 +65,7 @@ class _Pass:
         self.whole = NOTHING
         for _, node in self.nodes:
             self.whole = self.whole.plus(node.capacity())
-        self.claims = Claims(work, [node for _, node in self.nodes], self.whole)
+        self.claims = Claims(work, self.whole)
         self.wanted_shapes: set[tuple[Resources, str]] = set()
 
     def run(self) -> None:
@@ -87,10 +87,11 @@ class _Pass:
                 waiting.setdefault(job.spec.queue, []).append(job)
         for jobs in waiting.values():
             jobs.sort(key=rank, reverse=True)
+        served = self.work.soft.served
         while waiting:
             name = next(iter(waiting))
             if len(waiting) > 1:
-                name = min(waiting, key=lambda queue: (self._share(queue), queue))
+                name = min(waiting, key=lambda queue: (self._share(queue), served.get(queue, 0), queue))
             yield waiting[name].pop()
             if not waiting[name]:
                 del waiting[name]
@@ -180,7 +181,7 @@ class _Pass:
         for number, node in nodes:
             for pool in node.pools:
                 for unit in units_of(node, pool, left):
-                    free = self.claims.free(node, pool.name, unit)
+                    free = node.free(pool.name, unit)
                     most = _slots_max(node, pool, unit, spec)
                     places.append(Place(node.id, pool.name, unit, number, free, pool.resources, most))
         given = spread(places, spec.resources, left) if left else []
@@ -278,6 +279,9 @@ class _Pass:
             key = allocation_key(lease.node.id, number)
             self.work.put(key, desired)
             send_grant(self.work, lease.node.allocations[number])
+            soft = self.work.soft
+            soft.served_count += 1
+            soft.served[job.spec.queue] = soft.served_count
             count -= len(indices)
 
     # ------------------------------------------------------------ giving back, evening out

@@ -188,6 +188,9 @@ class Soft:
     # Nodes that have said Hello, and since then neither been compared nor reported anything: another Hello
     # shows no more than that they dial.
     beginning: set[str] = field(default_factory=set)
+    # How many grants there were when a queue last got one: of equal shares, that with the oldest goes first.
+    served: dict[str, int] = field(default_factory=dict)
+    served_count: int = 0
     # When it was last an event that a node is refused, by node and reason.
     refused_ms: dict[tuple[str, str], int] = field(default_factory=dict)
     # Jobs whose input nobody feeds, and whose node was asked whether it has the whole of it.

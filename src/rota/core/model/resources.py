@@ -57,17 +57,6 @@ class Resources:
             named,
         )
 
-    def least(self, other: "Resources") -> "Resources":
-        """Of each resource the smaller amount of the two."""
-        names = {name for name, _ in (*self.named, *other.named)}
-        return Resources.of(
-            cpu=min(self.cpu, other.cpu),
-            memory=min(self.memory, other.memory),
-            gpu=min(self.gpu, other.gpu),
-            disk=min(self.disk, other.disk),
-            named={name: min(self.get(name), other.get(name)) for name in names},
-        )
-
     def items(self) -> Iterator[tuple[str, int]]:
         """Every resource that is not zero, by name."""
         for name, amount in (
