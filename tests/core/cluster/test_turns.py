@@ -4,10 +4,20 @@ from typing import Any
 
 import pytest
 
+from rota.core.cluster.claims import GATHERING_MS_MAX, GATHERING_PAUSE_MS, SHORT_TASK_MS
 from rota.core.cluster.inputs import PutQueue
 from rota.core.cluster.records import QueueConfig
 from rota.core.model import indexset
-from rota.core.model.protocol import AllocationReport, Device, Grant, Pool, Resize, Resized
+from rota.core.model.protocol import (
+    AllocationReport,
+    Columns,
+    Device,
+    Grant,
+    Heartbeat,
+    Pool,
+    Resize,
+    Resized,
+)
 from rota.core.model.resources import Resources
 from tests.core.cluster.scene import Scene
 
@@ -21,6 +31,8 @@ class Full:
         self.node = self.scene.node("n", cpu, *pools)
         self.first = self.scene.submit(**{"array": "0-999", **spec})
         self.asked: dict[int, int] = {}
+        # As the node reports it; 0 where it does not.
+        self.task_ms = 0
         self.running: list[tuple[Grant, int]] = []
         self._hear()
 
@@ -48,9 +60,19 @@ class Full:
         slots = lease.desired.slots
         if len(slots) > self.asked.get(lease.id, len(slots)):
             resized = (Resized(lease.id, (slots[-1].slot,)),)
-        ended = AllocationReport(grant.allocation, succeeded=((index, index),))
+        columns = Columns((0,), (self.task_ms,), (0,), (0,), (0,)) if self.task_ms else Columns()
+        ended = AllocationReport(grant.allocation, succeeded=((index, index),), columns=columns)
         self.scene.report(self.node, ended, resized=resized)
         self._hear()
+
+    def wait(self, after_ms: int) -> None:
+        """The node is heard, and nothing ends."""
+        for _ in range(after_ms // 5_000):
+            sequence = self.scene.machine.cluster.nodes[self.node].status.acknowledged
+            self.scene.step(
+                self.scene.said(self.node, Heartbeat(self.scene.now_ms, sequence)), after_ms=5_000
+            )
+            self._hear()
 
     def count(self, job: int) -> int:
         return sum(grant.job == job for grant, _ in self.running)
@@ -97,9 +119,43 @@ def test_older_work_is_kept_and_newer_work_of_the_same_lease_gives_way() -> None
     assert list(full.asked.values()) == [1]
 
 
-@pytest.mark.parametrize("cpu", [2_000, 4_000])
-def test_nothing_is_kept_idle_for_work_that_needs_more_than_a_slot(cpu: int) -> None:
+@pytest.mark.parametrize("cpu", [2_000, 3_000])
+def test_room_for_large_work_is_gathered_where_tasks_are_short(cpu: int) -> None:
     full = Full()
+    full.task_ms = 1_000
+    full.end_one(full.first)
+    large = full.submit(queue="video", resources=Resources(cpu=cpu))
+    assert list(full.asked.values()) == [4 - cpu // 1_000]
+    for left in range(3, 4 - cpu // 1_000, -1):
+        full.end_one(full.first)
+        # What is free is kept, though a task of the other job would fit.
+        assert (full.count(full.first), full.count(large)) == (left, 0)
+    full.end_one(full.first)
+    assert (full.count(full.first), full.count(large)) == (4 - cpu // 1_000, 1)
+    full.end_one(large)
+    # Its lease goes back to those that wait.
+    assert [target for lease, target in full.asked.items() if lease == max(full.asked)] == [0]
+
+
+def test_room_is_not_gathered_for_ever_beside_a_task_that_does_not_end() -> None:
+    full = Full()
+    full.task_ms = 1_000
+    full.end_one(full.first)
+    large = full.submit(queue="video", resources=Resources(cpu=4_000))
+    for _ in range(3):
+        full.end_one(full.first)
+    assert len(full.running) == 1
+    full.wait(GATHERING_MS_MAX)
+    assert full.count(full.first) == 4
+    full.wait(GATHERING_PAUSE_MS)
+    assert full.count(large) == 0
+
+
+@pytest.mark.parametrize("cpu", [2_000, 4_000])
+def test_nothing_is_kept_idle_for_large_work_where_tasks_are_long(cpu: int) -> None:
+    full = Full()
+    full.task_ms = SHORT_TASK_MS + 1
+    full.end_one(full.first)
     large = full.submit(queue="video", resources=Resources(cpu=cpu))
     assert full.asked == {}
     full.end_one(full.first)

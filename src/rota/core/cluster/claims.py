@@ -3,13 +3,18 @@
 Work goes before other work of its queue by priority, then by age; between queues by their shares of the
 nodes for their weights, a slot at a time (the queue that gives has still no less than the one that
 takes: Ghodsi et al., "Dominant Resource Fairness", NSDI 2011). Nothing that runs is stopped: slots are
-given back as their tasks end. And nothing is kept idle: only such are asked for of which each makes room
-by itself, with what is free beside it.
+given back as their tasks end.
+
+Each slot that is asked for makes room by itself, with what is free beside it, so that nothing is kept
+idle. Only where none does, and the tasks there are short, room is gathered on one unit of a node, and kept
+for a while: a task that is longer than the others of its job must not keep the rest of a node idle for ever.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rota.core.cluster.leases import shrink
+from rota.core.cluster.soft import Gathering
 from rota.core.cluster.state import Job, Lease, Node
 from rota.core.cluster.work import Work
 from rota.core.model.resources import NOTHING, Resources
@@ -18,6 +23,12 @@ from rota.core.model.resources import NOTHING, Resources
 KINDS_MAX = 8
 # And so many slots of each are on their way at once.
 SLOTS_MAX = 64
+# Room is gathered where tasks take no longer than this, for so long at most, and not again for a while.
+SHORT_TASK_MS = 10_000
+GATHERING_MS_MAX = 60_000
+GATHERING_PAUSE_MS = 600_000
+# Where no unit would do, another look is taken after this.
+GATHERING_LOOK_MS = 1_000
 
 _WHOLE = 1000
 """Thousandths of one device."""
@@ -45,10 +56,25 @@ class Claims:
         self._charged: dict[str, Resources] = {}
         self._spoken: dict[int, int] = {}
 
+    def free(self, job: Job, node: Node, pool: str, unit: int) -> Resources:
+        """What is free there for the job: nothing where room is gathered for another kind of work."""
+        place = (node.id, pool, unit)
+        for kind, gathering in self._work.soft.gathering.items():
+            if gathering.place == place and kind != _kind(job):
+                return NOTHING
+        return node.free(pool, unit)
+
+    def close(self) -> None:
+        """The pass is over: for what has found its room none is gathered any more, and pauses end."""
+        gathering = self._work.soft.gathering
+        for kind, one in list(gathering.items()):
+            if kind not in self._kinds if one.place else self._work.now_ms >= one.until_ms:
+                del gathering[kind]
+
     def make(self, job: Job, nodes: Sequence[Node], count: int) -> None:
         """Asks back slots for so many tasks of a job that found no room on these nodes."""
         spec = job.spec
-        kind = (spec.resources, spec.queue, spec.node)
+        kind = _kind(job)
         if not nodes or kind in self._kinds or len(self._kinds) >= KINDS_MAX:
             return
         if not self._kinds:
@@ -77,6 +103,64 @@ class Claims:
                 if left > 0 and self._yields(job, lease, kept):
                     self._ask(job, lease)
                     left -= 1
+        self._gather(job, nodes, wanted=left == min(count, SLOTS_MAX))
+
+    # ------------------------------------------------------------ several slots for one
+
+    def _gather(self, job: Job, nodes: Sequence[Node], *, wanted: bool) -> None:
+        """Asks for several slots of one unit, or keeps to what was asked for before, but not for ever."""
+        work, kind = self._work, _kind(job)
+        gathering = work.soft.gathering.get(kind)
+        if gathering is not None and work.now_ms < gathering.until_ms:
+            return
+        if gathering is not None and gathering.place:
+            # It has taken too long.
+            self._set(kind, None, GATHERING_PAUSE_MS)
+        if gathering is not None or not wanted:
+            return
+        taken_already = {one.place for one in work.soft.gathering.values()}
+        for node in nodes:
+            for place, leases in _by_unit(node).items():
+                if place not in taken_already and (slots := self._enough(job, node, leases)) is not None:
+                    for lease in leases:
+                        for _ in range(slots[lease.id]):
+                            self._ask(job, lease)
+                    self._set(kind, place, GATHERING_MS_MAX)
+                    return
+        self._set(kind, None, GATHERING_LOOK_MS)
+
+    def _set(self, kind: tuple[Resources, str, str], place: tuple[str, str, int] | None, for_ms: int) -> None:
+        soft, until_ms = self._work.soft, self._work.now_ms + for_ms
+        soft.gathering[kind] = Gathering(place, until_ms)
+        if place is not None:
+            soft.timers.arm_earlier("gathering", "", until_ms)
+
+    def _enough(self, job: Job, node: Node, leases: Sequence[Lease]) -> Counter[int] | None:
+        """How many slots of which leases of a unit make room for one task; None where they cannot soon."""
+        shape, slots = job.spec.resources, Counter[int]()
+        pool = leases[0].desired.pool
+        found = node.pool(pool)
+        if found is None or (shape.gpu and found.devices) or not all(map(self._short, leases)):
+            return None
+        left = node.free(pool, leases[0].desired.unit)
+        rest = dict(self._charged)
+        for lease in sorted(leases, key=lambda one: (one.desired.queue == job.spec.queue, -one.id)):
+            desired = lease.desired
+            left = left.plus(desired.shape, len(desired.slots) - desired.target)
+            kept = self._kept(job, lease)
+            while shape.missing_in(left) and self._yields(job, lease, kept + slots[lease.id], rest):
+                slots[lease.id] += 1
+                left = left.plus(desired.shape)
+                rest[desired.queue] = rest[desired.queue].plus(desired.shape, -1)
+        return None if shape.missing_in(left) else slots
+
+    def _short(self, lease: Lease) -> bool:
+        """Whether all that runs there is known to take little time."""
+        averages = self._work.soft.averages
+        found = (averages.get(one.job.id) for one in lease.allocations.values() if one.remaining)
+        return all(one is not None and one.successes and one.mean_ms <= SHORT_TASK_MS for one in found)
+
+    # ------------------------------------------------------------ who goes first
 
     def _look(self) -> None:
         cluster = self._work.cluster
@@ -101,18 +185,19 @@ class Claims:
         first = (one.remaining for one in lease.allocations.values() if rank(one.job) < rank(job))
         return sum(map(len, first))
 
-    def _yields(self, job: Job, lease: Lease, kept: int) -> bool:
+    def _yields(self, job: Job, lease: Lease, kept: int, charged: dict[str, Resources] | None = None) -> bool:
         """Whether the job goes before what one slot more of the lease works on."""
         desired, spec = lease.desired, job.spec
+        charged = self._charged if charged is None else charged
         if desired.target <= kept:
             return False
         if desired.queue == spec.queue:
             return True
-        mine = self._charged.get(spec.queue, NOTHING)
+        mine = charged.get(spec.queue, NOTHING)
         if mine == NOTHING:
             # However large its work is for its share: it has nothing.
             return True
-        rest = self._charged[desired.queue].plus(desired.shape, -1)
+        rest = charged[desired.queue].plus(desired.shape, -1)
         return self._share(desired.queue, rest) >= self._share(spec.queue, mine.plus(spec.resources))
 
     def _share(self, queue: str, charged: Resources) -> float:
@@ -125,6 +210,18 @@ class Claims:
         self._spoken[lease.id] = self._spoken.get(lease.id, 0) + 1
         self._charge(desired.queue, desired.shape, -1)
         self._charge(job.spec.queue, job.spec.resources, 1)
+
+
+def _kind(job: Job) -> tuple[Resources, str, str]:
+    """Jobs alike in this find room in the same places."""
+    return (job.spec.resources, job.spec.queue, job.spec.node)
+
+
+def _by_unit(node: Node) -> dict[tuple[str, str, int], list[Lease]]:
+    result: dict[tuple[str, str, int], list[Lease]] = {}
+    for lease in node.leases.values():
+        result.setdefault((node.id, lease.desired.pool, lease.desired.unit), []).append(lease)
+    return result
 
 
 def _makes_room(lease: Lease, shape: Resources) -> bool:

@@ -73,6 +73,7 @@ class _Pass:
             for job in self._in_order():
                 self._serve(job)
             self._even_out()
+        self.claims.close()
         self._give_back()
 
     # ------------------------------------------------------------ order
@@ -181,7 +182,7 @@ class _Pass:
         for number, node in nodes:
             for pool in node.pools:
                 for unit in units_of(node, pool, left):
-                    free = node.free(pool.name, unit)
+                    free = self.claims.free(job, node, pool.name, unit)
                     most = _slots_max(node, pool, unit, spec)
                     places.append(Place(node.id, pool.name, unit, number, free, pool.resources, most))
         given = spread(places, spec.resources, left) if left else []
@@ -332,6 +333,14 @@ class _Pass:
                     self.work.soft.timers.arm_earlier(
                         "linger", name, self.work.now_ms + self.work.settings.linger_ms
                     )
+
+
+def gathering_over(work: Work, name: str) -> None:
+    """Room has been gathered for as long as it may be: others may have it."""
+    work.place_wanted = True
+    times = [one.until_ms for one in work.soft.gathering.values() if one.place and one.until_ms > work.now_ms]
+    if times:
+        work.soft.timers.arm("gathering", name, min(times))
 
 
 def linger_over(work: Work, name: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pyroaring import BitMap
 
 from rota.core.model.protocol import Hello
+from rota.core.model.resources import Resources
 
 HOLDING_MS_MIN = 30_000
 
@@ -177,6 +178,14 @@ class Timers:
         return self._heap[0][0] if self._heap else None
 
 
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """Room that is kept for one kind of work on a unit of a node (`claims`); without one, a pause."""
+
+    place: tuple[str, str, int] | None
+    until_ms: int
+
+
 @dataclass(slots=True)
 class Soft:
     sessions: dict[str, Session] = field(default_factory=dict)
@@ -191,6 +200,7 @@ class Soft:
     # How many grants there were when a queue last got one: of equal shares, that with the oldest goes first.
     served: dict[str, int] = field(default_factory=dict)
     served_count: int = 0
+    gathering: dict[tuple[Resources, str, str], Gathering] = field(default_factory=dict)
     # When it was last an event that a node is refused, by node and reason.
     refused_ms: dict[tuple[str, str], int] = field(default_factory=dict)
     # Jobs whose input nobody feeds, and whose node was asked whether it has the whole of it.

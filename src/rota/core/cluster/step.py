@@ -63,6 +63,7 @@ _TIMERS: dict[str, Callable[[Work, str], None]] = {
     "retry": settling.retry_due,
     "retention": jobs.retention_over,
     "linger": placing.linger_over,
+    "gathering": placing.gathering_over,
     "expiry": jobs.forget_expired,
 }
 
