@@ -52,8 +52,9 @@ class Claims:
         self._work = work
         self._whole = whole
         self._kinds: set[tuple[Resources, str, str]] = set()
-        # What queues hold once all that is asked back has come; slots on their way that are spoken for.
-        self._charged: dict[str, Resources] = {}
+        # What queues will hold more or less than now once all that is asked back has come, and is given
+        # to those that asked; slots on their way that are spoken for.
+        self._change: dict[str, Resources] = {}
         self._spoken: dict[int, int] = {}
 
     def free(self, job: Job, node: Node, pool: str, unit: int) -> Resources:
@@ -89,7 +90,7 @@ class Claims:
             if coming > 0:
                 spoken = min(coming, left)
                 self._spoken[lease.id] = self._spoken.get(lease.id, 0) + spoken
-                self._charge(spec.queue, spec.resources, spoken)
+                self._give(spec.queue, spec.resources, spoken)
                 left -= spoken
             kept = self._kept(job, lease)
             if lease.desired.target > kept:
@@ -143,15 +144,15 @@ class Claims:
         if found is None or (shape.gpu and found.devices) or not all(map(self._short, leases)):
             return None
         left = node.free(pool, leases[0].desired.unit)
-        rest = dict(self._charged)
+        change = dict(self._change)
         for lease in sorted(leases, key=lambda one: (one.desired.queue == job.spec.queue, -one.id)):
             desired = lease.desired
             left = left.plus(desired.shape, len(desired.slots) - desired.target)
             kept = self._kept(job, lease)
-            while shape.missing_in(left) and self._yields(job, lease, kept + slots[lease.id], rest):
+            while shape.missing_in(left) and self._yields(job, lease, kept + slots[lease.id], change):
                 slots[lease.id] += 1
                 left = left.plus(desired.shape)
-                rest[desired.queue] = rest[desired.queue].plus(desired.shape, -1)
+                change[desired.queue] = change.get(desired.queue, NOTHING).plus(desired.shape, -1)
         return None if shape.missing_in(left) else slots
 
     def _short(self, lease: Lease) -> bool:
@@ -163,17 +164,15 @@ class Claims:
     # ------------------------------------------------------------ who goes first
 
     def _look(self) -> None:
-        cluster = self._work.cluster
-        self._charged = dict(cluster.queue_charged)
-        for node in cluster.nodes.values():
+        for node in self._work.cluster.nodes.values():
             if not node.lost:
                 for lease in node.leases.values():
                     desired = lease.desired
-                    self._charge(desired.queue, desired.shape, desired.target - len(desired.slots))
+                    self._give(desired.queue, desired.shape, desired.target - len(desired.slots))
 
-    def _charge(self, queue: str, shape: Resources, slots: int) -> None:
+    def _give(self, queue: str, shape: Resources, slots: int) -> None:
         if slots:
-            self._charged[queue] = self._charged.get(queue, NOTHING).plus(shape, slots)
+            self._change[queue] = self._change.get(queue, NOTHING).plus(shape, slots)
 
     @staticmethod
     def _kept(job: Job, lease: Lease) -> int:
@@ -185,20 +184,23 @@ class Claims:
         first = (one.remaining for one in lease.allocations.values() if rank(one.job) < rank(job))
         return sum(map(len, first))
 
-    def _yields(self, job: Job, lease: Lease, kept: int, charged: dict[str, Resources] | None = None) -> bool:
+    def _yields(self, job: Job, lease: Lease, kept: int, change: dict[str, Resources] | None = None) -> bool:
         """Whether the job goes before what one slot more of the lease works on."""
         desired, spec = lease.desired, job.spec
-        charged = self._charged if charged is None else charged
         if desired.target <= kept:
             return False
         if desired.queue == spec.queue:
             return True
-        mine = charged.get(spec.queue, NOTHING)
+        mine = self._holds(spec.queue, change)
         if mine == NOTHING:
             # However large its work is for its share: it has nothing.
             return True
-        rest = charged[desired.queue].plus(desired.shape, -1)
+        rest = self._holds(desired.queue, change).plus(desired.shape, -1)
         return self._share(desired.queue, rest) >= self._share(spec.queue, mine.plus(spec.resources))
+
+    def _holds(self, queue: str, change: dict[str, Resources] | None) -> Resources:
+        now = self._work.cluster.queue_charged.get(queue, NOTHING)
+        return now.plus((self._change if change is None else change).get(queue, NOTHING))
 
     def _share(self, queue: str, charged: Resources) -> float:
         config = self._work.cluster.queue(queue)
@@ -208,8 +210,8 @@ class Claims:
         desired = lease.desired
         shrink(self._work, lease, desired.target - 1)
         self._spoken[lease.id] = self._spoken.get(lease.id, 0) + 1
-        self._charge(desired.queue, desired.shape, -1)
-        self._charge(job.spec.queue, job.spec.resources, 1)
+        self._give(desired.queue, desired.shape, -1)
+        self._give(job.spec.queue, job.spec.resources, 1)
 
 
 def _kind(job: Job) -> tuple[Resources, str, str]:
