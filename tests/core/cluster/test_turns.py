@@ -27,7 +27,8 @@ class Full:
 
     def __init__(self, cpu: int = 4, *pools: Pool, **spec: Any) -> None:
         self.scene = Scene()
-        self.scene.ask(PutQueue(0, "admin", "video", QueueConfig(weight=3)))
+        for queue, weight in (("video", 3), ("quiet", 1), ("late", 1)):
+            self.scene.ask(PutQueue(0, "admin", queue, QueueConfig(weight=weight)))
         self.node = self.scene.node("n", cpu, *pools)
         self.first = self.scene.submit(**{"array": "0-999", **spec})
         self.asked: dict[int, int] = {}
@@ -91,6 +92,22 @@ def test_a_queue_that_comes_later_gets_its_share_as_tasks_end() -> None:
         full.end_one(job)
     assert full.asked == {}
     assert (full.count(full.first), full.count(second)) == (1, 3)
+
+
+def test_three_queues_share_and_then_leave_one_another_alone() -> None:
+    full = Full(6)
+    second = full.submit(array="0-999", queue="quiet")
+    third = full.submit(array="0-999", queue="late")
+    jobs = (full.first, second, third)
+    for turn in range(60):
+        job = jobs[turn % 3]
+        if full.count(job):
+            full.end_one(job)
+    assert [full.count(job) for job in jobs] == [2, 2, 2]
+    full.asked.clear()
+    for turn in range(30):
+        full.end_one(jobs[turn % 3])
+    assert full.asked == {}
 
 
 def test_a_queue_gives_no_more_than_the_other_needs() -> None:

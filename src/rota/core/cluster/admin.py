@@ -272,6 +272,7 @@ def remove_node(work: Work, item: RemoveNode) -> None:
     work.put(node_status_key(node.id), NodeStatus(NodeState.GONE, changed_at_ms=work.wall_ms))
     work.put(node_key(node.id), replace(node.config, removed=True))
     work.soft.heard_ms.pop(node.id, None)
+    work.soft.excused_ms.pop(node.id, None)
     work.soft.beginning.discard(node.id)
     work.soft.timers.disarm("node", node.id)
     work.event(EventKind.NODE_GONE, node=node.config.name, by=item.by, message="removed")

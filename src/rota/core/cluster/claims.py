@@ -12,10 +12,12 @@ for a while: a task that is longer than the others of its job must not keep the 
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from rota.core.cluster.leases import shrink
 from rota.core.cluster.soft import Gathering
 from rota.core.cluster.state import Job, Lease, Node
+from rota.core.cluster.waiting import grantable_count
 from rota.core.cluster.work import Work
 from rota.core.model.resources import NOTHING, Resources
 
@@ -45,17 +47,37 @@ def share(charged: Resources, whole: Resources, weight: int) -> float:
     return max(parts, default=0.0) / max(weight, 1)
 
 
+_Kind = tuple[Resources, str, str, tuple[str, ...]]
+
+
+@dataclass(slots=True)
+class _Short:
+    """A kind of work that found no room: its first job, where it may go, and for how many tasks."""
+
+    job: Job
+    nodes: Sequence[Node]
+    count: int
+    # Of which one slot makes room for it, and how many of it go before the job; how far these were looked at.
+    leases: list[tuple[Lease, int]] = field(default_factory=list)
+    coming: int = 0
+    place: int = -1
+
+
 class Claims:
     """Those of one pass. `whole` is what there is to share."""
 
     def __init__(self, work: Work, whole: Resources) -> None:
         self._work = work
         self._whole = whole
-        self._kinds: set[tuple[Resources, str, str]] = set()
+        self._shorts: dict[_Kind, _Short] = {}
         # What queues will hold more or less than now once all that is asked back has come, and is given
-        # to those that asked; slots on their way that are spoken for.
+        # to those that are to have it; slots on their way that are spoken for.
         self._change: dict[str, Resources] = {}
-        self._spoken: dict[int, int] = {}
+        self._spoken: Counter[int] = Counter()
+        for kind, one in work.soft.gathering.items():
+            if one.place and work.now_ms >= one.until_ms:
+                # It has taken too long.
+                work.soft.gathering[kind] = Gathering(None, work.now_ms + GATHERING_PAUSE_MS)
 
     def free(self, job: Job, node: Node, pool: str, unit: int) -> Resources:
         """What is free there for the job: nothing where room is gathered for another kind of work."""
@@ -65,62 +87,87 @@ class Claims:
                 return NOTHING
         return node.free(pool, unit)
 
+    def make(self, job: Job, nodes: Sequence[Node], count: int) -> None:
+        """So many tasks of the first job of its kind found no room on these nodes."""
+        kind = _kind(job)
+        if nodes and kind not in self._shorts and len(self._shorts) < KINDS_MAX:
+            self._shorts[kind] = _Short(job, nodes, min(count, SLOTS_MAX))
+
+    def more(self, job: Job) -> None:
+        """Nor did those of a later job of that kind."""
+        short = self._shorts.get(_kind(job))
+        if short is not None and short.count < SLOTS_MAX:
+            short.count = min(short.count + grantable_count(job), SLOTS_MAX)
+
     def close(self) -> None:
-        """The pass is over: for what has found its room none is gathered any more, and pauses end."""
+        """The pass is over: slots are asked back, one at a time for the queue that has the smallest share."""
+        if self._shorts:
+            self._look()
+        shorts = list(self._shorts.values())
+        while shorts:
+            short = min(shorts, key=self._turn)
+            if not (short.count and self._one(short)):
+                shorts.remove(short)
+        for short in self._shorts.values():
+            self._gather(short)
         gathering = self._work.soft.gathering
         for kind, one in list(gathering.items()):
-            if kind not in self._kinds if one.place else self._work.now_ms >= one.until_ms:
+            if kind not in self._shorts if one.place else self._work.now_ms >= one.until_ms:
                 del gathering[kind]
 
-    def make(self, job: Job, nodes: Sequence[Node], count: int) -> None:
-        """Asks back slots for so many tasks of a job that found no room on these nodes."""
-        spec = job.spec
-        kind = _kind(job)
-        if not nodes or kind in self._kinds or len(self._kinds) >= KINDS_MAX:
-            return
-        if not self._kinds:
-            self._look()
-        self._kinds.add(kind)
-        left = min(count, SLOTS_MAX)
-        givers: list[tuple[Lease, int]] = []
-        for lease in (lease for node in nodes for lease in node.leases.values()):
-            if not _makes_room(lease, spec.resources):
-                continue
-            coming = len(lease.desired.slots) - lease.desired.target - self._spoken.get(lease.id, 0)
-            if coming > 0:
-                spoken = min(coming, left)
-                self._spoken[lease.id] = self._spoken.get(lease.id, 0) + spoken
-                self._give(spec.queue, spec.resources, spoken)
-                left -= spoken
-            kept = self._kept(job, lease)
-            if lease.desired.target > kept:
-                givers.append((lease, kept))
-        # Of other queues before of this one; the newest first.
-        givers.sort(key=lambda pair: (pair[0].desired.queue == spec.queue, -pair[0].id))
-        while left > 0 and givers:
-            # One each, so that what goes first is spread as well.
-            givers = [(lease, kept) for lease, kept in givers if self._yields(job, lease, kept)]
-            for lease, kept in givers:
-                if left > 0 and self._yields(job, lease, kept):
-                    self._ask(job, lease)
-                    left -= 1
-        self._gather(job, nodes, wanted=left == min(count, SLOTS_MAX))
+    def _turn(self, short: "_Short") -> tuple[float, tuple[int, int]]:
+        queue = short.job.spec.queue
+        return (self._share(queue, self._holds(queue, self._change)), rank(short.job))
+
+    def _look(self) -> None:
+        """What is on its way, and who could give."""
+        for node in self._work.cluster.nodes.values():
+            if not node.lost:
+                for lease in node.leases.values():
+                    desired = lease.desired
+                    self._give(desired.queue, desired.shape, desired.target - len(desired.slots))
+        for short in self._shorts.values():
+            for lease in (lease for node in short.nodes for lease in node.leases.values()):
+                if _makes_room(lease, short.job.spec.resources):
+                    short.leases.append((lease, self._kept(short.job, lease)))
+            # Of other queues before of its own; the newest first.
+            queue = short.job.spec.queue
+            short.leases.sort(key=lambda pair: (pair[0].desired.queue == queue, -pair[0].id))
+
+    def _give(self, queue: str, shape: Resources, slots: int) -> None:
+        if slots:
+            self._change[queue] = self._change.get(queue, NOTHING).plus(shape, slots)
+
+    def _one(self, short: "_Short") -> bool:
+        """One slot more that is on its way, or asked for now; False where there is none."""
+        job = short.job
+        while short.coming < len(short.leases):
+            lease, _ = short.leases[short.coming]
+            if len(lease.desired.slots) - lease.desired.target > self._spoken[lease.id]:
+                self._spoken[lease.id] += 1
+                self._give(job.spec.queue, job.spec.resources, 1)
+                short.count -= 1
+                return True
+            short.coming += 1
+        # One of each in turn, so that what goes first is spread as well.
+        for _ in range(len(short.leases)):
+            short.place = (short.place + 1) % len(short.leases)
+            lease, kept = short.leases[short.place]
+            if self._yields(job, lease, kept, self._change):
+                self._ask(job, lease)
+                short.count -= 1
+                return True
+        return False
 
     # ------------------------------------------------------------ several slots for one
 
-    def _gather(self, job: Job, nodes: Sequence[Node], *, wanted: bool) -> None:
-        """Asks for several slots of one unit, or keeps to what was asked for before, but not for ever."""
-        work, kind = self._work, _kind(job)
-        gathering = work.soft.gathering.get(kind)
-        if gathering is not None and work.now_ms < gathering.until_ms:
-            return
-        if gathering is not None and gathering.place:
-            # It has taken too long.
-            self._set(kind, None, GATHERING_PAUSE_MS)
-        if gathering is not None or not wanted:
+    def _gather(self, short: "_Short") -> None:
+        """Asks for several slots of one unit, unless that was done, or is not to be done just now."""
+        work, job, kind = self._work, short.job, _kind(short.job)
+        if kind in work.soft.gathering or short.leases:
             return
         taken_already = {one.place for one in work.soft.gathering.values()}
-        for node in nodes:
+        for node in short.nodes:
             for place, leases in _by_unit(node).items():
                 if place not in taken_already and (slots := self._enough(job, node, leases)) is not None:
                     for lease in leases:
@@ -130,7 +177,7 @@ class Claims:
                     return
         self._set(kind, None, GATHERING_LOOK_MS)
 
-    def _set(self, kind: tuple[Resources, str, str], place: tuple[str, str, int] | None, for_ms: int) -> None:
+    def _set(self, kind: _Kind, place: tuple[str, str, int] | None, for_ms: int) -> None:
         soft, until_ms = self._work.soft, self._work.now_ms + for_ms
         soft.gathering[kind] = Gathering(place, until_ms)
         if place is not None:
@@ -163,17 +210,6 @@ class Claims:
 
     # ------------------------------------------------------------ who goes first
 
-    def _look(self) -> None:
-        for node in self._work.cluster.nodes.values():
-            if not node.lost:
-                for lease in node.leases.values():
-                    desired = lease.desired
-                    self._give(desired.queue, desired.shape, desired.target - len(desired.slots))
-
-    def _give(self, queue: str, shape: Resources, slots: int) -> None:
-        if slots:
-            self._change[queue] = self._change.get(queue, NOTHING).plus(shape, slots)
-
     @staticmethod
     def _kept(job: Job, lease: Lease) -> int:
         """Slots of a lease that work on what goes before the job in its queue."""
@@ -184,7 +220,7 @@ class Claims:
         first = (one.remaining for one in lease.allocations.values() if rank(one.job) < rank(job))
         return sum(map(len, first))
 
-    def _yields(self, job: Job, lease: Lease, kept: int, change: dict[str, Resources] | None = None) -> bool:
+    def _yields(self, job: Job, lease: Lease, kept: int, change: dict[str, Resources]) -> bool:
         """Whether the job goes before what one slot more of the lease works on."""
         desired, spec = lease.desired, job.spec
         if desired.target <= kept:
@@ -198,9 +234,9 @@ class Claims:
         rest = self._holds(desired.queue, change).plus(desired.shape, -1)
         return self._share(desired.queue, rest) >= self._share(spec.queue, mine.plus(spec.resources))
 
-    def _holds(self, queue: str, change: dict[str, Resources] | None) -> Resources:
+    def _holds(self, queue: str, change: dict[str, Resources]) -> Resources:
         now = self._work.cluster.queue_charged.get(queue, NOTHING)
-        return now.plus((self._change if change is None else change).get(queue, NOTHING))
+        return now.plus(change.get(queue, NOTHING))
 
     def _share(self, queue: str, charged: Resources) -> float:
         config = self._work.cluster.queue(queue)
@@ -214,9 +250,9 @@ class Claims:
         self._give(job.spec.queue, job.spec.resources, 1)
 
 
-def _kind(job: Job) -> tuple[Resources, str, str]:
+def _kind(job: Job) -> _Kind:
     """Jobs alike in this find room in the same places."""
-    return (job.spec.resources, job.spec.queue, job.spec.node)
+    return (job.spec.resources, job.spec.queue, job.spec.node, job.status.avoid)
 
 
 def _by_unit(node: Node) -> dict[tuple[str, str, int], list[Lease]]:

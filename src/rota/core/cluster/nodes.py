@@ -47,11 +47,18 @@ def forget_removed(work: Work, names: Collection[str]) -> None:
 
 
 def not_listened(work: Work, late_ms: int) -> None:
-    """The leader was not there to listen for so long: that is nobody's silence."""
+    """The leader was not there to listen for so long: that is nobody's silence.
+
+    But one that is late again and again excuses no node for longer than it may be silent.
+    """
     soft = work.soft
     for name, heard_ms in soft.heard_ms.items():
-        soft.heard_ms[name] = min(heard_ms + late_ms, work.now_ms)
-        soft.timers.arm("node", name, work.now_ms + 1)
+        excused_ms = soft.excused_ms.get(name, 0)
+        more_ms = min(late_ms, work.now_ms - heard_ms)
+        if excused_ms:
+            more_ms = min(more_ms, max(work.settings.lost_after_ms - excused_ms, 0))
+        soft.heard_ms[name] = heard_ms + more_ms
+        soft.excused_ms[name] = excused_ms + more_ms
     for session in soft.sessions.values():
         session.heard_ms = min(session.heard_ms + late_ms, work.now_ms)
 
@@ -74,6 +81,7 @@ def heard(work: Work, session: Session, node: Node) -> None:
     session.heard_ms = work.now_ms
     if session.counts:
         work.soft.heard_ms[node.id] = work.now_ms
+        work.soft.excused_ms.pop(node.id, None)
         work.mass_silence = None
     if node.status.state is NodeState.SUSPECT and session.compared:
         become(work, node, NodeState.READY, "")
@@ -112,7 +120,7 @@ def _silent(work: Work, node: Node, silent_ms: int) -> str:
     return f"silent for {silent_ms // 1000} s" if silent_ms >= 1000 else f"silent for {silent_ms} ms"
 
 
-def _limits(work: Work) -> tuple[int, int]:
+def limits(work: Work) -> tuple[int, int]:
     """Silence after which a node is suspect, and disconnected: never less than a few of its heartbeats."""
     beat_ms = work.settings.heartbeat_ms(len(work.cluster.node_names))
     return max(work.settings.suspect_ms, 3 * beat_ms), max(work.settings.disconnected_ms, 6 * beat_ms)
@@ -124,7 +132,7 @@ def look(work: Work, name: str) -> None:
     if node is None or node.config.removed:
         return
     settings = work.settings
-    suspect_ms, disconnected_ms = _limits(work)
+    suspect_ms, disconnected_ms = limits(work)
     heard_ms = work.soft.heard_ms.setdefault(node.id, work.now_ms)
     silent_ms = work.now_ms - heard_ms
     session = work.soft.sessions.get(node.id)
@@ -155,7 +163,7 @@ def look(work: Work, name: str) -> None:
 
 def _look_again(work: Work, node: Node, heard_ms: int, extension_ms: int) -> None:
     settings = work.settings
-    suspect_ms, disconnected_ms = _limits(work)
+    suspect_ms, disconnected_ms = limits(work)
     times = [suspect_ms, disconnected_ms, settings.lost_after_ms + extension_ms]
     session = work.soft.sessions.get(node.id)
     if session is not None:
@@ -201,6 +209,7 @@ def _mass_silence(work: Work) -> bool:
 
 
 def _count_silent(work: Work) -> bool:
+    _, disconnected_ms = limits(work)
     alive = silent = 0
     for other in work.cluster.nodes.values():
         status = other.status
@@ -210,7 +219,7 @@ def _count_silent(work: Work) -> bool:
             continue
         alive += 1
         silent_ms = work.now_ms - work.soft.heard_ms.get(other.id, work.now_ms)
-        silent += silent_ms >= work.settings.disconnected_ms
+        silent += silent_ms >= disconnected_ms
     if alive < 3 or silent * 2 <= alive:
         work.soft.alarmed = False
         return False

@@ -110,6 +110,7 @@ class _Pass:
         alike = not job.status.avoid
         if alike and kind in self.full and job.id not in self.work.soft.averages:
             # Thousands of jobs may wait for the same: they are not looked at one by one.
+            self.claims.more(job)
             return
         nodes = self._able(job)
         leases = [
@@ -123,6 +124,8 @@ class _Pass:
         self._fill_idle(job, leases)
         if grantable_count(job) and not self._parked(job):
             leases += self._widen(job, nodes)
+        else:
+            self.claims.more(job)
         if grantable_count(job):
             self._queue_ahead(job, leases)
         if alike and kind in self.parked and all(lease.load >= lease.desired.target for lease in leases):

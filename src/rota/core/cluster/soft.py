@@ -191,6 +191,8 @@ class Soft:
     sessions: dict[str, Session] = field(default_factory=dict)
     # When a node was last heard, or this leader began.
     heard_ms: dict[str, int] = field(default_factory=dict)
+    # By how much that was put off since, because the leader itself was late.
+    excused_ms: dict[str, int] = field(default_factory=dict)
     averages: dict[int, Average] = field(default_factory=dict)
     timers: Timers = field(default_factory=Timers)
     leading: bool = False
@@ -200,7 +202,7 @@ class Soft:
     # How many grants there were when a queue last got one: of equal shares, that with the oldest goes first.
     served: dict[str, int] = field(default_factory=dict)
     served_count: int = 0
-    gathering: dict[tuple[Resources, str, str], Gathering] = field(default_factory=dict)
+    gathering: dict[tuple[Resources, str, str, tuple[str, ...]], Gathering] = field(default_factory=dict)
     # When it was last an event that a node is refused, by node and reason.
     refused_ms: dict[tuple[str, str], int] = field(default_factory=dict)
     # Jobs whose input nobody feeds, and whose node was asked whether it has the whole of it.

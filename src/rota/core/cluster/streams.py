@@ -331,12 +331,13 @@ def _refusal(work: Work, node: Node | None, hello: Hello) -> tuple[_Reason, Refu
             )
         return None
     silent_ms = work.now_ms - work.soft.heard_ms.get(node.id, work.now_ms)
-    if silent_ms < work.settings.suspect_ms and not status.away:
+    suspect_ms, _ = nodes.limits(work)
+    if silent_ms < suspect_ms and not status.away:
         return _Reason.COPY, Refused(
             f"node {node.config.name} was heard {silent_ms} ms ago with another journal: if the home of the "
             "agent that is refused is a copy (of a disk, say), remove that home and join with a new token; "
-            f"the node's own agent is let in once the other is silent for {work.settings.suspect_ms} ms",
-            max(work.settings.suspect_ms - silent_ms, REFUSED_RETRY_MS_MIN),
+            f"the node's own agent is let in once the other is silent for {suspect_ms} ms",
+            max(suspect_ms - silent_ms, REFUSED_RETRY_MS_MIN),
         )
     open_work = any(not allocation.desired.lost for allocation in node.allocations.values())
     if hello.boot_id == status.boot_id and open_work and silent_ms < nodes.fence_ms(work, node):
