@@ -450,7 +450,10 @@ def test_a_controller_and_an_agent_by_hand(new_home: Cluster) -> None:
             agent.send_signal(signal.SIGTERM)
             assert agent.wait(CALL_S_MAX) == 0
         # It is a node for good: the token, used up, is not needed again.
-        with new_home.begin("agent", "--home", other, stderr=subprocess.DEVNULL) as agent:
+        with new_home.begin("agent", "--home", other, "--token", secret) as agent:
+            assert agent.stderr is not None
+            says = agent.stderr.readline().decode()
+            assert says == f"rota: {other} is node by-hand already: the token was not used\n"
             assert new_home.ok("run", "--", "echo", "again") == "again\n"
             agent.send_signal(signal.SIGINT)
             assert agent.wait(CALL_S_MAX) == 0
@@ -542,9 +545,11 @@ def test_what_an_agent_declares_is_checked(cluster: Cluster) -> None:
         "rota: --scripts-dir: there is no directory /not/there",
         "rota: --grace: 'soon' is not a duration; try 90s, 1h30m or 2d",
     ]
-    # What the controller would refuse each time that the agent says it.
-    done = cluster("agent", "--number", "0", "--resource", "Power=3", "--label", "k=" + "x" * 300)
+    # What the controller would refuse each time that the agent says it hides nothing, and is not hidden.
+    wrong = ("--resource", "Power=3", "--label", "k=" + "x" * 300, "--memory", "2GBs")
+    done = cluster("agent", "--number", "0", *wrong)
     assert [line.partition(": ")[2].partition(":")[0] for line in done.stderr.splitlines()] == [
+        "--memory",
         "--label",
         "--resource",
     ]

@@ -132,6 +132,8 @@ def agent(
         if known_as is None:
             _enrol(home, number, join, token, name or machine_name())
             say(f"joined as node {home.node_name(number)}")
+        elif token:
+            say(f"{home.path} is node {known_as} already: the token was not used")
         command = supervisor_command(home, number, share, options, ready_fd)
     except (click.ClickException, RotaError) as failed:
         say_ready(ready_fd, str(failed))
@@ -237,9 +239,8 @@ def machine_flags(options: Mapping[str, Any]) -> list[tuple[str, str]]:
     add("map_user", _account)
     add("scripts_dir", _directory)
     add("grace", lambda text: str(parse_milliseconds(text)))
-    if not problems:
-        # What the controller would refuse for as long as the agent tells it.
-        problems = [f"{_option_of(problem.path)}: {problem.says}" for problem in validate(inventory)]
+    # And what the controller would refuse for as long as the agent tells it.
+    problems += [f"{_option_of(problem.path)}: {problem.says}" for problem in validate(inventory)]
     if problems:
         raise InvalidRequest(problems)
     return flags
