@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from rota.agent.output import TAIL_BYTES_MAX as NODES_TAIL_BYTES_MAX
+from rota.cli.events import ENDS_OF_JOB_MAX
 from rota.cli.logs import TAIL_BYTES_MAX
+from rota.core.cluster.work import EVENTS_OF_ENDS_MAX
 from tests.e2e.conftest import CALL_S_MAX, Cluster
 from tests.support.files import Gate, until_there
 
@@ -497,7 +499,20 @@ def test_events_tell_a_jobs_story(cluster: Cluster) -> None:
     # They come in one report of the node.
     assert sorted(kinds[1:3]) == ["EVENT_KIND_ATTEMPT_ENDED", "EVENT_KIND_JOB_STARTED"]
     assert kinds[3:] == ["EVENT_KIND_JOB_ENDED"]
-    assert "EXIT 1" in cluster.ok("events", "--job", number)
+    done = cluster("events", "--job", number)
+    assert "EXIT 1" in done.stdout
+    assert done.stderr == ""
+
+
+def test_more_failures_than_there_are_events_of_are_said(cluster: Cluster) -> None:
+    number = cluster.submit("--array", "0-119", "--", "false")
+    cluster("wait", number)
+    done = cluster("events", "--job", number, "--limit", "1000")
+    assert done.stdout.count("ATTEMPT_ENDED") == ENDS_OF_JOB_MAX == EVENTS_OF_ENDS_MAX
+    (line,) = done.stderr.splitlines()
+    assert "120 tasks failed" in line
+    assert f"'rota show {number} --failed' has them all" in line
+    assert cluster("events", "--job", number, "--kind", "job_ended").stderr == ""
 
 
 def test_events_of_leases_are_shown_when_asked_for(cluster: Cluster) -> None:

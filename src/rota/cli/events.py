@@ -1,15 +1,20 @@
 """`rota events`."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
-from rota.cli import formats
+from rota.cli import app, formats
 from rota.cli.listing import Column, Listing, output_option, plain, print_json, print_yaml, state
 from rota.cli.session import JobNumber, NodeName, client, not_empty
 from rota.cli.states import choices, short, value
-from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S
+from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S, Client
+from rota.client.errors import NotFound, Refused
 from rota.client.messages import Event, EventKind
+
+# So many ends of a job's attempts become events, as the contract says.
+ENDS_OF_JOB_MAX = 100
 
 _LEASES = (EventKind.EVENT_KIND_LEASE_OPENED, EventKind.EVENT_KIND_LEASE_CLOSED)
 
@@ -54,7 +59,13 @@ Examples:
 """
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on as they come; JSON is one event a line then.")
-@click.option("--job", type=JobNumber(), default=0, metavar="ID", help="Only those of this job.")
+@click.option(
+    "--job",
+    type=JobNumber(),
+    default=0,
+    metavar="ID",
+    help=f"Only those of this job: of its tasks' failures the first {ENDS_OF_JOB_MAX}.",
+)
 @click.option(
     "--node",
     default="",
@@ -97,6 +108,19 @@ def events(
                 _print(event, output)
         else:
             EVENTS.print(found, output, "no events yet")
+            if job and (not chosen or EventKind.EVENT_KIND_ATTEMPT_ENDED in chosen):
+                _say_what_is_missing(rota, job)
+
+
+def _say_what_is_missing(rota: Client, job: int) -> None:
+    # The job may have been forgotten, or be another user's: its events are there all the same.
+    with suppress(NotFound, Refused):
+        failed = rota.job(job).tasks.failed
+        if failed > ENDS_OF_JOB_MAX:
+            app.say(
+                f"of a job's failed attempts the first {ENDS_OF_JOB_MAX} are events, and {failed:,} tasks "
+                f"failed; 'rota show {job} --failed' has them all"
+            )
 
 
 def _print(event: Event, output: str) -> None:
