@@ -153,6 +153,9 @@ def test_up_again_brings_back_what_there_was(new_home: Cluster) -> None:
     new_home.ok("up", "--detach", "--nodes", "1")
     capacity = new_home.json("node", "show", one)["capacity"]
     assert capacity["cpu"] == str(1000 * len(os.sched_getaffinity(0))), "--cpu '' took back what was said"
+    done = new_home("up", "--detach", "--nodes", "2", "--memory", "1PiB")
+    says = "rota: 2 nodes declare 1PiB of memory each, the machine has "
+    assert any(line.startswith(says) for line in done.stderr.splitlines()), done
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

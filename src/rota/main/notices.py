@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+from rota.agent.facts import memory_bytes
 from rota.cli.app import say
 from rota.client.client import Client
 from rota.client.messages import Node, NodeState
+from rota.client.units import bytes_about
 from rota.main.agent import flag_of, machine_flags, share_text
 from rota.main.controller import controller
 from rota.main.home import Home
@@ -33,6 +35,16 @@ def say_what_waits(home: Home, given: Settings, wanted: Settings, running: Seque
         with living(home.controller_pid) as process:
             if process is not None and _lost_after_ms(process.pid) != given.lost_after_ms:
                 _say_waits(home, "--lost-after", [], "the controller")
+
+
+def say_what_is_not_there(wanted: Settings, count: int) -> None:
+    """Says where nodes that are to be started offer more memory than the machine has."""
+    offered = next((int(value) for flag, value in machine_flags(wanted.machine) if flag == "--memory"), 0)
+    there = memory_bytes()
+    if there and offered * count > there:
+        who = f"{count} nodes declare {bytes_about(offered)} of memory each" if count > 1 else ""
+        who = who or f"the node declares {bytes_about(offered)} of memory"
+        say(f"{who}, the machine has {bytes_about(there)}: tasks may run out of it")
 
 
 def _say_waits(home: Home, what: str, numbers: Sequence[int], who: str = "") -> None:

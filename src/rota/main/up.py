@@ -21,7 +21,7 @@ from rota.main.controller import LOST_AFTER_MS_DEFAULT
 from rota.main.down import bring_down, let_go_of_terminal
 from rota.main.home import Home
 from rota.main.nodes import forgotten, until_ready
-from rota.main.notices import say_what_waits, say_who_is_left
+from rota.main.notices import say_what_is_not_there, say_what_waits, say_who_is_left
 from rota.main.options import home_option, lost_after_option
 from rota.main.processes import lives, living
 from rota.main.settings import Settings
@@ -96,6 +96,8 @@ def _start(home: Home, given: Settings) -> bool:
     running = [number for number in home.agents() if lives(home.agent_pid(number))]
     missing = [number for number in range(count) if number not in running]
     say_what_waits(home, given, wanted, running, count)
+    if missing:
+        say_what_is_not_there(wanted, count)
     started = _start_controller(home, wanted.lost_after_ms or LOST_AFTER_MS_DEFAULT)
     with Client(patience_s=START_S_MAX) as rota:
         left = forgotten(rota, home, sorted({*missing, *running}))
