@@ -174,6 +174,20 @@ def test_in_the_foreground_ctrl_c_is_down(number: signal.Signals, new_home: Clus
     assert processes_of(new_home.home) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_in_the_foreground_nothing_is_left_of_an_interrupted_start(
+    number: signal.Signals, new_home: Cluster
+) -> None:
+    (new_home.home / "run").mkdir(parents=True)
+    with new_home.begin("up") as process:
+        until_there(new_home.home / "run" / "controller.pid")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=CALL_S_MAX)
+    assert process.returncode == 130
+    assert err.startswith(b"rota: interrupted; ending what has been started\n")
+    assert processes_of(new_home.home) == []
+
+
 def test_a_closed_terminal_is_down_and_quit_leaves_it_running(new_home: Cluster) -> None:
     main, terminal = pty.openpty()
     with new_home.begin(

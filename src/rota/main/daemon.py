@@ -20,7 +20,10 @@ START_S_MAX = 60.0
 def start(
     name: str, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> None:
-    """Starts `rota ARGUMENTS --ready-fd N` and waits until it is ready. Raises ClickException."""
+    """Starts `rota ARGUMENTS --ready-fd N` and waits until it is ready. Raises ClickException.
+
+    One that is not ready when this is interrupted is ended.
+    """
     reading, writing = os.pipe()
     try:
         with log.open("ab") as output:
@@ -35,9 +38,15 @@ def start(
             )
     finally:
         os.close(writing)
-    with os.fdopen(reading) as pipe:
-        ready, _, _ = select.select([pipe], [], [], START_S_MAX)
-        said = pipe.readline().strip() if ready else f"it is not ready after {START_S_MAX:.0f} s"
+    try:
+        with os.fdopen(reading) as pipe:
+            ready, _, _ = select.select([pipe], [], [], START_S_MAX)
+            said = pipe.readline().strip() if ready else f"it is not ready after {START_S_MAX:.0f} s"
+    except KeyboardInterrupt:
+        # Nobody else knows yet that it is there.
+        process.terminate()
+        process.wait()
+        raise
     if said == READY:
         # It goes on without us; whoever outlives the other.
         process.returncode = 0

@@ -62,18 +62,50 @@ def up(home: Home, detach: bool, nodes: int | None, lost_after: int | None, **op
     machine_flags(given.machine)
     _refuse_in_clients_home(home)
     home.make()
-    try:
-        with home.starting():
-            started = _start(home, given)
-    except KeyboardInterrupt:
-        say("interrupted; what has been started goes on: 'rota down' stops it")
-        raise
+    with home.starting(), _interruptible(home, detach=detach):
+        started = _start(home, given)
     if detach:
         return 0
     if not started:
         click.echo("all of it runs already, in the background: 'rota down' stops it")
         return 0
     return _stay(home)
+
+
+@contextmanager
+def _interruptible(home: Home, *, detach: bool) -> Iterator[None]:
+    """A start that is interrupted, in the foreground also by TERM and HUP: there nothing is left of it.
+
+    Where something ran before, all goes on: it is not this call's to stop.
+    """
+    keep = detach or _runs(home)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if not keep and handler != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if keep:
+            say("interrupted; what has been started goes on: 'rota down' stops it")
+        else:
+            say("interrupted; ending what has been started")
+            if _runs(home):
+                bring_down(home)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _runs(home: Home) -> bool:
+    return any(map(lives, [home.controller_pid, *map(home.agent_pid, home.agents())]))
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    if number == signal.SIGHUP:
+        let_go_of_terminal()
+    raise KeyboardInterrupt
 
 
 def _refuse_in_clients_home(home: Home) -> None:
