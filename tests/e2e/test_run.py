@@ -10,8 +10,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -389,26 +390,66 @@ def test_quit_leaves_the_job_and_names_it(cluster: Cluster, gate: Gate) -> None:
     cluster.ok("wait", str(number))
 
 
+def client_of(cluster: Cluster, listener: socket.socket, home: Path) -> None:
+    """Makes a client's home that takes a listener for the cluster's controller."""
+    shutil.copytree(cluster.home / "client", home / "client")
+    context = json.loads((home / "client" / "context.json").read_text())
+    context["address"] = f"127.0.0.1:{listener.getsockname()[1]}"
+    (home / "client" / "context.json").write_text(json.dumps(context))
+
+
 @pytest.mark.parametrize("command", ["run", "submit"])
 def test_an_interrupted_submission_tells_how_to_ask_again(
     command: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     # A controller that takes connections and never says a word.
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        shutil.copytree(cluster.home / "client", tmp_path / "client")
-        context = json.loads((tmp_path / "client" / "context.json").read_text())
-        context["address"] = f"127.0.0.1:{silent.getsockname()[1]}"
-        (tmp_path / "client" / "context.json").write_text(json.dumps(context))
+        client_of(cluster, silent, tmp_path)
         with cluster.begin("--home", tmp_path, command, "--", "true") as process:
             silent.accept()[0].close()
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=CALL_S_MAX)
     assert (process.returncode, out) == (130, b"")
-    (line,) = err.decode().strip().splitlines()
+    line = err.decode().strip().splitlines()[-1]
     key = re.findall(r"'--idempotency-key ([0-9a-f-]{36})'", line)[0]
     again = ("submit", "--idempotency-key", key, "--", "true")
     assert "the same request" not in cluster.ok(*again)
     assert "the same request" in cluster.ok(*again)
+
+
+def test_an_interrupted_submission_of_run_is_cancelled(cluster: Cluster, tmp_path: Path) -> None:
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError), ExitStack() as open_:
+            while True:
+                mine = open_.enter_context(listener.accept()[0])
+                theirs = open_.enter_context(socket.create_connection(("127.0.0.1", api)))
+                for pair in ((mine, theirs), (theirs, mine)):
+                    threading.Thread(target=copy, args=pair, daemon=True).start()
+
+    api = json.loads((cluster.home / "ports.json").read_text())["api"]
+    with ExitStack() as held:
+        between = held.enter_context(socket.create_server(("127.0.0.1", 0)))
+        client_of(cluster, between, tmp_path)
+        command = ("run", "--name", "interrupted", "--", "sleep", "1000")
+        process = held.enter_context(cluster.begin("--home", tmp_path, *command))
+        between.accept()[0].close()
+        process.send_signal(signal.SIGINT)
+        # Only now the controller can be reached.
+        threading.Thread(target=serve, args=(between,), daemon=True).start()
+        out, err = process.communicate(timeout=CALL_S_MAX)
+        between.shutdown(socket.SHUT_RDWR)
+    (job,) = cluster.json("ls", "--name", "interrupted")["jobs"]
+    says = f"rota: interrupted while submitting: job {job['id']} is cancelled"
+    assert (process.returncode, out, err.decode().strip()) == (130, b"", says)
+    cluster("wait", job["id"])
+    (job,) = cluster.json("ls", "--name", "interrupted")["jobs"]
+    assert job["state"] == "JOB_STATE_CANCELLED"
 
 
 def test_a_job_that_has_to_wait_says_why_without_a_terminal_too(

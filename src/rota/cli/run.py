@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from types import FrameType
@@ -17,9 +18,9 @@ from rota.cli.hints import shared_files, start_hint
 from rota.cli.job_options import given_options, job_of, job_options
 from rota.cli.origins import told_by
 from rota.cli.printer import STDERR, STDOUT, Printer
-from rota.cli.session import client, idempotency_key_option, submit_jobs
+from rota.cli.session import client, idempotency_key_option, say_interrupted
 from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, Client
-from rota.client.errors import ControllerFailed, NotFound, Refused
+from rota.client.errors import ControllerFailed, NotFound, Refused, RotaError
 from rota.client.follow import Follower
 from rota.client.messages import Cause, Job, JobSpec, JobState
 
@@ -30,6 +31,8 @@ PATIENT_S = 2.0
 PATIENT_IN_LOG_S = 10.0
 # How long a second Ctrl-C waits for the controller to have heard of the first.
 CANCEL_S_MAX = 2.0
+# And a first one for what becomes of a job that was being submitted.
+UNSUBMIT_S_MAX = 5.0
 # An end of standard input and a hang-up that are no further apart have one cause.
 TOGETHER_S_MAX = 1.0
 
@@ -106,7 +109,7 @@ class _Run:
     def __init__(self, rota: Client, spec: JobSpec, idempotency_key: str) -> None:
         self._rota = rota
         self._spec = spec
-        self._key = idempotency_key
+        self._key = idempotency_key or str(uuid.uuid4())
         self._number = 0
         self._submitted_s = 0.0
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
@@ -123,7 +126,7 @@ class _Run:
     def result(self) -> int:
         """Submits, shows, waits; the exit code. Raises RotaError."""
         self._catch_signals()
-        self._number = submit_jobs(self._rota, [self._spec], self._key).ids[0]
+        self._number = self._submit()
         self._submitted_s = time.monotonic()
         follower = Follower(self._rota, Job(id=self._number, spec=self._spec), self._printer, self._news.put)
         self._spawn(self._watch)
@@ -153,6 +156,34 @@ class _Run:
                     follower.update(job)
                     if job.state in JOB_ENDS:
                         self._spawn(lambda: self._read_to_the_end(follower))
+
+    def _submit(self) -> int:
+        """Submits; what is interrupted meanwhile is cancelled. Raises RotaError."""
+        try:
+            return self._rota.submit([self._spec], self._key).ids[0]
+        except KeyboardInterrupt:
+            answers: queue.SimpleQueue[int | RotaError] = queue.SimpleQueue()
+            threading.Thread(target=lambda: answers.put(self._unsubmit()), daemon=True).start()
+            try:
+                match answers.get(timeout=UNSUBMIT_S_MAX):
+                    case RotaError() as error:
+                        app.say(str(error))
+                        say_interrupted(self._key)
+                    case number:
+                        app.say(f"interrupted while submitting: job {number} is cancelled")
+            except (queue.Empty, KeyboardInterrupt):
+                say_interrupted(self._key)
+            raise
+
+    def _unsubmit(self) -> int | RotaError:
+        """Cancels what may have been accepted: the same key submitted again gives its number."""
+        try:
+            with Client(self._rota.context, patience_s=CANCEL_S_MAX) as rota:
+                number = rota.submit([self._spec], self._key).ids[0]
+                rota.cancel(number)
+        except RotaError as error:
+            return error
+        return number
 
     def _next(self) -> News:
         """The next news. A job that waits for long is said to, and why."""

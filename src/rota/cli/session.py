@@ -52,11 +52,16 @@ def submit_jobs(rota: Client, jobs: Sequence[JobSpec], key: str) -> SubmitJobsRe
     try:
         return rota.submit(jobs, key)
     except KeyboardInterrupt:
-        app.say(
-            "interrupted while submitting, which may have been accepted: the same command with"
-            f" '--idempotency-key {key}' gives the job, and submits it only if it was not"
-        )
+        say_interrupted(key)
         raise
+
+
+def say_interrupted(key: str) -> None:
+    """Nobody knows whether what was being submitted has been accepted: how to find out."""
+    app.say(
+        "interrupted while submitting, which may have been accepted: then 'rota ls' lists the job and 'rota"
+        f" cancel' ends it; the same command with '--idempotency-key {key}' submits it only if it was not"
+    )
 
 
 # ---------------------------------------------------------------- what a command is about
