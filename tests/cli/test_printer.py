@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from rota.cli import printer as printer_module
-from rota.cli.printer import LINE_BYTES_MAX, STDERR, STDOUT, Printer
+from rota.cli.printer import AGAIN_SAID_MAX, LINE_BYTES_MAX, STDERR, STDOUT, Printer
 from rota.client.messages import ReadOutputResponse
 
 
@@ -79,6 +79,26 @@ def test_what_is_missing_is_said_on_standard_error(capfd: pytest.CaptureFixture[
         "rota: task 4: node a, which kept the output, is gone",
         "rota: tasks 5-9: not read to the end: no controller answers",
     ]
+
+
+def test_an_attempt_that_prints_after_another_is_announced(capfd: pytest.CaptureFixture[str]) -> None:
+    printer = Printer(prefixed=False, again=lambda index, attempt: f"{index}, {attempt}")
+
+    def attempt(index: int, number: int, data: bytes, stream: int = STDOUT) -> None:
+        printer.take(index, ReadOutputResponse(stream=stream, attempt=number, data=data))  # type: ignore[arg-type]
+
+    attempt(0, 1, b"a\n")
+    attempt(0, 1, b"cut", STDERR)
+    attempt(1, 2, b"the first that prints\n")
+    attempt(0, 3, b"a\n")
+    attempt(0, 3, b"b\n", STDERR)
+    out, err = capfd.readouterr()
+    assert out == "a\nthe first that prints\na\n"
+    assert err == "cut\n0, 3\nb\n"
+    for number in range(4, 4 + AGAIN_SAID_MAX):
+        attempt(0, number, b"a\n")
+    assert capfd.readouterr().err.count("\n") == AGAIN_SAID_MAX - 1
+    assert printer.again_count == AGAIN_SAID_MAX + 1
 
 
 @pytest.mark.parametrize("prefixed", [False, True])

@@ -609,8 +609,9 @@ def test_up_starts_an_agent_that_was_killed_and_its_task_runs_again(new_home: Cl
         ]
         gate.open()
         new_home.ok("up", "--detach")
-        out, _ = process.communicate(timeout=CALL_S_MAX)
+        out, err = process.communicate(timeout=CALL_S_MAX)
     assert (process.returncode, out) == (0, b"2\n")
+    assert err == b"rota: task 1/0 starts again, as attempt 2: attempt 1 ended by AGENT_ERROR\n"
 
 
 def _all_pids() -> list[int]:

@@ -3,7 +3,10 @@
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import TextIO
+
+from pyroaring import BitMap
 
 from rota.cli import app
 from rota.cli.formats import safe
@@ -16,6 +19,8 @@ STDERR = OutputStream.OUTPUT_STREAM_STDERR
 # end, but no longer than this: then it is ended here, and goes on as a line of its own.
 LINE_BYTES_MAX = 65_536
 LINE_S_MAX = 2.0
+# How often is said that a task starts again.
+AGAIN_SAID_MAX = 10
 
 Key = tuple[int, int]
 
@@ -23,10 +28,13 @@ Key = tuple[int, int]
 class Printer:
     """Writes each of a task's streams to the stream of the same name, or `one_stream` to standard output.
 
-    May be called by several threads, each task's output by one at a time.
+    May be called by several threads, each task's output by one at a time. `again`: what is said, for people,
+    where an attempt (of a task, by number) prints after an earlier one has, the first AGAIN_SAID_MAX times.
     """
 
-    def __init__(self, *, prefixed: bool, one_stream: bool = False) -> None:
+    def __init__(
+        self, *, prefixed: bool, one_stream: bool = False, again: Callable[[int, int], str] | None = None
+    ) -> None:
         self._prefixed = prefixed
         self._one_stream = one_stream
         self._changed = threading.Condition()
@@ -39,10 +47,20 @@ class Printer:
         self._progress = False
         # The streams of which not all was kept.
         self.cut: set[int] = set()
+        self._again = again
+        # The tasks that have printed, and which attempt did last where it was not the first.
+        self._printed = BitMap()
+        self._attempts: dict[int, int] = {}
+        # How many times an attempt printed after an earlier one.
+        self.again_count = 0
 
     def take(self, index: int, answer: ReadOutputResponse) -> None:
         """Prints a piece of output, and what is to be said of it."""
+        again = self._says_again(index, answer.attempt) if answer.data else ""
         with self._changed:
+            if again:
+                self._wait_for_turn((index, answer.stream))
+                self._say_beside(again)
             if answer.gap_bytes:
                 self._mark((index, answer.stream), answer.gap_bytes)
             if answer.data:
@@ -69,6 +87,31 @@ class Printer:
         if self._progress:
             self._progress = False
             os.write(sys.stderr.fileno(), b"\r\x1b[K")
+
+    def _says_again(self, index: int, attempt: int) -> str:
+        """What is to be said before this output; takes note of it."""
+        if self._again is None:
+            return ""
+        with self._changed:
+            before = self._attempts.get(index, 1) if index in self._printed else 0
+            self._printed.add(index)
+            if attempt > 1:
+                self._attempts[index] = attempt
+            if not 0 < before < attempt:
+                return ""
+            self.again_count += 1
+            said = self.again_count <= AGAIN_SAID_MAX
+        # Not under the lock: to find out why takes time.
+        return self._again(index, attempt) if said else ""
+
+    def _say_beside(self, text: str) -> None:
+        """A line of its own on standard error, whatever has been printed."""
+        # To an eye the line that has not ended is on the same terminal.
+        inside = (
+            bool(self._inside) if sys.stderr.isatty() else STDERR in self._inside and not self._one_stream
+        )
+        self.end_progress()
+        _write_all(sys.stderr, ("\n" if inside else "").encode() + f"{text}\n".encode())
 
     def _write(self, key: Key, data: bytes) -> None:
         """As it is; of several tasks whole lines, and the beginning of one that has become long."""
@@ -101,13 +144,9 @@ class Printer:
         self.cut.add(key[1])
         if self._open is not None:
             self._wait_for_turn(key)
-        # To an eye the line that has not ended is on the same terminal.
-        inside = (
-            bool(self._inside) if sys.stderr.isatty() else STDERR in self._inside and not self._one_stream
+        self._say_beside(
+            f"{f'[{key[0]}] ' if self._prefixed else ''}[rota: {gap_bytes:,} bytes are not kept]"
         )
-        mark = f"{f'[{key[0]}] ' if self._prefixed else ''}[rota: {gap_bytes:,} bytes are not kept]\n"
-        self.end_progress()
-        _write_all(sys.stderr, ("\n" if inside else "").encode() + mark.encode())
 
     def _wait_for_turn(self, key: Key) -> None:
         """Until no line of another's is open."""

@@ -17,7 +17,7 @@ from rota.cli import app, formats, stdin
 from rota.cli.hints import shared_files, start_hint
 from rota.cli.job_options import given_options, job_of, job_options
 from rota.cli.origins import told_by
-from rota.cli.printer import STDERR, STDOUT, Printer
+from rota.cli.printer import AGAIN_SAID_MAX, STDERR, STDOUT, Printer
 from rota.cli.session import client, idempotency_key_option, say_interrupted
 from rota.client.client import JOB_ENDS, PATIENCE_OF_WAITING_S, Client
 from rota.client.errors import ControllerFailed, NotFound, Refused, RotaError
@@ -116,7 +116,7 @@ class _Run:
         self._job = Job()
         self._interrupts = 0
         self._told_why = False
-        self._printer = Printer(prefixed=bool(spec.array or spec.lines))
+        self._printer = Printer(prefixed=bool(spec.array or spec.lines), again=self._why_again)
         # The controller has heard that the job is to end.
         self._cancelled = threading.Event()
         # When standard input came to its end; the task has all of it, or wants no more.
@@ -184,6 +184,14 @@ class _Run:
         except RotaError as error:
             return error
         return number
+
+    def _why_again(self, index: int, attempt: int) -> str:
+        why = ""
+        with suppress(RotaError):
+            for each in self._rota.task(self._number, index).attempts:
+                if each.number == attempt - 1 and each.cause:
+                    why = f": attempt {each.number} ended by {formats.outcome(each.cause, each.code)}"
+        return f"rota: task {self._number}/{index} starts again, as attempt {attempt}{why}"
 
     def _next(self) -> News:
         """The next news. A job that waits for long is said to, and why."""
@@ -271,6 +279,8 @@ class _Run:
     def _outcome(self, follower: Follower) -> int:
         """The exit code of the ended job; says on standard error what the task itself could not."""
         job, number = self._job, self._number
+        if (more := self._printer.again_count - AGAIN_SAID_MAX) > 0:
+            app.say(f"tasks started again {more:,} times more; 'rota show {number}/INDEX' shows why")
         if cut := self._printer.cut:
             options = " and ".join(f"{option} PATH" for stream, option in _FILES.items() if stream in cut)
             app.say(f"not all of the output was kept; to keep more: {options}")
