@@ -186,6 +186,13 @@ def test_input_comes_as_it_is_written(cluster: Cluster) -> None:
         assert process.wait(CALL_S_MAX) == 0
 
 
+def test_a_devices_input_goes_along(cluster: Cluster) -> None:
+    with Path("/dev/zero").open("rb") as zero:
+        process = cluster.begin("run", "--", "head", "-c", "10", stdin=zero)
+    assert process.communicate(timeout=CALL_S_MAX) == (bytes(10), b"")
+    assert process.returncode == 0
+
+
 def test_a_task_need_not_read_its_input(cluster: Cluster) -> None:
     done = cluster("run", "--", "true", stdin=b"x" * 3_000_000)
     assert (done.returncode, done.stderr) == (0, "")
