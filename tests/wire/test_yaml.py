@@ -238,6 +238,7 @@ def test_people_see_ten_lines_and_a_count() -> None:
         ("cmd: [x]\n", "cmd: unknown key; did you mean command? (job.yaml:1:1)"),
         ("command: [x]\ncpu: 2\n", "cpu: unknown key; did you mean resources: {cpu: ...}? (job.yaml:2:1)"),
         ("command: [x]\nmem: 2\n", "mem: unknown key; did you mean resources: {memory: ...}? (job.yaml:2:1)"),
+        ("command: [x]\nlines: []\n", "lines: has no lines, so there is nothing to run (job.yaml:2:8)"),
         ("command: [x]\nafter: b\n", "after: 'b' is no list; write [{job: b}] (job.yaml:2:8)"),
         ("command: [x]\nafter: {job: b}\n", "after: a mapping is no list; write [{job: ...}] (job.yaml:2:8)"),
         ("command: [echo, \"x]\nenv: {}\n", "this is no YAML: what begins here has no end (job.yaml:1:17)"),

@@ -96,7 +96,8 @@ def _stdin_again(job: job_pb2.JobSpec) -> _Found:
 
 def _kind(job: job_pb2.JobSpec) -> _Found:
     if job.kind != job_pb2.JOB_KIND_SERVICE:
-        says = "only a service has replicas; say `kind: service`, or `array: 0-9` for ten tasks"
+        instead = f"say `array: 0-{job.replicas - 1}` for {job.replicas:,} tasks"
+        says = f"is for services, which are not run yet; {instead if job.replicas > 1 else 'leave it out'}"
         return [(("replicas",), says)] if job.replicas else []
     found: _Found = []
     if not job.replicas:
@@ -110,6 +111,11 @@ def _kind(job: job_pb2.JobSpec) -> _Found:
 def _environment(job: job_pb2.JobSpec) -> _Found:
     says = "is set by Rota itself for each task; give yours another name"
     return [(("env",), f"{quoted(name)} {says}") for name in sorted(VARIABLES_OF_ROTA & set(job.env))]
+
+
+def _output(job: job_pb2.JobSpec) -> _Found:
+    says = "'-' would be a file of this name; leave it out, and the output is kept for 'rota logs'"
+    return [((name,), says) for name in ("stdout", "stderr") if getattr(job, name) == "-"]
 
 
 def _signal(job: job_pb2.JobSpec) -> _Found:
@@ -142,6 +148,7 @@ _CHECKS: dict[Callable[[job_pb2.JobSpec], _Found], Sequence[str]] = {
     _stdin_again: ("stdin",),
     _kind: ("kind",),
     _environment: (),
+    _output: (),
     _signal: ("time_limit",),
     _size: (),
 }

@@ -235,6 +235,9 @@ class _Reader:
             self._map(node, getattr(message, field.name), field, path)
         elif field.is_repeated:
             self._list(node, getattr(message, field.name), field, path)
+            # Which the message cannot tell from no list at all.
+            if field.name == "lines" and isinstance(node, List) and not node.items:
+                self._unreadable(node, path, "has no lines, so there is nothing to run")
         elif field.message_type is not None:
             getattr(message, field.name).SetInParent()
             self._message(node, getattr(message, field.name), path)
