@@ -1,5 +1,6 @@
 """Jobs that are refused before anybody is asked: exit 2, every problem in a line with its place."""
 
+import os
 from pathlib import Path
 
 import click
@@ -266,6 +267,43 @@ def test_a_script_is_known_by_its_name_or_its_text(
     )
 
 
+def test_standard_input_is_a_script(rota: Rota, tmp_path: Path) -> None:
+    marks = "a text that begins with '#!' or has a line '#ROTA'"
+    own = os.dup(0)
+    for text, says in (
+        ("command: [echo]\n", f"is no script ({marks}); a job file is submitted by its name"),
+        ("\n", "is empty, so there is nothing to run"),
+    ):
+        (tmp_path / "given").write_text(text)
+        with (tmp_path / "given").open() as given:
+            os.dup2(given.fileno(), 0)
+        try:
+            answer = rota("submit", "-")
+        finally:
+            os.dup2(own, 0)
+        assert (answer.code, answer.lines) == (2, [f"rota: standard input {says}"])
+    os.close(own)
+
+
+def test_an_empty_script_is_refused(rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "job.sh").write_text("\n")
+    answer = rota("submit", "job.sh")
+    assert (answer.code, answer.lines) == (2, ["rota: job.sh is empty, so there is nothing to run"])
+
+
+def test_what_does_not_stand_in_a_scripts_lines_is_said_to_stand_elsewhere(
+    rota: Rota, tmp_path: Path
+) -> None:
+    (tmp_path / "job.sh").write_text("#ROTA --wait\n#ROTA --array 0-2 # three\n#ROTA --gpu 1 # don't\necho\n")
+    answer = rota("submit", "job.sh")
+    assert answer.code == 2
+    assert answer.lines == [
+        "rota: there is no option '--wait' for a job; it stands on the command line (job.sh:1)",
+        "rota: got unexpected extra arguments (# three); a comment stands on a line of its own (job.sh:2)",
+        "rota: no closing quotation; a comment stands on a line of its own (job.sh:3)",
+    ]
+
+
 def test_a_program_is_no_script(rota: Rota, tmp_path: Path) -> None:
     (tmp_path / "prog").write_bytes(b"\x7fELF\2\1\1\0" + b"\0" * 2_000_000)
     answer = rota("submit", "prog")
@@ -307,6 +345,13 @@ def test_a_job_files_problems_have_lines_and_columns(rota: Rota, tmp_path: Path)
     assert answer.lines[1].startswith("rota: jobs[0].retrys: ")
     assert "did you mean retries?" in answer.lines[1]
     assert answer.lines[1].endswith("(job.yaml:8:3)")
+
+
+def test_a_submission_feeds_no_job_of_a_file(rota: Rota, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("jobs:\n- command: [cat]\n- command: [cat]\n  stdin: true\n")
+    answer = rota("submit", "job.yaml")
+    says = "'rota submit' feeds no task; leave it out, or try 'rota run -- COMMAND < FILE' (job.yaml:4:10)"
+    assert (answer.code, answer.lines) == (2, [f"rota: jobs[1].stdin: {says}"])
 
 
 def test_more_than_ten_problems_are_counted(rota: Rota, tmp_path: Path) -> None:

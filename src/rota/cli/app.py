@@ -20,8 +20,11 @@ EXIT_REFUSED = 4
 EXIT_UNREACHABLE = 5
 EXIT_PIPE = 141
 
-# The commands with a job's options, and the lines of a script.
-_WITH_JOB_OPTIONS = ("run", "submit", "#ROTA")
+# The lines of a script, and the commands with a job's options too.
+_LINE = "#ROTA"
+_WITH_JOB_OPTIONS = ("run", "submit", _LINE)
+# Options of the commands that are no job's.
+_OF_THE_COMMAND = ("--wait", "--idempotency-key", "--no-stdin")
 
 DEBUG_VARIABLE = "ROTA_DEBUG"
 
@@ -275,14 +278,24 @@ def usage_text(wrong: click.UsageError) -> str:
         hint = slurm.hint(wrong.option_name) if of_a_job else ""
         hint = hint or _tried(wrong) or nearest(wrong.option_name, wrong.possibilities or ())
         text = f"there is no option '{shortened(wrong.option_name)}'{hint}"
+    elif isinstance(wrong, click.BadParameter) and _is_output_of_submit(wrong):
+        text += "; a file for what the tasks print is --stdout"
     text = re.sub(r"is not a valid (integer|float)( range)?", "is no number", text)
     return " ".join((text[:1].lower() + text[1:]).split())
+
+
+def _is_output_of_submit(wrong: click.BadParameter) -> bool:
+    """Whether its `-o` was given something else than a format: many programs' is a file."""
+    of_submit = wrong.ctx is not None and wrong.ctx.info_name == "submit"
+    return of_submit and wrong.param is not None and wrong.param.name == "output"
 
 
 def _tried(wrong: click.NoSuchOption) -> str:
     """`; try: -o json`, if the command has it, or nothing."""
     if wrong.ctx is not None and wrong.ctx.info_name == "run" and wrong.option_name == "--detach":
         return "; try: rota submit"
+    if wrong.ctx is not None and wrong.ctx.info_name == _LINE and wrong.option_name in _OF_THE_COMMAND:
+        return " for a job; it stands on the command line"
     ours = OPTIONS_INSTEAD.get(wrong.option_name, "")
     there = {name for param in wrong.ctx.command.params for name in param.opts} if wrong.ctx else set()
     return f"; try: {ours}" if ours.split(" ")[0] in there else ""

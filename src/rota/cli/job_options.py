@@ -33,6 +33,7 @@ LINES_BYTES_MAX = 1_048_576
 PROGRAM_BYTES_READ = 4_096
 
 _MARKED = re.compile(rf"^({SCRIPT_MARK}|{slurm.SCRIPT_MARK})(?!\w)", re.MULTILINE)
+_COMMENT = re.compile(r"\s#")
 # `# ROTA`, `#rota`, `#ROTA:`
 _NEARLY_MARKED = re.compile(rf"#\s*{SCRIPT_MARK[1:]}(\s*:|\s+-)", re.IGNORECASE)
 
@@ -359,12 +360,16 @@ def read_script(path: str) -> str:
             name = path if "/" in path else f"./{path}"
             raise InvalidRequest(f"{path} is a program, and no script; try: rota submit -- {name}")
         text = _read_text(path, SCRIPT_BYTES_MAX)
+        name = "standard input" if path == "-" else path
+        if not text.strip():
+            raise InvalidRequest(f"{name} is empty, so there is nothing to run")
         if path.endswith(".sh") or text.startswith("#!") or _MARKED.search(text):
             return text
-        name = "standard input" if path == "-" else path
+        marks = f"a text that begins with '#!' or has a line '{SCRIPT_MARK}'"
+        if path == "-":
+            raise InvalidRequest(f"{name} is no script ({marks}); a job file is submitted by its name")
         raise InvalidRequest(
-            f"{name} is no job file (*.yaml, *.yml, *.json), and no script (*.sh, or a text that begins with"
-            f" '#!' or has a line '{SCRIPT_MARK}')"
+            f"{name} is no job file (*.yaml, *.yml, *.json), and no script (*.sh, or {marks})"
         )
     except UnitError as error:
         hint = "" if Path(path).exists() else f"; to submit a command, try: rota submit -- {path}"
@@ -424,12 +429,14 @@ def script_options(path: str, text: str) -> ScriptOptions:
         if line.split(" ", 1)[0].strip() != SCRIPT_MARK:
             continue
         place = f"{path}:{number}"
+        rest = line.removeprefix(SCRIPT_MARK)
         try:
-            given = _parse(shlex.split(line.removeprefix(SCRIPT_MARK)))
-        except ValueError as error:
-            found.problems.append(f"{str(error).lower()} ({place})")
-        except click.UsageError as error:
-            found.problems.append(f"{usage_text(error)} ({place})")
+            given = _parse(shlex.split(rest))
+        except (ValueError, click.UsageError) as error:
+            says = usage_text(error) if isinstance(error, click.UsageError) else str(error).lower()
+            if _COMMENT.search(rest):
+                says += "; a comment stands on a line of its own"
+            found.problems.append(f"{says} ({place})")
         else:
             merge(found.options, given)
             for name, texts in given.items():

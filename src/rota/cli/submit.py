@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ from rota.cli.listing import output_option, plain, print_json, print_yaml
 from rota.cli.origins import Tell, told_by
 from rota.cli.session import client, idempotency_key_option, not_empty, submit_jobs
 from rota.cli.wait import wait_for
-from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S
-from rota.client.messages import JobSpec, SubmitJobsResponse
+from rota.client.client import PATIENCE_OF_WAITING_S, PATIENCE_S, Client
+from rota.client.errors import InvalidRequest, RotaError
+from rota.client.messages import JobSpec, JobState, SubmitJobsResponse
 from rota.client.texts import read_job_file
 
 NAME_LENGTH_MAX = 128
+# Of so many jobs that wait for earlier ones is asked whether they wait in vain.
+ASKED_MAX = 10
 
 _COMMAND = "rota.cli.submit.command"
 
@@ -91,7 +95,11 @@ def submit(
     with told_by(tell), client(PATIENCE_OF_WAITING_S if wait else PATIENCE_S) as rota:
         answer = submit_jobs(rota, jobs, idempotency_key)
         _print(answer, jobs, output)
-        return wait_for(rota, answer.ids, err=True) if wait else 0
+        if wait:
+            return wait_for(rota, answer.ids, err=True)
+        if not answer.repeated_request:
+            _say_cancelled(rota, answer, jobs)
+        return 0
 
 
 def is_job_file(file: str | None) -> bool:
@@ -109,9 +117,16 @@ def _jobs(ctx: click.Context, file: str | None, arguments: Sequence[str]) -> tup
         made = job_of(options, command=command or ())
         return [made.spec], made.tell
     if is_job_file(file):
+        if any(map(is_job_file, arguments)):
+            says = f"one job file at a time: submit {file} first; or one file can hold the jobs of all"
+            raise click.UsageError(says, ctx)
         if options or arguments or command:
             raise click.UsageError(f"a job file says all of its jobs: write it in {file} instead", ctx)
         read = read_job_file(file)
+        fed = [number for number, job in enumerate(read.jobs) if job.stdin]
+        if fed:
+            says = "'rota submit' feeds no task; leave it out, or try 'rota run -- COMMAND < FILE'"
+            raise InvalidRequest(read.tell(number, "stdin", says) for number in fed)
         for job in read.jobs:
             job.cwd = absolute(job.cwd)
         return read.jobs, read.tell
@@ -130,6 +145,21 @@ def _jobs(ctx: click.Context, file: str | None, arguments: Sequence[str]) -> tup
     made = job_of(given, command=[*arguments, *(command or ())], script=script, lines=found)
     made.spec.name = made.spec.name or _name_of(file)
     return [made.spec], made.tell
+
+
+def _say_cancelled(rota: Client, answer: SubmitJobsResponse, jobs: Sequence[JobSpec]) -> None:
+    """Names jobs that will not run, because one that they come after has ended otherwise."""
+    numbers = [
+        number
+        for number, job in zip(answer.ids, jobs, strict=True)
+        if any(after.job.isdecimal() for after in job.after)
+    ]
+    # They are submitted, whatever becomes of the question.
+    with suppress(RotaError):
+        for number in numbers[:ASKED_MAX]:
+            job = rota.job(number)
+            if job.state == JobState.JOB_STATE_CANCELLED:
+                app.say(f"job {number} is cancelled at once: {formats.reason(job)}")
 
 
 def _name_of(script: str) -> str:
