@@ -55,6 +55,31 @@ NO_JOB = "is not the number of a job; 'rota ls' lists jobs"
             ["--wrap", "echo hi"],
             "there is no option '--wrap'; Slurm's '--wrap \"CMD\"' is '-- sh -c \"CMD\"' here",
         ),
+        ("run", ["-A", "a"], "there is no option '-A'; Slurm's '-A' is '--queue or --label' here"),
+        ("submit", ["-N", "2"], "there is no option '-N'; a task runs on one node; --array makes many tasks"),
+        (
+            "submit",
+            ["-o", "out"],
+            (
+                "invalid value for '-o' / '--output': 'out' is not one of 'table', 'wide', 'json', 'yaml',"
+                " 'name'; a file for what the tasks print is --stdout"
+            ),
+        ),
+        (
+            "submit",
+            ["a.yaml", "b.yaml"],
+            "one job file at a time: submit a.yaml first; or one file can hold the jobs of all",
+        ),
+        (
+            "token create",
+            ["--ttl", "0s"],
+            "invalid value for '--ttl': a token that is good for no time lets nobody join; try 15m",
+        ),
+        (
+            "queue update",
+            ["a"],
+            "what shall change? give --weight, --quota, --priority-min or --priority-max",
+        ),
         ("ls", ["--json"], "there is no option '--json'; try: -o json"),
         ("ls", ["--all"], "there is no option '--all'; try: --limit 0"),
         ("wait", ["--all"], "there is no option '--all'"),

@@ -120,6 +120,9 @@ Examples:
 @_options
 def update(name: str, output: str, **options: Any) -> None:
     """Change a queue: what is named; the rest stays."""
+    if not any(given not in (None, ()) for given in options.values()):
+        says = "what shall change? give --weight, --quota, --priority-min or --priority-max"
+        raise click.UsageError(says, click.get_current_context())
     _changed(Queue(), **options)  # what is wrong is said before anybody is asked
     with client() as rota:
         found = next((queue for queue in rota.queues() if queue.name == name), None)

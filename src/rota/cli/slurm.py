@@ -18,6 +18,7 @@ OPTIONS = {
     "--ntasks": ("-n", "--array"),
     "--nodelist": ("-w", "--node"),
     "--partition": ("-p", "--queue"),
+    "--account": ("-A", "--queue or --label"),
     "--qos": ("-q", "--priority"),
     "--nice": ("", "--priority"),
     "--time": ("-t", "--time-limit"),
@@ -33,6 +34,8 @@ OPTIONS = {
 _NOTHING = {
     "--mail-user": "no mail is sent: 'rota wait ID' returns when a job has ended",
     "--mail-type": "no mail is sent: 'rota wait ID' returns when a job has ended",
+    "--nodes": "a task runs on one node; --array makes many tasks",
+    "-N": "a task runs on one node; --array makes many tasks",
     "--exclusive": "a task that asks for all cores of a node (--cpu) is alone there",
 }
 _OURS = {name: ours for long, (short, ours) in OPTIONS.items() for name in (long, short) if name}

@@ -50,6 +50,13 @@ token = LazyGroup(
 )
 
 
+def _not_zero(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """A callback: the contract's 0 is the default, which nobody means who says 0s."""
+    if value == 0:
+        raise click.BadParameter("a token that is good for no time lets nobody join; try 15m", ctx, param)
+    return value
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -57,7 +64,7 @@ Examples:
   rota token create --ttl 1h --uses 8  for eight nodes
 """
 )
-@click.option("--ttl", type=Duration(), default=0, help="How long it is good for (default: 15m).")
+@click.option("--ttl", type=Duration(), callback=_not_zero, help="How long it is good for (default: 15m).")
 @click.option(
     "--uses",
     type=click.IntRange(1, 1_000_000),
@@ -66,10 +73,10 @@ Examples:
     help="For how many nodes (default: 1).",
 )
 @output_option
-def create(ttl: int, uses: int, output: str) -> None:
+def create(ttl: int | None, uses: int, output: str) -> None:
     """Make a join token. It is printed this once; whoever has it can join."""
     with client() as rota:
-        made = rota.create_token(ttl_ms=ttl, uses=uses)
+        made = rota.create_token(ttl_ms=ttl or 0, uses=uses)
     if output == "json":
         print_json(plain(made))
     elif output == "yaml":
