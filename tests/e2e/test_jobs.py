@@ -123,6 +123,11 @@ def test_a_job_starts_after_another(cluster: Cluster, gate: Gate) -> None:
     assert cluster("wait", first, after_success, after_end).returncode == 1
     states = [cluster.json("show", number)["state"] for number in (first, after_success, after_end)]
     assert states == ["JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_SUCCEEDED"]
+    in_vain = cluster("submit", "-o", "name", "--after", first, "--", "true")
+    reason = cluster.json("show", in_vain.stdout.strip())["reason"]
+    says = f"rota: job {in_vain.stdout.strip()} is cancelled at once: {reason}\n"
+    assert (in_vain.returncode, in_vain.stderr) == (0, says)
+    cluster.ok("retry", in_vain.stdout.strip(), "--ignore-dependencies")
     # Also where it is put back beside others, it is named once.
     retried = cluster("retry", first, first)
     assert (retried.returncode, retried.stdout.splitlines()[0]) == (0, f"job {first}: 1 task put back")
@@ -212,6 +217,7 @@ def test_a_job_is_shown_with_its_nodes(cluster: Cluster) -> None:
     text = cluster.ok("show", number)
     assert text.splitlines()[0] == f"job {number}  work  SUCCEEDED"
     assert "40 tasks: 40 succeeded" in text
+    assert "  array       0-39\n" in text
     assert "PEAK MEMORY" in text
     assert yaml.safe_load(cluster.ok("show", number, "-o", "yaml")) == cluster.json("show", number)
 
@@ -440,8 +446,12 @@ def test_cancelling_some_tasks(cluster: Cluster, gate: Gate) -> None:
 
 def test_one_bad_id_does_not_keep_the_others_from_being_cancelled(cluster: Cluster) -> None:
     number = cluster.submit("--", "sleep", "60")
-    done = cluster("cancel", "99999", number)
+    done = cluster("cancel", "99999", number, "99998")
     assert done.returncode == 3
+    assert [line.split(";")[0] for line in done.stderr.splitlines()] == [
+        "rota: there is no job 99999",
+        "rota: there is no job 99998",
+    ]
     assert done.stdout == f"cancelling job {number}\n"
     cluster("wait", number)
 
@@ -478,7 +488,9 @@ def test_failed_tasks_are_put_back(cluster: Cluster) -> None:
     assert cluster("wait", number).returncode == 1
     (cluster.place / "repaired").touch()
     before = cluster.json("show", number)
-    assert cluster.ok("retry", number) == f"job {number}: 2 tasks put back\n"
+    says = "1 task put back; the other has not failed and was not cancelled"
+    assert cluster.ok("retry", f"{number}/0,1") == f"job {number}: {says}\n"
+    assert cluster.ok("retry", number) == f"job {number}: 1 task put back\n"
     cluster.ok("wait", number)
     job = cluster.json("show", number)
     assert sum(node["ended_percent"] for node in job["nodes"]) == pytest.approx(100)
@@ -593,7 +605,10 @@ def test_queues(cluster: Cluster) -> None:
     assert (video["priority_min"], video["priority_max"]) == (-5, 9)
     number = cluster.submit("--queue", "video", "--priority", "7", "--", "true")
     cluster.ok("wait", number)
-    assert cluster("submit", "--queue", "nobodys", "--", "true").returncode in (2, 3, 4)
+    for command in (["submit", "--queue", "nobodys", "--", "true"], ["ls", "--queue", "nobodys"]):
+        done = cluster(*command)
+        says = "rota: --queue: there is no queue 'nobodys'; known are default, video\n"
+        assert (done.returncode, done.stderr) == (2, says)
     cluster.ok("queue", "rm", "video")
     assert "video" not in cluster.ok("queue", "ls", "-o", "name").split()
 

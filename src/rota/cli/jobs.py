@@ -9,7 +9,9 @@ from rota.cli.listing import Column, Listing, output_option
 from rota.cli.session import JobNumber, QueueName, TasksOfJob, client, each, not_empty, one_index, pairs
 from rota.cli.states import short, state_option, value
 from rota.cli.units import Duration
-from rota.client.client import JOB_ENDS
+from rota.client.client import JOB_ENDS, Client
+from rota.client.errors import InvalidRequest
+from rota.client.follow import indices_of
 from rota.client.messages import CancelJobResponse, Job, JobState
 
 LIMIT_DEFAULT = 50
@@ -103,11 +105,20 @@ def ls(
                 limit=limit and limit + 1,
             )
         )
+        if queue and not found:
+            _check_queue(rota, queue)
     more = bool(limit) and len(found) > limit
     empty = "no job matches; 'rota ls' lists all" if filtered else "no jobs yet; try: rota run -- echo hello"
     JOBS.print(found[:limit] if more else found, output, empty)
     if more and output in ("table", "wide"):
         click.echo("there are more; 'rota ls --limit 0' lists all", err=True)
+
+
+def _check_queue(rota: Client, name: str) -> None:
+    """Jobs of a queue may outlive it, so it is asked for where there are none. Raises InvalidRequest."""
+    known = sorted(queue.name for queue in rota.queues())
+    if name not in known:
+        raise InvalidRequest(f"--queue: there is no queue '{name}'; known are {', '.join(known)}")
 
 
 @click.command(
@@ -217,6 +228,13 @@ def retry(tasks: Sequence[tuple[int, str]], ignore_dependencies: bool, output: s
             if not answer.task_count:
                 which = f"its tasks {indices}" if indices else "its tasks"
                 says = f"none of {which} has failed or was cancelled: nothing to put back"
+            elif indices and (others := len(indices_of(indices)) - answer.task_count):
+                these = (
+                    f"other {others:,} have not failed and were"
+                    if others > 1
+                    else "other has not failed and was"
+                )
+                says += f"; the {these} not cancelled"
             JOBS.print_changed(answer.job, output, f"job {number}: {says}", changed=answer.task_count > 0)
             for dependent in answer.cancelled_dependents:
                 if dependent not in given and number not in dependents.setdefault(dependent, []):

@@ -17,7 +17,7 @@ from rota.cli.origins import told_by_parameters
 from rota.cli.states import short
 from rota.client.client import PATIENCE_S, Client
 from rota.client.context import home_directory, was_stopped
-from rota.client.errors import RotaError
+from rota.client.errors import InvalidRequest, NotFound, Refused, RotaError
 from rota.client.messages import JobSpec, JobState, NodeState, SubmitJobsResponse
 
 T = TypeVar("T")
@@ -232,12 +232,16 @@ def pairs(texts: Iterable[str], what: str, example: str) -> dict[str, str]:
 
 
 def each(items: Iterable[T], act: Callable[[T], None]) -> int:
-    """Does something with each item, though it fails with others; the first failure's exit code, or 0."""
+    """Does something with each item, though others are refused, each of which is said to be.
+
+    Returns the exit code of the first that is, or 0. Raises RotaError where nobody can be asked.
+    """
     code = 0
     for item in items:
         try:
             with told_by_parameters():
                 act(item)
-        except RotaError as error:
-            code = code or app.present(error)
+        except (InvalidRequest, NotFound, Refused) as error:
+            failed = app.present(error)
+            code = code or failed
     return code

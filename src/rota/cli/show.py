@@ -121,6 +121,7 @@ def _job(job: Job) -> str:
     spec = job.spec
     facts = [
         ("command", formats.safe(formats.command(job))),
+        ("array", formats.safe(_shortened(spec.array))),
         ("directory", formats.safe(spec.cwd)),
         ("resources", formats.resources(spec.resources)),
         ("queue", formats.safe(spec.queue) + (f", priority {spec.priority}" if spec.priority else "")),
