@@ -61,6 +61,13 @@ class Cluster:
         assert done.returncode == 0, done
         return done.stdout
 
+    def unchanged(self, *arguments: str) -> str:
+        """What is said where there was nothing to do: no failure, and beside the output."""
+        done = self(*arguments)
+        assert (done.returncode, done.stdout) == (0, ""), done
+        (line,) = done.stderr.splitlines()
+        return line.removeprefix("rota: ")
+
     def json(self, *arguments: str | Path) -> Any:
         """What it prints with `-o json`."""
         return json.loads(self.ok(*arguments, "-o", "json"))
