@@ -6,9 +6,11 @@ dies.
 
 import os
 import select
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -25,27 +27,28 @@ def start(
     One that is not ready when this is interrupted is ended.
     """
     reading, writing = os.pipe()
-    try:
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "rota.main", *arguments, "--ready-fd", str(writing)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(writing,),
-                start_new_session=True,
-                env={**os.environ, **(environment or {})},
-            )
-    finally:
-        os.close(writing)
+    process: subprocess.Popen[bytes] | None = None
     try:
         with os.fdopen(reading) as pipe:
+            # A part that has begun is known here before an interruption ends this.
+            with _interrupted_later(), log.open("ab") as output:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "rota.main", *arguments, "--ready-fd", str(writing)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(writing,),
+                    start_new_session=True,
+                    env={**os.environ, **(environment or {})},
+                )
+            os.close(writing)
             ready, _, _ = select.select([pipe], [], [], START_S_MAX)
             said = pipe.readline().strip() if ready else f"it is not ready after {START_S_MAX:.0f} s"
     except KeyboardInterrupt:
-        # Nobody else knows yet that it is there.
-        process.terminate()
-        process.wait()
+        if process is not None:
+            # Nobody else knows yet that it is there.
+            process.terminate()
+            process.wait()
         raise
     if said == READY:
         # It goes on without us; whoever outlives the other.
@@ -55,6 +58,23 @@ def start(
     process.wait()
     why = said or last_line(log) or f"it ended with {process.returncode}"
     raise click.ClickException(f"the {name} did not start: {why} (its log: {log})")
+
+
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """What comes of INT, TERM and HUP meanwhile comes at the end. What is ignored stays so."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    mine = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in mine:
+        signal.signal(number, lambda which, _: came.append(which))
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, before[number])
+        for which in came:
+            signal.raise_signal(which)
 
 
 def say_ready(descriptor: int | None, text: str = READY) -> None:
