@@ -93,7 +93,8 @@ def test_a_fenced_task_that_is_back_does_not_go_on_beside_one_that_may_yet_start
     assert scene.job(job).fenced
 
 
-def test_a_drain_that_was_withdrawn_ends_nothing() -> None:
+def _away_at_the_end_of_a_drain() -> tuple[Scene, str, Grant]:
+    """A node with one running task is not heard when the deadline of its drain passes."""
     scene = Scene()
     node = scene.node("n", 1)
     scene.submit()
@@ -101,19 +102,18 @@ def test_a_drain_that_was_withdrawn_ends_nothing() -> None:
     scene.report(node, AllocationReport(grant.allocation, started=((0, 0),)))
     scene.ask(EditNode(0, "admin", "n", NodeEdit.DRAIN, deadline_ms=5_000))
     scene.silence(node, 10_000)
+    return scene, node, grant
+
+
+def test_a_drain_that_was_withdrawn_ends_nothing() -> None:
+    scene, node, grant = _away_at_the_end_of_a_drain()
     scene.ask(EditNode(0, "admin", "n", NodeEdit.RESUME))
     scene.hello(node, 1, _holding(grant))
     assert scene.sent(Stop) == []
 
 
 def test_a_drain_with_a_later_deadline_ends_nothing_before_it() -> None:
-    scene = Scene()
-    node = scene.node("n", 1)
-    scene.submit()
-    (grant,) = scene.sent(Grant)
-    scene.report(node, AllocationReport(grant.allocation, started=((0, 0),)))
-    scene.ask(EditNode(0, "admin", "n", NodeEdit.DRAIN, deadline_ms=5_000))
-    scene.silence(node, 10_000)
+    scene, node, grant = _away_at_the_end_of_a_drain()
     scene.ask(EditNode(0, "admin", "n", NodeEdit.DRAIN, deadline_ms=10_000))
     scene.hello(node, 1, _holding(grant))
     assert scene.sent(Stop) == []

@@ -118,6 +118,15 @@ def test_a_queue_gives_no_more_than_the_other_needs() -> None:
     assert full.count(second) == 1
 
 
+def test_no_more_is_asked_back_than_a_quota_lets_a_queue_have() -> None:
+    full = Full()
+    quota = QueueConfig(weight=3, quota=Resources(cpu=1_000))
+    full.scene.ask(PutQueue(0, "admin", "video", quota, update=True))
+    for _ in range(3):
+        full.submit(queue="video")
+    assert list(full.asked.values()) == [3]
+
+
 def test_work_of_higher_priority_does_not_wait_for_the_end_of_all_the_other() -> None:
     full = Full()
     urgent = full.submit(array="0-1", resources=Resources(cpu=500), priority=100)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 from rota.core.cluster.leases import shrink
 from rota.core.cluster.soft import Gathering
-from rota.core.cluster.state import Job, Lease, Node
-from rota.core.cluster.waiting import grantable_count
+from rota.core.cluster.state import Cluster, Job, Lease, Node
+from rota.core.cluster.waiting import grantable_count, quota_slots
 from rota.core.cluster.work import Work
 from rota.core.model.resources import NOTHING, Resources
 
@@ -41,10 +41,11 @@ def rank(job: Job) -> tuple[int, int]:
     return (-job.spec.priority, job.id)
 
 
-def share(charged: Resources, whole: Resources, weight: int) -> float:
-    """A queue's dominant share of the nodes, for its weight."""
+def share(cluster: Cluster, queue: str, charged: Resources, whole: Resources) -> float:
+    """What a queue's dominant share of the whole is with so much charged, for its weight."""
+    config = cluster.queue(queue)
     parts = (amount / max(whole.get(name), 1) for name, amount in charged.items())
-    return max(parts, default=0.0) / max(weight, 1)
+    return max(parts, default=0.0) / max(config.weight if config is not None else 1, 1)
 
 
 _Kind = tuple[Resources, str, str, tuple[str, ...]]
@@ -52,11 +53,15 @@ _Kind = tuple[Resources, str, str, tuple[str, ...]]
 
 @dataclass(slots=True)
 class _Short:
-    """A kind of work that found no room: its first job, where it may go, and for how many tasks."""
+    """A kind of work that found no room: its first job, where it may go, and for how many tasks.
+
+    For no more than `most`, which its queue's quota leaves it.
+    """
 
     job: Job
     nodes: Sequence[Node]
     count: int
+    most: int
     # Of which one slot makes room for it, and how many of it go before the job; how far these were looked at.
     leases: list[tuple[Lease, int]] = field(default_factory=list)
     coming: int = 0
@@ -91,13 +96,14 @@ class Claims:
         """So many tasks of the first job of its kind found no room on these nodes."""
         kind = _kind(job)
         if nodes and kind not in self._shorts and len(self._shorts) < KINDS_MAX:
-            self._shorts[kind] = _Short(job, nodes, min(count, SLOTS_MAX))
+            most = quota_slots(self._work.cluster, job, SLOTS_MAX)
+            self._shorts[kind] = _Short(job, nodes, min(count, most), most)
 
     def more(self, job: Job) -> None:
         """Nor did those of a later job of that kind."""
         short = self._shorts.get(_kind(job))
-        if short is not None and short.count < SLOTS_MAX:
-            short.count = min(short.count + grantable_count(job), SLOTS_MAX)
+        if short is not None and short.count < short.most:
+            short.count = min(short.count + grantable_count(job), short.most)
 
     def close(self) -> None:
         """The pass is over: slots are asked back, one at a time for the queue that has the smallest share."""
@@ -188,7 +194,7 @@ class Claims:
         shape, slots = job.spec.resources, Counter[int]()
         pool = leases[0].desired.pool
         found = node.pool(pool)
-        if found is None or (shape.gpu and found.devices) or not all(map(self._short, leases)):
+        if found is None or (shape.gpu and found.devices) or not all(map(self._quick, leases)):
             return None
         left = node.free(pool, leases[0].desired.unit)
         change = dict(self._change)
@@ -202,7 +208,7 @@ class Claims:
                 change[desired.queue] = change.get(desired.queue, NOTHING).plus(desired.shape, -1)
         return None if shape.missing_in(left) else slots
 
-    def _short(self, lease: Lease) -> bool:
+    def _quick(self, lease: Lease) -> bool:
         """Whether all that runs there is known to take little time."""
         averages = self._work.soft.averages
         found = (averages.get(one.job.id) for one in lease.allocations.values() if one.remaining)
@@ -239,13 +245,12 @@ class Claims:
         return now.plus(change.get(queue, NOTHING))
 
     def _share(self, queue: str, charged: Resources) -> float:
-        config = self._work.cluster.queue(queue)
-        return share(charged, self._whole, config.weight if config is not None else 1)
+        return share(self._work.cluster, queue, charged, self._whole)
 
     def _ask(self, job: Job, lease: Lease) -> None:
         desired = lease.desired
         shrink(self._work, lease, desired.target - 1)
-        self._spoken[lease.id] = self._spoken.get(lease.id, 0) + 1
+        self._spoken[lease.id] += 1
         self._give(desired.queue, desired.shape, -1)
         self._give(job.spec.queue, job.spec.resources, 1)
 

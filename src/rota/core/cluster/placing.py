@@ -98,9 +98,7 @@ class _Pass:
                 del waiting[name]
 
     def _share(self, queue: str) -> float:
-        charged = self.cluster.queue_charged.get(queue, NOTHING)
-        config = self.cluster.queue(queue)
-        return share(charged, self.whole, config.weight if config is not None else 1)
+        return share(self.cluster, queue, self.cluster.queue_charged.get(queue, NOTHING), self.whole)
 
     # ------------------------------------------------------------ one job
 
