@@ -9,6 +9,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 JOBS ?= $(shell nproc)
 PYTEST_ARGS ?=
+BENCH ?=
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -64,6 +65,10 @@ test-ci: setup ## simulation and process faults at the size of a pull request
 .PHONY: test-nightly
 test-nightly: setup ## the same at full size, hours if need be
 	$(PYTEST) -m nightly --timeout 14400 --hypothesis-profile nightly $(NONE_YET)
+
+.PHONY: bench
+bench: setup ## Rota's own benchmarks, beside the machine's limits (one: BENCH=limits; BENCH=--help lists them)
+	$(BIN)/python -m bench $(BENCH)
 
 .PHONY: demo
 demo: setup ## a cluster, a real array job and its result, then all is stopped again

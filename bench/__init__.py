@@ -1,0 +1,1 @@
+"""Rota's own benchmarks, and what they share: `python -m bench --help`."""
