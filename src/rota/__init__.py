@@ -10,5 +10,5 @@ __version__ = "0.1.0.dev0"
 # on with gRPC in the child, so the support has nothing to do here. Whoever sets the variable is obeyed.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-# NumPy's linear algebra would start a thread for each core when it is imported; nothing here multiplies matrices.
+# NumPy's linear algebra would start a thread for each core when it is imported; no part multiplies matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
