@@ -70,6 +70,10 @@ test-nightly: setup ## the same at full size, hours if need be
 bench: setup ## Rota's own benchmarks, beside the machine's limits (one: BENCH=limits; BENCH=--help lists them)
 	$(BIN)/python -m bench $(BENCH)
 
+.PHONY: bench-peers
+bench-peers: setup ## install what Rota is measured beside; what cannot be is skipped with a word
+	$(BIN)/python -m bench.peers
+
 .PHONY: demo
 demo: setup ## a cluster, a real array job and its result, then all is stopped again
 	$(BIN)/python examples/demo/run.py
