@@ -4,6 +4,8 @@ import pytest
 from pyroaring import BitMap
 
 from rota.core.cluster.records import Block, JobBlock, JobConfig, ResultBlock, job_key
+from rota.core.model.columns import columns_of, repeated
+from rota.core.model.protocol import Ended
 from rota.core.model.states import Cause
 from rota.store.port import Fenced, StoreError
 from rota.store.sqlite import SqliteStore
@@ -14,19 +16,25 @@ from tests.contract.conftest import Opened, changes
 
 def results(job: int, indices: list[int], allocation: int = 1) -> ResultBlock:
     count = len(indices)
+    rows = [
+        Ended(
+            index,
+            Cause.EXIT,
+            started_at_ms=1_700_000_000_000,
+            duration_ms=5,
+            cpu_user_ms=1,
+            cpu_system_ms=1,
+            memory_peak_kib=100,
+        )
+        for index in indices
+    ]
     return ResultBlock(
         job=job,
         allocation=allocation,
         node_id="n",
-        index=list(indices),
-        attempt=[1] * count,
-        cause=[Cause.EXIT] * count,
-        code=[0] * count,
-        started_at_ms=[1_700_000_000_000] * count,
-        duration_ms=[5] * count,
-        cpu_user_ms=[1] * count,
-        cpu_system_ms=[1] * count,
-        memory_peak_kib=[100] * count,
+        columns=columns_of(rows),
+        attempt=repeated(1, count),
+        cause=repeated(Cause.EXIT, count),
         messages={indices[0]: "said"},
     )
 
@@ -92,7 +100,7 @@ async def test_blocks_and_records_are_one_commit(opened: Opened) -> None:
         await opened.store.commit(refused, 5)
     assert await opened.archive.results(1, between(0, 9)) == []
     bad = results(1, [1])
-    bad.duration_ms = [-1]
+    bad.columns.started_at_ms = 2**63
     refused.blocks.append(bad)
     with pytest.raises(ValueError, match="range"):
         await opened.store.commit(refused, 0)
@@ -153,9 +161,13 @@ async def test_blocks_are_pruned_by_quota_the_oldest_first(opened: Opened) -> No
         await append(opened, results(1, [number]))
     assert await opened.archive.prune(0, 4 * size, ()) == 0
     assert await opened.archive.prune(0, 4 * size - 1, ()) == 1
-    assert [block.index for block in await opened.archive.results(1, between(0, 9))] == [[3], [1], [2]]
+    assert [list(block.tasks()) for block in await opened.archive.results(1, between(0, 9))] == [
+        [3],
+        [1],
+        [2],
+    ]
     assert await opened.archive.prune(0, size, ()) == 2
-    assert [block.index for block in await opened.archive.results(1, between(0, 9))] == [[3]]
+    assert [list(block.tasks()) for block in await opened.archive.results(1, between(0, 9))] == [[3]]
     assert await opened.archive.prune(0, 0, ()) == 1
     assert await opened.archive.results(1, between(0, 9)) == []
 
@@ -187,7 +199,7 @@ async def test_what_is_kept_goes_by_quota_alone_and_the_last(opened: Opened) -> 
 
     async def left() -> list[list[int]]:
         found = {job: await opened.archive.results(job, between(0, 9)) for job in (1, 2, 3)}
-        return [[job, *block.index] for job, blocks in found.items() for block in blocks]
+        return [[job, *block.tasks()] for job, blocks in found.items() for block in blocks]
 
     assert await opened.archive.prune(start + 3, 2**60, {1, 99}) == 1
     assert await left() == [[1, 0], [1, 1], [3, 0]], "of those that are too old, what is not kept"
@@ -217,4 +229,4 @@ async def test_many_blocks_are_pruned(opened: Opened) -> None:
     opened.clock.ms += 1
     await append(opened, results(1, [5_000]))
     assert await opened.archive.prune(opened.clock.ms, 2**60, ()) == 1_201
-    assert [block.index for block in await opened.archive.results(1, between(0, 9_999))] == [[5_000]]
+    assert [list(block.tasks()) for block in await opened.archive.results(1, between(0, 9_999))] == [[5_000]]

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 from rota.core.cluster.records import META_COMMIT, Commit, JobVersion, QueueConfig, ResultBlock, version_key
+from rota.core.model.columns import columns_of, repeated
+from rota.core.model.protocol import Ended
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause
 from rota.store.port import Changes, Fenced
@@ -17,7 +19,9 @@ from rota.store.sqlite import SqliteStore
 
 
 def commit_number(number: int) -> Changes:
-    block = ResultBlock(number, 1, "n", [0], [1], [Cause.EXIT], [0], [1], [1], [1], [1], [1])
+    block = ResultBlock(
+        number, 1, "n", columns_of([Ended(0, Cause.EXIT)]), repeated(1, 1), repeated(Cause.EXIT, 1)
+    )
     return Changes(
         {
             META_COMMIT: Commit(1, number, number, 1),

@@ -23,8 +23,9 @@ from google.protobuf.message import DecodeError
 from rota.controller.calls import next_message, send
 from rota.controller.output import Outputs
 from rota.controller.peers import peer_of
+from rota.core.cluster import rows
 from rota.core.cluster.inputs import Close, FromNode, Order, Send, StreamClosed
-from rota.core.model.protocol import MESSAGE_BYTES_MAX, Hello, InputTaken, Refused, Up
+from rota.core.model.protocol import MESSAGE_BYTES_MAX, Hello, InputTaken, Refused, Report, Up
 from rota.wire.convert import ConvertError
 from rota.wire.gen.v1 import link_pb2
 from rota.wire.link import down_to_messages, up_from_message
@@ -318,7 +319,13 @@ def _parse(data: bytes) -> Up:
     problems = validate(message)
     if problems:
         raise ConvertError(str(problems[0]))
-    return up_from_message(message)
+    up = up_from_message(message)
+    if isinstance(up, Report):
+        for place, allocation in enumerate(up.allocations):
+            says = rows.problem(allocation.exits)
+            if says:
+                raise ConvertError(f"report.allocations[{place}].exits.{says}")
+    return up
 
 
 def _for_nodes(handler: Callable[[str, Context], Any]) -> Callable[[Any, Context], Any]:

@@ -89,9 +89,7 @@ class Disk:
         return [
             block
             for block in self.blocks
-            if isinstance(block, ResultBlock)
-            and block.job == job
-            and not indices.isdisjoint(BitMap(block.index))
+            if isinstance(block, ResultBlock) and block.job == job and not indices.isdisjoint(block.tasks())
         ]
 
     async def archived_job(self, job: int) -> JobBlock | None:

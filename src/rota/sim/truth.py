@@ -12,6 +12,7 @@ from rota.core.cluster.records import (
     ResultBlock,
     parse_key,
 )
+from rota.core.cluster.rows import Result, results
 from rota.core.model.protocol import Pool
 from rota.core.model.resources import NOTHING, Resources
 from rota.core.model.spec import JobSpec
@@ -140,16 +141,8 @@ class Truth:
 
     def _take_block(self, block: Block) -> None:
         assert isinstance(block, ResultBlock)
-        rows = zip(
-            block.index,
-            block.attempt,
-            block.cause,
-            block.code,
-            block.started_at_ms,
-            block.duration_ms,
-            strict=True,
-        )
-        for index, number, cause, code, started_ms, duration_ms in rows:
+        for result in results(block):
+            index, number, cause = result.index, result.attempt, result.cause
             one = (block.job, index, number)
             require(one not in self._outcomes, "one-outcome", "attempt {} has ended twice", one)
             self._outcomes.add(one)
@@ -167,11 +160,12 @@ class Truth:
                     cause.name,
                 )
             if cause is Cause.EXIT:
-                self._check_exit(attempt, code, started_ms, duration_ms)
-                if code == 0:
+                self._check_exit(attempt, result)
+                if result.code == 0:
                     self.succeeded.setdefault(block.job, set()).add(index)
 
-    def _check_exit(self, attempt: Attempt, code: int, started_ms: int, duration_ms: int) -> None:
+    def _check_exit(self, attempt: Attempt, result: Result) -> None:
+        code, started_ms, duration_ms = result.code, result.started_at_ms, result.duration_ms
         exited = self._exits.get(attempt)
         true = exited is not None and (exited.cause, exited.code) == (Cause.EXIT, code)
         if exited is not None and started_ms:

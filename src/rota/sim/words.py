@@ -5,7 +5,7 @@ from enum import Enum
 
 from pyroaring import BitMap
 
-from rota.core.model import indexset
+from rota.core.model import columns, indexset
 from rota.core.model.protocol import Columns, Inventory
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
@@ -13,7 +13,7 @@ from rota.core.model.spec import JobSpec
 CHARS_MAX = 400
 _TEXT_CHARS_MAX = 40
 # Said by nothing but their names: long, and the same each time.
-_LEFT_OUT = (Inventory, Columns)
+_LEFT_OUT = (Inventory,)
 
 
 def describe(value: object) -> str:
@@ -30,6 +30,8 @@ def _text(value: object) -> str:
             return f"[{indexset.text(value)}]"
         case str():
             return value if len(value) <= _TEXT_CHARS_MAX else f"{value[:_TEXT_CHARS_MAX]}..."
+        case Columns():
+            return _exits(value)
         case Resources():
             return "+".join(f"{amount} {name}" for name, amount in value.items()) or "nothing"
         case JobSpec():
@@ -45,8 +47,17 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def _exits(value: Columns) -> str:
+    """Which tasks exited with which code."""
+    indices = columns.indices(value)
+    by_code: dict[int, list[int]] = {}
+    for index, code in zip(indices, columns.unpack(value.code, len(indices)), strict=True):
+        by_code.setdefault(code, []).append(index)
+    return " ".join(f"{code}:[{indexset.text(by_code[code])}]" for code in sorted(by_code))
+
+
 def _says(part: object) -> bool:
-    return not isinstance(part, _LEFT_OUT) and part is not None and part not in ((), "", 0, False)
+    return not isinstance(part, _LEFT_OUT) and part is not None and part not in ((), "", 0, False, Columns())
 
 
 def _is_range(item: object) -> bool:

@@ -88,7 +88,7 @@ class MemoryStore:
             for block in self._blocks
             if block.job == job and not block.of_job
         ]
-        return [block for block in blocks if not indices.isdisjoint(BitMap(block.index))]
+        return [block for block in blocks if not indices.isdisjoint(block.tasks())]
 
     async def archived_job(self, job: int) -> JobBlock | None:
         """As Archive.archived_job."""

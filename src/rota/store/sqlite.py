@@ -23,6 +23,7 @@ import apsw
 from pyroaring import BitMap
 
 from rota.core.cluster.records import META_COMMIT, Block, JobBlock, ResultBlock
+from rota.core.model import columns
 from rota.store.group import GroupWriter, translate
 from rota.store.history import History
 from rota.store.lock import HomeLock
@@ -173,7 +174,7 @@ class SqliteStore:
                 number for number, first, last in bounds if indices.range_cardinality(first, last + 1)
             )
             found = (_results(connection, number) for number in numbers)
-            return [block for block in found if not indices.isdisjoint(BitMap(block.index))]
+            return [block for block in found if not indices.isdisjoint(block.tasks())]
 
         return await self._read(read)
 
@@ -257,7 +258,9 @@ def _results(connection: apsw.Connection, number: int) -> ResultBlock:
 def _row(block: Block, data: bytes, at_ms: int) -> _Row:
     if isinstance(block, JobBlock):
         return block.job, None, None, at_ms, data
-    return block.job, min(block.index, default=0), max(block.index, default=-1), at_ms, data
+    # They ascend.
+    indices = columns.indices(block.columns) or (0, -1)
+    return block.job, indices[0], indices[-1], at_ms, data
 
 
 def _remove(connection: apsw.Connection, column: str, values: list[int]) -> None:

@@ -19,10 +19,14 @@ from rota.core.cluster.inputs import (
     Submitted,
 )
 from rota.core.cluster.records import Block, ResultBlock, TokenConfig
+from rota.core.cluster.rows import results
 from rota.core.cluster.state import Job
 from rota.core.cluster.step import Machine
+from rota.core.model.columns import columns_of
 from rota.core.model.protocol import (
     AllocationReport,
+    Columns,
+    Ended,
     Hello,
     Holding,
     HoldingEnd,
@@ -34,10 +38,15 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
-from rota.core.model.states import TokenKind
+from rota.core.model.states import Cause, TokenKind
 
 WALL_MS = 1_700_000_000_000
 Message = TypeVar("Message")
+
+
+def exits(*indices: int, **fields: Any) -> Columns:
+    """These tasks exited with code 0, or as the fields of `Ended` say."""
+    return columns_of([Ended(index, Cause.EXIT, **fields) for index in indices])
 
 
 @dataclass
@@ -144,8 +153,8 @@ class Scene:
     def outcomes(self, job: int) -> list[tuple[int, int]]:
         """(index, attempt) of all that is recorded of a job."""
         return [
-            pair
+            (one.index, one.attempt)
             for block in self.blocks
             if isinstance(block, ResultBlock) and block.job == job
-            for pair in zip(block.index, block.attempt, strict=True)
+            for one in results(block)
         ]

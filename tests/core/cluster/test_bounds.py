@@ -29,7 +29,7 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.resources import Resources
 from rota.core.model.states import Cause, EventKind
-from tests.core.cluster.scene import WALL_MS, Scene
+from tests.core.cluster.scene import WALL_MS, Scene, exits
 
 INVENTORY = Inventory(pools=(Pool(resources=Resources(cpu=2_000)),))
 HELLO = Hello(1, "", 1, "b", "j", 0, 0, INVENTORY, 1, 0)
@@ -144,7 +144,7 @@ def test_ranges_that_reach_far_beyond_a_job_cost_no_more_than_the_job() -> None:
     for _ in range(4):
         scene.report(node, *(AllocationReport(grant.allocation, started=EVERYTHING) for _ in range(5_000)))
     assert scene.job(job).count_started == 2
-    scene.report(node, AllocationReport(grant.allocation, succeeded=EVERYTHING))
+    scene.report(node, AllocationReport(grant.allocation, exits=exits(*range(1_000))))
     assert scene.outcomes(job) == [(0, 1), (1, 1)]
 
 
@@ -154,7 +154,7 @@ def test_of_how_many_jobs_a_node_has_a_tally_is_counted_in_whatever_order_they_g
     for _ in range(2):
         scene.submit()
         (grant,) = scene.sent(Grant)
-        scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 0),)))
+        scene.report(node, AllocationReport(grant.allocation, exits=exits(0)))
     cluster = scene.machine.cluster
     assert cluster.tally_counts == {node: 2}
     # As a standby is told: with the changes of a commit in the order of their keys.
@@ -173,7 +173,7 @@ def test_what_a_lost_node_did_in_vain_is_kept_no_longer_than_it_may_count() -> N
     scene.report(first, AllocationReport(grant.allocation, started=((0, 0),)))
     scene.silence(first, scene.machine.settings.lost_after_ms + 1)
     # It tells that the task has succeeded, and has still more to tell before it is compared.
-    succeeded = AllocationReport(grant.allocation, succeeded=((0, 0),))
+    succeeded = AllocationReport(grant.allocation, exits=exits(0))
     hello = replace(HELLO, last_sequence=3, acknowledged=1)
     for message in (hello, HoldingEnd(0), Report("j", 2, 2, (succeeded,))):
         scene.step(FromNode(first, 99, message))

@@ -44,7 +44,7 @@ from rota.core.model.protocol import (
 from rota.core.model.resources import Resources
 from rota.core.model.spec import Dependency
 from rota.core.model.states import Cause, DependencyWhen, JobState, NodeState, OnNodeLoss, StopReason
-from tests.core.cluster.scene import Scene
+from tests.core.cluster.scene import Scene, exits
 
 SETTINGS = Settings()
 RETENTION_MS = 3_600_000
@@ -75,7 +75,7 @@ def test_a_task_that_is_back_outlives_an_attempt_that_never_started() -> None:
     scene.ask(RemoveNode(0, "admin", "b", force=True))
     assert scene.sent(Stop) == []
     assert scene.job(job).count_started == 1
-    scene.report("id-a", AllocationReport(grant.allocation, succeeded=((0, 0),)))
+    scene.report("id-a", AllocationReport(grant.allocation, exits=exits(0)))
     assert scene.job(job).status.state is JobState.SUCCEEDED
     assert sorted(scene.outcomes(job)) == [(0, 1), (0, 2)]
 
@@ -150,10 +150,10 @@ def test_a_job_that_has_begun_goes_on_whatever_becomes_of_those_before_it() -> N
     scene.report(node, AllocationReport(granted.allocation, started=((0, 0),)))
     scene.ask(RetryJob(0, "user", first))
     (again,) = scene.sent(Grant)
-    scene.report(node, AllocationReport(again.allocation, succeeded=((0, 0),)))
+    scene.report(node, AllocationReport(again.allocation, exits=exits(0)))
     assert scene.job(first).status.state is JobState.SUCCEEDED
     assert scene.job(second).status.state is JobState.RUNNING
-    scene.report(node, AllocationReport(granted.allocation, succeeded=((0, 0),)))
+    scene.report(node, AllocationReport(granted.allocation, exits=exits(0)))
     assert len(scene.sent(Grant)) == 1
 
 

@@ -20,7 +20,7 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.resources import Resources
 from rota.core.model.states import NodeState
-from tests.core.cluster.scene import Scene
+from tests.core.cluster.scene import Scene, exits
 
 HELLO = Hello(1, "", 1, "b", "j", 0, 0, Inventory(), 1, 0)
 
@@ -79,7 +79,7 @@ def test_what_a_journal_was_acknowledged_counts_when_another_came_between() -> N
     node = scene.node("n", 1)
     scene.submit()
     (grant,) = scene.sent(Grant)
-    scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 0),)))
+    scene.report(node, AllocationReport(grant.allocation, exits=exits(0)))
     scene.step(scene.said(node, Goodbye("it was asked to end")))
     scene.hello(node, 1, journal="copy", boot="other")
     scene.silence(node, Settings().suspect_ms)

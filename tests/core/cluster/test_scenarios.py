@@ -25,6 +25,7 @@ from rota.core.cluster.inputs import (
 from rota.core.cluster.nodes import become
 from rota.core.cluster.placing import SLOTS_OF_UNIT_MAX
 from rota.core.cluster.records import NodeConfig, NodeStatus, ResultBlock, TokenConfig
+from rota.core.cluster.rows import Result, results
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.state import Cluster
 from rota.core.cluster.step import Machine
@@ -34,7 +35,6 @@ from rota.core.cluster.work import Work
 from rota.core.model import indexset
 from rota.core.model.protocol import (
     AllocationReport,
-    Columns,
     Device,
     Ended,
     Forget,
@@ -65,7 +65,7 @@ from rota.core.model.states import (
     TokenKind,
 )
 from rota.wire.records import encode
-from tests.core.cluster.scene import WALL_MS, Scene
+from tests.core.cluster.scene import WALL_MS, Scene, exits
 
 MINUTE_MS = 60_000
 DAY_MS = 86_400_000
@@ -150,13 +150,12 @@ def test_a_drain_stops_the_rest_beside_a_cancelled_task() -> None:
     assert [indexset.from_ranges(stop.indices) for stop in stops] == [BitMap([0, 2, 3])]
 
 
-def test_a_report_of_more_than_was_granted_costs_nothing() -> None:
-    """Four thousand million successes for one task: taken for the one that it can be."""
+def test_of_a_report_of_more_than_was_granted_only_that_counts() -> None:
     scene = Scene()
     node = scene.node("n", 1)
     job = scene.submit()
     (grant,) = scene.sent(Grant)
-    scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 2**32 - 2),)))
+    scene.report(node, AllocationReport(grant.allocation, exits=exits(0, 1, 2**32 - 2)))
     assert scene.outcomes(job) == [(0, 1)]
 
 
@@ -219,7 +218,10 @@ def test_what_a_lost_node_finished_keeps_its_times_when_it_is_taken_back() -> No
     assert scene.machine.cluster.nodes[node].allocations[grant.allocation].desired.lost
     # Its journal has two more entries, which it tells before it is compared.
     first = AllocationReport(
-        grant.allocation, succeeded=((0, 0),), columns=Columns((WALL_MS,), (70,), (5,), (6,), (1024,))
+        grant.allocation,
+        exits=exits(
+            0, started_at_ms=WALL_MS, duration_ms=70, cpu_user_ms=5, cpu_system_ms=6, memory_peak_kib=1024
+        ),
     )
     ended = Ended(
         1,
@@ -233,9 +235,10 @@ def test_what_a_lost_node_finished_keeps_its_times_when_it_is_taken_back() -> No
     scene.hello(node, 2, reports=[first, AllocationReport(grant.allocation, ended=(ended,))])
     assert scene.outcomes(job) == [(0, 1), (1, 1)]
     (block,) = [block for block in scene.blocks if isinstance(block, ResultBlock)]
-    assert block.started_at_ms == [WALL_MS, WALL_MS + 1]
-    assert block.duration_ms == [70, 80]
-    assert (block.cpu_user_ms, block.cpu_system_ms, block.memory_peak_kib) == ([5, 7], [6, 8], [1024, 9])
+    assert list(results(block)) == [
+        Result(0, 1, Cause.EXIT, 0, WALL_MS, 70, 5, 6, 1024),
+        Result(1, 1, Cause.EXIT, 0, WALL_MS + 1, 80, 7, 8, 9),
+    ]
     assert scene.job(job).status.state is JobState.SUCCEEDED
 
 
@@ -244,7 +247,7 @@ def test_a_state_goes_nowhere_but_along_its_table() -> None:
     node = scene.node("n", 1)
     job = scene.submit()
     (grant,) = scene.sent(Grant)
-    scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 0),)))
+    scene.report(node, AllocationReport(grant.allocation, exits=exits(0)))
     machine = scene.machine
     work = Work(machine.cluster, machine.soft, machine.settings, scene.now_ms, WALL_MS)
     with pytest.raises(InvariantBroken, match="job 1: SUCCEEDED -> RUNNING"):
@@ -299,11 +302,11 @@ def test_a_removed_node_is_kept_in_mind_as_long_as_a_job_speaks_of_it() -> None:
     assert nodes[lost].config.removed
     other = scene.node("other", 1)
     (grant,) = scene.sent(Grant)
-    scene.report(other, AllocationReport(grant.allocation, succeeded=((0, 0),)))
+    scene.report(other, AllocationReport(grant.allocation, exits=exits(0)))
     # What its attempts are shown with: the first was on the node that was removed.
     blocks = [block for block in scene.blocks if isinstance(block, ResultBlock)]
     assert [block.node_id for block in blocks] == [lost, other]
-    assert (blocks[0].started_at_ms, blocks[0].duration_ms) == ([heard_ms], [0])
+    assert [(one.started_at_ms, one.duration_ms) for one in results(blocks[0])] == [(heard_ms, 0)]
     scene.wait(DAY_MS - 1)
     assert lost in nodes
     machine = Machine(records=sorted(scene.machine.cluster.records.items()))
@@ -412,7 +415,7 @@ def test_output_of_forgotten_jobs_is_forgotten_by_nodes_that_come_back() -> None
     node = scene.node("n", 1)
     job = scene.submit(retention=1_000)
     (grant,) = scene.sent(Grant)
-    scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 0),)))
+    scene.report(node, AllocationReport(grant.allocation, exits=exits(0)))
     scene.silence(node, 2_000)
     kept = scene.submit()
     scene.hello(node, 1)
@@ -456,19 +459,21 @@ def test_a_leader_that_was_stopped_calls_no_node_lost_for_it() -> None:
     assert scene.job(job).status.state is JobState.CANCELLED
 
 
-def test_what_a_node_says_again_or_cannot_have_measured_is_not_counted() -> None:
+def test_what_a_node_says_again_is_not_counted() -> None:
     scene = Scene()
     node = scene.node("n", 2)
     job = scene.submit(array="0-2", max_running=3)
     (grant,) = scene.sent(Grant)
-    measured = Columns((5,), (10,), (70,), (30,), (1,))
+    measured = exits(0, started_at_ms=5, duration_ms=10, cpu_user_ms=70, cpu_system_ms=30)
     for _ in range(2):
-        scene.report(node, AllocationReport(grant.allocation, succeeded=((0, 0),), columns=measured))
+        scene.report(node, AllocationReport(grant.allocation, exits=measured))
     (allocation,) = (one for one in scene.job(job).allocations.values() if one.id == grant.allocation)
     assert allocation.status.cpu_ms == 100
-    lie = Columns((2**47, 2**47, 2**47), (2**40,) * 3, (2**40,) * 3, (2**40,) * 3, (0,) * 3)
-    scene.report(node, AllocationReport(grant.allocation, succeeded=((1, 1),), columns=lie))
-    assert sum(tally.cpu_ms for tally in scene.job(job).tallies.values()) == 100
+    # With something new beside it, that alone counts.
+    more = exits(0, 1, started_at_ms=5, duration_ms=10, cpu_user_ms=7, cpu_system_ms=3)
+    scene.report(node, AllocationReport(grant.allocation, exits=more))
+    assert sum(tally.cpu_ms for tally in scene.job(job).tallies.values()) == 110
+    assert scene.outcomes(job) == [(0, 1), (1, 1)]
 
 
 def test_an_agent_that_can_start_nothing_is_not_asked_as_fast_as_it_answers() -> None:

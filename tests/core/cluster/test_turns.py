@@ -10,7 +10,6 @@ from rota.core.cluster.records import QueueConfig
 from rota.core.model import indexset
 from rota.core.model.protocol import (
     AllocationReport,
-    Columns,
     Device,
     Grant,
     Heartbeat,
@@ -19,7 +18,7 @@ from rota.core.model.protocol import (
     Resized,
 )
 from rota.core.model.resources import Resources
-from tests.core.cluster.scene import Scene
+from tests.core.cluster.scene import WALL_MS, Scene, exits
 
 
 class Full:
@@ -61,8 +60,9 @@ class Full:
         slots = lease.desired.slots
         if len(slots) > self.asked.get(lease.id, len(slots)):
             resized = (Resized(lease.id, (slots[-1].slot,)),)
-        columns = Columns((0,), (self.task_ms,), (0,), (0,), (0,)) if self.task_ms else Columns()
-        ended = AllocationReport(grant.allocation, succeeded=((index, index),), columns=columns)
+        # Where it does not say when it started, nothing was measured.
+        measured = {"started_at_ms": WALL_MS, "duration_ms": self.task_ms} if self.task_ms else {}
+        ended = AllocationReport(grant.allocation, exits=exits(index, **measured))
         self.scene.report(self.node, ended, resized=resized)
         self._hear()
 

@@ -4,6 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from rota.core.model.columns import exited
 from rota.core.model.protocol import (
     Ack,
     Body,
@@ -75,8 +76,7 @@ class Leader:
         assert report.first_sequence == self.committed + 1, report
         self.committed = report.last_sequence
         for part in report.allocations:
-            ended = dict.fromkeys(each(part.succeeded), "ok")
-            ended |= {end.index: end.cause.name for end in part.ended}
+            ended = {end.index: f"{end.cause.name} {end.code}" for end in (*exited(part.exits), *part.ended)}
             for index, outcome in ended.items():
                 key = (part.allocation, index)
                 assert key in self.granted, key

@@ -2,11 +2,11 @@
 
 import pytest
 
+from rota.core.model.columns import columns_of
 from rota.core.model.protocol import (
     PROTOCOL_VERSION,
     Ack,
     AllocationReport,
-    Columns,
     Down,
     Ended,
     Heartbeat,
@@ -194,9 +194,12 @@ def test_the_entries_of_a_step_are_one_report() -> None:
             (
                 AllocationReport(
                     10,
-                    succeeded=((0, 0), (2, 2)),
-                    columns=Columns((at_ms, 0), (20, 20), (0, 0), (0, 0), (0, 0)),
-                    ended=(Ended(1, Cause.EXIT, 3, 1, "", at_ms, 20),),
+                    exits=columns_of(
+                        [
+                            Ended(index, Cause.EXIT, code, started_at_ms=at_ms, duration_ms=20)
+                            for index, code in ((0, 0), (1, 3), (2, 0))
+                        ]
+                    ),
                 ),
             ),
         )

@@ -14,6 +14,7 @@ from typing import TypeVar
 from rota.agent import journal
 from rota.agent.codec import Codec, Frames, frame
 from rota.agent.link_frames import Came, Closed, End, FromLink, Opened, Say, ToLink
+from rota.core.model.columns import exited
 from rota.core.model.protocol import (
     Ack,
     AllocationReport,
@@ -35,6 +36,7 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
+from rota.core.model.states import Cause
 from rota.core.node.entries import Entry
 from rota.core.node.indices import each
 from tests.support.files import WAIT_S_MAX
@@ -231,12 +233,12 @@ class Agent:
         self.acknowledged = report.last_sequence
         for part in report.allocations:
             self.reports.append(part)
-            for index in each(part.succeeded):
-                self._once(part.allocation, index)
-                self.succeeded.add((part.allocation, index))
-            for ended in part.ended:
+            for ended in (*exited(part.exits), *part.ended):
                 self._once(part.allocation, ended.index)
-                self.ended[part.allocation, ended.index] = ended
+                if ended.cause is Cause.EXIT and not ended.code:
+                    self.succeeded.add((part.allocation, ended.index))
+                else:
+                    self.ended[part.allocation, ended.index] = ended
             self.dropped |= {(part.allocation, index) for index in each(part.dropped)}
             self.started |= {(part.allocation, index) for index in each(part.started)}
         self.down(Ack(report.last_sequence))

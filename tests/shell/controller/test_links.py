@@ -32,7 +32,7 @@ async def test_a_node_comes_up_gets_work_and_reports_it(tmp_path: Path) -> None:
         assert link_pb2.TemplateBody.FromString(template.data).spec.command == ["true"]
         assert (grant.lease, list(grant.indices.bounds)) == (lease.lease, [0, 0])
         done = link_pb2.AllocationReport(allocation=grant.allocation)
-        done.succeeded.bounds.extend([0, 0])
+        done.exits.index = bytes(4)
         report = link_pb2.Report(journal_id=node.hello().journal_id, first_sequence=1, last_sequence=2)
         report.allocations.append(done)
         await node.say(report=report)
@@ -71,9 +71,19 @@ async def test_the_largest_message_is_taken_and_a_larger_one_refused(tmp_path: P
             ).SerializeToString(),
             "report.allocations[0].ended[0].code: '256' is too large; the most is 255",
         ),
+        (
+            link_pb2.ConnectRequest(
+                report=link_pb2.Report(
+                    allocations=[
+                        link_pb2.AllocationReport(exits=link_pb2.Columns(index=bytes(4), code=bytes(3)))
+                    ]
+                )
+            ).SerializeToString(),
+            "report.allocations[0].exits.code: 3 bytes are no column of 1 numbers",
+        ),
         (link_pb2.ConnectRequest(hello=link_pb2.Hello()).SerializeToString()[:-1], None),
     ],
-    ids=["noise", "empty", "too-long", "no-exit-code", "cut"],
+    ids=["noise", "empty", "too-long", "no-exit-code", "no-column", "cut"],
 )
 async def test_what_is_no_message_ends_the_stream_and_hurts_nobody_else(
     tmp_path: Path, message: bytes, says: str | None
@@ -318,7 +328,7 @@ async def test_a_node_speaks_of_itself_alone(tmp_path: Path) -> None:
         grant: link_pb2.Grant = await node.hear("grant")
         await liar.come_up()
         report = link_pb2.Report(journal_id=liar.hello().journal_id, first_sequence=1, last_sequence=1)
-        report.allocations.add(allocation=grant.allocation).succeeded.bounds.extend([0, 0])
+        report.allocations.add(allocation=grant.allocation).exits.index = bytes(4)
         await liar.say(report=report)
         await liar.hear("ack")
         job = (await run.admin().jobs.GetJob(job_service_pb2.GetJobRequest(id=1))).job

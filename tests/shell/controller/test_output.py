@@ -535,7 +535,7 @@ async def test_of_attempts_of_which_there_is_no_record_it_is_said(tmp_path: Path
         node = await run.join("n1")
         grant = await task_that_runs(run, node)
         report = link_pb2.Report(journal_id=node.hello().journal_id, first_sequence=2, last_sequence=2)
-        report.allocations.add(allocation=grant.allocation).succeeded.bounds.extend([0, 0])
+        report.allocations.add(allocation=grant.allocation).exits.index = bytes(4)
         await node.say(report=report)
         await node.hear("ack")
         jobs = run.admin().jobs

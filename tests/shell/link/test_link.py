@@ -15,6 +15,7 @@ from rota.agent.link_frames import Closed, End, Opened
 from rota.core.model.protocol import (
     Ack,
     AllocationReport,
+    Columns,
     Goodbye,
     Grant,
     Heartbeat,
@@ -60,7 +61,7 @@ async def test_work_comes_down_whole_and_reports_go_up(tmp_path: Path) -> None:
             assert template.spec.script == script
             assert template.spec.env == (("A", "1"),)
             assert (grant.lease, grant.indices) == (lease.lease, ((0, 0),))
-            done = AllocationReport(grant.allocation, succeeded=((0, 0),))
+            done = AllocationReport(grant.allocation, exits=Columns(index=bytes(4)))
             await link.say(stream, Report("journal", 1, 2, (done,)))
             assert (await link.come(stream, Ack)).sequence == 2
             job = (await run.admin().jobs.GetJob(job_service_pb2.GetJobRequest(id=1))).job

@@ -18,6 +18,7 @@ from rota.controller.api.errors import ApiError, error
 from rota.controller.output import OutputLost, Outputs, Piece, Reading, TooManyReadings
 from rota.core.cluster.inputs import Done, ToNode
 from rota.core.cluster.records import ResultBlock
+from rota.core.cluster.rows import results
 from rota.core.cluster.step import Machine
 from rota.core.model import indexset
 from rota.core.model.protocol import OutputAttempts, ReadOutput
@@ -324,10 +325,9 @@ def _ended(blocks: list[ResultBlock], request: job_service_pb2.ReadOutputRequest
 def _places_of(blocks: Iterable[ResultBlock], indices: BitMap) -> list[_Place]:
     """The attempts of these tasks that ended."""
     return [
-        _Place(block.node_id, block.allocation, attempt, index, cause is not Cause.START_FAILED)
+        _Place(block.node_id, block.allocation, one.attempt, one.index, one.cause is not Cause.START_FAILED)
         for block in blocks
-        for index, attempt, cause in zip(block.index, block.attempt, block.cause, strict=True)
-        if index in indices
+        for one in results(block, indices)
     ]
 
 

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from pyroaring import BitMap
 
 from rota.core.cluster.records import Event, QueueConfig, ResultBlock, TokenConfig
+from rota.core.cluster.rows import results
 from rota.core.cluster.settling import cannot_be_met
 from rota.core.cluster.soft import Soft
 from rota.core.cluster.state import Allocation, Cluster, Job, Node
@@ -386,27 +387,24 @@ def attempt_number(allocation: Allocation, index: int) -> int:
 
 def ended_attempts(cluster: Cluster, index: int, blocks: Iterable[ResultBlock]) -> list[job_pb2.Attempt]:
     """The attempts at a task that the archive's blocks have."""
-    result = []
-    for block in blocks:
-        for row, of in enumerate(block.index):
-            if of != index:
-                continue
-            result.append(
-                job_pb2.Attempt(
-                    number=block.attempt[row],
-                    node=node_name(cluster, block.node_id),
-                    node_id=block.node_id,
-                    allocation=block.allocation,
-                    cause=int(block.cause[row]),  # type: ignore[arg-type]
-                    code=block.code[row],
-                    message=block.messages.get(index, ""),
-                    started_at_ms=block.started_at_ms[row],
-                    duration_ms=block.duration_ms[row],
-                    cpu_user_ms=block.cpu_user_ms[row],
-                    cpu_system_ms=block.cpu_system_ms[row],
-                    memory_peak_bytes=block.memory_peak_kib[row] * 1024,
-                )
-            )
+    result = [
+        job_pb2.Attempt(
+            number=one.attempt,
+            node=node_name(cluster, block.node_id),
+            node_id=block.node_id,
+            allocation=block.allocation,
+            cause=int(one.cause),  # type: ignore[arg-type]
+            code=one.code,
+            message=block.messages.get(index, ""),
+            started_at_ms=one.started_at_ms,
+            duration_ms=one.duration_ms,
+            cpu_user_ms=one.cpu_user_ms,
+            cpu_system_ms=one.cpu_system_ms,
+            memory_peak_bytes=one.memory_peak_kib * 1024,
+        )
+        for block in blocks
+        for one in results(block, BitMap([index]))
+    ]
     return sorted(result, key=lambda attempt: attempt.number)
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from pyroaring import BitMap
 
-from rota.core.cluster.records import ResultBlock, allocation_key, empty
+from rota.core.cluster.records import allocation_key, empty
+from rota.core.cluster.rows import block_of, unmeasured
 from rota.core.cluster.state import Allocation, Job
 from rota.core.cluster.tasks import (
     TaskWriter,
-    add_result,
     close_if_done,
     fold,
     let_go,
@@ -116,12 +116,12 @@ def _take_back(work: Work, allocation: Allocation, indices: BitMap) -> None:
         done = indices & allocation.status.succeeded
         if done:
             # Its times are known where this session has told them, and not an earlier one.
-            late = work.soft.sessions[node.id].late.get(allocation.id, {})
-            block = ResultBlock(job.id, allocation.id, node.id)
-            for index in done:
-                times = late.pop(index, ())
-                add_result(block, index, allocation.desired.first_attempt, Cause.EXIT, 0, *times)
-            work.outcome.blocks.append(block)
+            rows = unmeasured(done)
+            late = work.soft.sessions[node.id].late.get(allocation.id)
+            if late is not None:
+                told = late.indices() & done
+                rows = unmeasured(done - told).and_(late.of(told))
+            work.outcome.blocks.append(block_of(allocation, rows.columns()))
     kept = allocation.desired.kept | indices
     if kept == allocation.desired.indices:
         work.put(

@@ -9,8 +9,9 @@ from functools import lru_cache
 
 from pyroaring import BitMap
 
+from rota.core.model import columns
 from rota.core.model.planes import Planes
-from rota.core.model.protocol import Inventory, Slot
+from rota.core.model.protocol import Columns, Inventory, Slot
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import (
@@ -332,21 +333,21 @@ Record = (
 
 @dataclass(slots=True)
 class ResultBlock:
-    """Attempts of one allocation as they were reported; one entry an attempt in each column."""
+    """Attempts of one allocation as they were reported: `columns`, and one entry an attempt in each further
+    column, packed alike (`rota.core.model.columns`).
+    """
 
     job: int
     allocation: int
     node_id: str
-    index: list[int] = field(default_factory=list)
-    attempt: list[int] = field(default_factory=list)
-    cause: list[Cause] = field(default_factory=list)
-    code: list[int] = field(default_factory=list)
-    started_at_ms: list[int] = field(default_factory=list)
-    duration_ms: list[int] = field(default_factory=list)
-    cpu_user_ms: list[int] = field(default_factory=list)
-    cpu_system_ms: list[int] = field(default_factory=list)
-    memory_peak_kib: list[int] = field(default_factory=list)
+    columns: Columns = field(default_factory=Columns)
+    attempt: bytes = b""
+    cause: bytes = b""
     messages: dict[int, str] = field(default_factory=dict)
+
+    def tasks(self) -> BitMap:
+        """Whose attempts they are."""
+        return BitMap(columns.indices(self.columns))
 
 
 @dataclass(slots=True)

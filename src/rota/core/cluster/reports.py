@@ -1,8 +1,9 @@
 """What nodes report: each attempt's one outcome, and work that comes back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 
+import numpy as np
 from pyroaring import BitMap
 
 from rota.core.cluster import feeding, lost
@@ -11,36 +12,39 @@ from rota.core.cluster.records import (
     CPU_MS_MAX,
     AllocationStatus,
     NodeTally,
-    ResultBlock,
     allocation_status_key,
+    empty,
     lease_key,
     tally_key,
 )
+from rota.core.cluster.rows import Rows, bitmap, block_of, block_of_ends, read
 from rota.core.cluster.soft import Average
 from rota.core.cluster.state import Allocation, Job, Node
 from rota.core.cluster.tasks import (
     TaskWriter,
-    add_result,
     close_if_done,
     let_go,
     put_job_status,
     say_ended,
     supersede_others,
 )
-from rota.core.cluster.verdicts import CRASHES_MAX, Verdict, judge, unheard
-from rota.core.cluster.work import Work
+from rota.core.cluster.verdicts import CRASHES_MAX, Judged, Verdict, judge, judge_exits, unheard
+from rota.core.cluster.work import EVENTS_OF_ENDS_MAX, Work
 from rota.core.model import indexset
+from rota.core.model.columns import columns_of
+from rota.core.model.columns import count as count_of
 from rota.core.model.protocol import AllocationReport, Columns, Ended, Resized
 from rota.core.model.states import Cause, EventKind, JobState, OnNodeLoss, TaskState
 
 MESSAGE_CHARS_MAX = 500
-WALL_MS_MAX = 2**48
 
 
 @dataclass(slots=True)
 class _Ends:
     """What one report does to one allocation."""
 
+    started: BitMap = field(default_factory=BitMap)
+    succeeded: BitMap = field(default_factory=BitMap)
     failed: BitMap = field(default_factory=BitMap)
     cancelled: BitMap = field(default_factory=BitMap)
     # Leave the allocation after an attempt; leave it without one.
@@ -58,11 +62,15 @@ class _Ends:
     cpu_ms: int = 0
     memory_peak_bytes: int = 0
 
-    def fail(self, index: int, cause: Cause, code: int, message: str) -> None:
-        """An attempt ended so."""
-        indices, said = self.causes.get((cause, code), (BitMap(), message))
-        indices.add(index)
-        self.causes[cause, code] = (indices, said or message)
+    def fail(self, indices: BitMap, cause: Cause, code: int, message: str = "") -> None:
+        """Attempts at these ended so."""
+        known, said = self.causes.get((cause, code), (empty(), message))
+        self.causes[cause, code] = (known | indices, said or message)
+
+    def used(self, cpu_ms: int, memory_peak_kib: int) -> None:
+        """So much was used; of the memory, by one."""
+        self.cpu_ms += cpu_ms
+        self.memory_peak_bytes = max(self.memory_peak_bytes, memory_peak_kib * 1024)
 
 
 def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
@@ -76,35 +84,26 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
     if allocation is None:
         return
     job = allocation.job
+    # A node may say again what is known: only what is new counts.
     open_ = allocation.desired.indices - allocation.ended
+    exits = _new(report.exits, open_)
     if job.status.state is JobState.PENDING:
-        _begin_job(work, allocation, report, open_)
-    block = ResultBlock(job.id, allocation.id, node.id)
+        _begin_job(work, allocation, report, exits, open_)
     ends = _Ends()
-    succeeded = indexset.within(report.succeeded, open_)
-    open_ -= succeeded
-    _take_successes(work, allocation, report, succeeded, block, ends)
-    started = indexset.within(report.started, open_) | succeeded
-    for ended in report.ended:
-        if ended.index not in open_:
-            continue
-        open_.discard(ended.index)
-        if ended.started:
-            started.add(ended.index)
-        if ended.cause is Cause.EXIT and ended.code == 0:
-            succeeded.add(ended.index)
-            if ended.index in allocation.owned:
-                _add_row(block, allocation, ended)
-            else:
-                _keep_times(work, allocation, ended.index, _times(ended))
-        else:
-            _take_end(work, allocation, ended, block, ends)
+    if len(exits):
+        open_ = open_ - _take_exits(work, allocation, report.exits, exits, ends)
+    ends.started |= indexset.within(report.started, open_)
+    _take_ends(work, allocation, report.ended, open_, ends)
     ends.dropped = indexset.within(report.dropped, open_)
-    if block.index:
-        work.outcome.blocks.append(block)
-    _apply(work, allocation, started, succeeded, ends)
+    _apply(work, allocation, ends)
     if report.stalled:
         _stalled(work, node, job)
+
+
+def _new(exits: Columns, open_: BitMap) -> Rows:
+    """The rows of those that have not ended."""
+    rows = read(exits)
+    return rows.of(rows.indices() & open_) if len(rows) else rows
 
 
 def end_unheard(work: Work, allocation: Allocation, gone: BitMap, cause: Cause, message: str) -> None:
@@ -121,109 +120,113 @@ def end_unheard(work: Work, allocation: Allocation, gone: BitMap, cause: Cause, 
         close_if_done(work, allocation)
 
 
-def _take_successes(
-    work: Work,
-    allocation: Allocation,
-    report: AllocationReport,
-    succeeded: BitMap,
-    block: ResultBlock,
-    ends: _Ends,
-) -> None:
-    """The rows of successes, and what they used."""
-    columns = _sound(report.columns, sum(last - first + 1 for first, last in report.succeeded))
-    # Without a row for each that it names, it may name more than there can be; and no row is looked for.
-    reported = succeeded if columns == Columns() else indexset.from_ranges(report.succeeded)
-    # A node may say again what is known: only what is new counts.
-    ranks = range(len(reported)) if succeeded == reported else [reported.rank(one) - 1 for one in succeeded]
-    if columns.duration_ms and ranks:
-        rows = [_usage(columns, rank) for rank in ranks]
+def _take_exits(work: Work, allocation: Allocation, told: Columns, rows: Rows, ends: _Ends) -> BitMap:
+    """Attempts that exited, of which nothing was known: what they used, and how they ended. Returns them.
+
+    They are those told of, or some of them.
+    """
+    exited = rows.indices()
+    failed = rows.code != 0
+    unsuccessful = empty()
+    for code in np.unique(rows.code[failed]).tolist():
+        alike = bitmap(rows.index[rows.code == code])
+        unsuccessful = unsuccessful | alike
+        ends.fail(alike, Cause.EXIT, code)
+    ends.started |= exited
+    ends.succeeded |= exited - unsuccessful
+    ends.used(rows.cpu_ms, int(rows.memory_peak_kib.max()))
+    count = len(rows) - len(unsuccessful)
+    if count and rows.started_at_ms.any():
         average = work.soft.averages.setdefault(allocation.job.id, Average())
-        average.add(len(rows), sum(row[0] for row in rows))
-        ends.cpu_ms += sum(row[1] + row[2] for row in rows)
-        ends.memory_peak_bytes = max(row[3] for row in rows) * 1024
-    attempt = allocation.desired.first_attempt
-    started_at_ms = list(accumulate(columns.started_at_ms))
-    for index in succeeded:
-        rank = reported.rank(index) - 1
-        began_ms = started_at_ms[rank] if rank < len(started_at_ms) else 0
-        times = (began_ms, *_usage(columns, rank))
-        if index in allocation.owned:
-            add_result(block, index, attempt, Cause.EXIT, 0, *times)
+        average.add(count, int(rows.duration_ms[~failed].sum()))
+    # What a lost node finished is recorded when it is taken back, if it is.
+    late = (exited - unsuccessful) - allocation.owned
+    if late:
+        _keep_late(work, allocation, rows.of(late))
+        rows = rows.of(exited - late)
+    if len(rows):
+        # Mostly they are all as the node has packed them.
+        same = len(rows) == count_of(told)
+        work.outcome.blocks.append(block_of(allocation, told if same else rows.columns()))
+    if unsuccessful:
+        _take_failures(work, allocation, rows, unsuccessful, ends)
+    return exited
+
+
+def _take_failures(work: Work, allocation: Allocation, rows: Rows, failed: BitMap, ends: _Ends) -> None:
+    """What becomes of those that exited with a code other than 0, many at a time."""
+    job = allocation.job
+    # A lost node's attempts that are not wanted any more: they ended, and that is all. Their number
+    # was counted when the node was called lost.
+    ends.left |= failed - allocation.owned
+    failed = failed & allocation.owned
+    for judged, indices in judge_exits(job, allocation, failed).items():
+        if judged.verdict is Verdict.FAIL:
+            ends.failed |= indices
         else:
-            _keep_times(work, allocation, index, times)
+            assert judged.verdict is Verdict.AGAIN, judged
+            ends.left |= indices
+            ends.attempted |= indices
+            ends.failures |= indices
+        if judged.wait_ms:
+            _wait(work, judged, indices, ends)
+    said = rows.of(indexset.take_first(failed, EVENTS_OF_ENDS_MAX - job.status.events_written))
+    for index, code in zip(said.index.tolist(), said.code.tolist(), strict=True):
+        say_ended(
+            work,
+            job,
+            index,
+            allocation.desired.first_attempt,
+            allocation.node.config.name,
+            Cause.EXIT,
+            code,
+        )
 
 
-def _keep_times(work: Work, allocation: Allocation, index: int, times: tuple[int, ...]) -> None:
-    """What a lost node finished is recorded when it is taken back, if it is (`nodes.reclaim`)."""
+def _keep_late(work: Work, allocation: Allocation, rows: Rows) -> None:
+    """What a lost node finished is recorded when it is taken back, if it is (`lost.reclaim`)."""
     session = work.soft.sessions.get(allocation.node.id)
     if session is not None:
-        session.late.setdefault(allocation.id, {})[index] = times
+        known = session.late.get(allocation.id)
+        session.late[allocation.id] = rows if known is None else known.and_(rows)
 
 
-def _sound(columns: Columns, count: int) -> Columns:
-    """What a node says it measured; nothing where that cannot be: a row for each success, at a true time."""
-    parts = (
-        columns.started_at_ms,
-        columns.duration_ms,
-        columns.cpu_user_ms,
-        columns.cpu_system_ms,
-        columns.memory_peak_kib,
-    )
-    if any(len(part) not in (0, count) for part in parts):
-        return Columns()
-    if not all(0 <= at_ms <= WALL_MS_MAX for at_ms in accumulate(columns.started_at_ms)):
-        return Columns()
-    return columns
+def _take_ends(
+    work: Work, allocation: Allocation, ended: Sequence[Ended], open_: BitMap, ends: _Ends
+) -> None:
+    """The ends that are told one by one."""
+    told: list[Ended] = []
+    late: list[Ended] = []
+    for one in ended:
+        if one.index not in open_:
+            continue
+        open_.discard(one.index)
+        if one.started:
+            ends.started.add(one.index)
+        if one.cause is Cause.EXIT and one.code == 0:
+            ends.succeeded.add(one.index)
+            (told if one.index in allocation.owned else late).append(one)
+        else:
+            _take_end(work, allocation, one, ends)
+            told.append(one)
+    if told:
+        work.outcome.blocks.append(block_of_ends(allocation, told, MESSAGE_CHARS_MAX))
+    if late:
+        late.sort(key=lambda one: one.index)
+        _keep_late(work, allocation, read(columns_of(late)))
 
 
-def _usage(columns: Columns, rank: int) -> tuple[int, int, int, int]:
-    return (
-        _column(columns.duration_ms, rank),
-        _column(columns.cpu_user_ms, rank),
-        _column(columns.cpu_system_ms, rank),
-        _column(columns.memory_peak_kib, rank),
-    )
-
-
-def _column(column: tuple[int, ...], rank: int) -> int:
-    return column[rank] if rank < len(column) else 0
-
-
-def _times(ended: Ended) -> tuple[int, int, int, int, int]:
-    return (
-        ended.started_at_ms,
-        ended.duration_ms,
-        ended.cpu_user_ms,
-        ended.cpu_system_ms,
-        ended.memory_peak_kib,
-    )
-
-
-def _add_row(block: ResultBlock, allocation: Allocation, ended: Ended) -> None:
-    add_result(
-        block,
-        ended.index,
-        allocation.desired.first_attempt + ended.run - 1,
-        ended.cause,
-        ended.code,
-        *_times(ended),
-    )
-    if ended.message:
-        block.messages[ended.index] = ended.message[:MESSAGE_CHARS_MAX]
-
-
-def _take_end(work: Work, allocation: Allocation, ended: Ended, block: ResultBlock, ends: _Ends) -> None:
+def _take_end(work: Work, allocation: Allocation, ended: Ended, ends: _Ends) -> None:
     """One attempt that did not succeed."""
     job, index = allocation.job, ended.index
-    ends.cpu_ms += ended.cpu_user_ms + ended.cpu_system_ms
-    ends.memory_peak_bytes = max(ends.memory_peak_bytes, ended.memory_peak_kib * 1024)
-    _add_row(block, allocation, ended)
+    one = BitMap([index])
+    ends.used(ended.cpu_user_ms + ended.cpu_system_ms, ended.memory_peak_kib)
     message = ended.message[:MESSAGE_CHARS_MAX]
     if index not in allocation.owned:
         # A lost node's attempt that is not wanted any more: it ended, and that is all. Its number
         # was counted when the node was called lost.
         ends.left.add(index)
-        ends.fail(index, ended.cause, ended.code, message)
+        ends.fail(one, ended.cause, ended.code, message)
         return
     said = say_ended(
         work,
@@ -241,12 +244,11 @@ def _take_end(work: Work, allocation: Allocation, ended: Ended, block: ResultBlo
     if judged.crash:
         ends.crashes.add(index)
     if judged.wait_ms:
-        until_ms = _later_ms(work.now_ms, judged.wait_ms)
-        ends.waits.setdefault(until_ms, BitMap()).add(index)
+        _wait(work, judged, one, ends)
     if judged.verdict is Verdict.POISON:
-        ends.fail(index, Cause.POISON, 0, f"its node or agent died under it {CRASHES_MAX} times")
+        ends.fail(one, Cause.POISON, 0, f"its node or agent died under it {CRASHES_MAX} times")
     else:
-        ends.fail(index, ended.cause, ended.code, message)
+        ends.fail(one, ended.cause, ended.code, message)
     match judged.verdict:
         case Verdict.FAIL | Verdict.POISON:
             ends.failed.add(index)
@@ -262,6 +264,11 @@ def _take_end(work: Work, allocation: Allocation, ended: Ended, block: ResultBlo
                     work.event(EventKind.TASK_HELD, job=job.id, index=index, node=name)
 
 
+def _wait(work: Work, judged: Judged, indices: BitMap, ends: _Ends) -> None:
+    until_ms = _later_ms(work.now_ms, judged.wait_ms)
+    ends.waits[until_ms] = ends.waits.get(until_ms, empty()) | indices
+
+
 def _later_ms(now_ms: int, wait_ms: int) -> int:
     """When a wait from now is over, rounded up by a sixteenth of it at most.
 
@@ -271,9 +278,9 @@ def _later_ms(now_ms: int, wait_ms: int) -> int:
     return -(-(now_ms + wait_ms) // step) * step
 
 
-def _apply(work: Work, allocation: Allocation, started: BitMap, succeeded: BitMap, ends: _Ends) -> None:
+def _apply(work: Work, allocation: Allocation, ends: _Ends) -> None:
     """Makes the changes that a report's ends add up to."""
-    job = allocation.job
+    job, started, succeeded = allocation.job, ends.started, ends.succeeded
     if job.lost:
         # An attempt that has started, or whose end is the task's, has taken the lost one's place.
         news = (started - allocation.status.started) | ends.failed | ends.cancelled | ends.failures
@@ -330,16 +337,17 @@ def _started_at_ms(status: AllocationStatus, running: BitMap, wall_ms: int) -> t
     return tuple((index, known.get(index, wall_ms)) for index in running)
 
 
-def _begin_job(work: Work, allocation: Allocation, report: AllocationReport, open_: BitMap) -> None:
+def _begin_job(
+    work: Work, allocation: Allocation, report: AllocationReport, exits: Rows, open_: BitMap
+) -> None:
     """With its first attempt the job runs: since then by the node's clock, if that can be."""
     job = allocation.job
     ended = [one for one in report.ended if one.started and one.index in open_]
-    succeeded = indexset.within(report.succeeded, open_)
-    if not (ended or succeeded or indexset.within(report.started, open_)):
+    if not (ended or len(exits) or indexset.within(report.started, open_)):
         return
     times = [one.started_at_ms for one in ended]
-    if succeeded:
-        times += accumulate(report.columns.started_at_ms)
+    if len(exits):
+        times.append(int(exits.started_at_ms.min()))
     began_ms = min(filter(None, times), default=work.wall_ms)
     began_ms = min(max(began_ms, job.config.submitted_at_ms), work.wall_ms)
     # A job that was retried has begun long ago.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pyroaring import BitMap
 
+from rota.core.cluster.rows import Rows
 from rota.core.model.protocol import Hello
 from rota.core.model.resources import Resources
 
@@ -110,9 +111,9 @@ class Session:
     # Open recalls for balance: by lease, the allocation and the recall's number.
     recalls: dict[int, tuple[int, int]] = field(default_factory=dict)
     asked_count: int = 0
-    # What a lost node says of tasks that have succeeded there, by allocation and index, until it is known
-    # whether they count or the allocation is closed: when they started, and what they used.
-    late: dict[int, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    # What a lost node says of tasks that have succeeded there, by allocation, until it is known whether they
+    # count or the allocation is closed: when they started, and what they used.
+    late: dict[int, Rows] = field(default_factory=dict)
 
     def ask(self) -> int:
         """A number for a Recall or Stop of this session."""

@@ -6,6 +6,7 @@ Everything that changes which index is where goes through here.
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 from pyroaring import BitMap
 
 from rota.core.cluster.check import require
@@ -18,7 +19,6 @@ from rota.core.cluster.records import (
     Exceptions,
     FailureSet,
     NodeTally,
-    ResultBlock,
     Segment,
     StopDesired,
     allocation_key,
@@ -29,6 +29,7 @@ from rota.core.cluster.records import (
     segment_key,
     tally_key,
 )
+from rota.core.cluster.rows import block_of, unmeasured
 from rota.core.cluster.state import Allocation, Job
 from rota.core.cluster.work import EVENTS_OF_ENDS_MAX, Work
 from rota.core.model import indexset, planes
@@ -377,10 +378,11 @@ def record_ends(work: Work, allocation: Allocation, indices: BitMap, cause: Caus
     if not indices:
         return
     desired = allocation.desired
-    block = ResultBlock(desired.job, allocation.id, allocation.node.id)
+    rows = unmeasured(indices)
     heard_ms = dict(allocation.status.started_at_ms)
-    for index in indices:
-        add_result(block, index, desired.first_attempt, cause, started_at_ms=heard_ms.get(index, 0))
+    if heard_ms:
+        rows.started_at_ms = np.array([heard_ms.get(index, 0) for index in indices])
+    block = block_of(allocation, rows.columns(), cause)
     if message:
         block.messages[indices.min()] = message
     work.outcome.blocks.append(block)
@@ -392,30 +394,6 @@ def record_ends(work: Work, allocation: Allocation, indices: BitMap, cause: Caus
             work, allocation.job, index, desired.first_attempt, allocation.node.config.name, cause
         ):
             break
-
-
-def add_result(
-    block: ResultBlock,
-    index: int,
-    attempt: int,
-    cause: Cause,
-    code: int = 0,
-    started_at_ms: int = 0,
-    duration_ms: int = 0,
-    cpu_user_ms: int = 0,
-    cpu_system_ms: int = 0,
-    memory_peak_kib: int = 0,
-) -> None:
-    """One attempt's outcome, as a row over the block's columns."""
-    block.index.append(index)
-    block.attempt.append(attempt)
-    block.cause.append(cause)
-    block.code.append(code)
-    block.started_at_ms.append(started_at_ms)
-    block.duration_ms.append(duration_ms)
-    block.cpu_user_ms.append(cpu_user_ms)
-    block.cpu_system_ms.append(cpu_system_ms)
-    block.memory_peak_kib.append(memory_peak_kib)
 
 
 def say_ended(

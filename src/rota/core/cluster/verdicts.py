@@ -5,7 +5,9 @@ from enum import Enum
 
 from pyroaring import BitMap
 
+from rota.core.cluster.records import empty
 from rota.core.cluster.state import Allocation, Job
+from rota.core.model import indexset, planes
 from rota.core.model.protocol import Ended
 from rota.core.model.spec import BACKOFF_DOUBLINGS_FACTOR_MAX
 from rota.core.model.states import NOT_THE_TASKS_FAULT, Cause, OnNodeLoss, StopReason
@@ -58,8 +60,25 @@ def judge(job: Job, allocation: Allocation, ended: Ended) -> Judged:
             # Its agent may be unable to start anything: that must not go round as fast as it can.
             return Judged(Verdict.AGAIN, wait_ms=UNSTARTED_BACKOFF_MS)
         return Judged(Verdict.AGAIN, crash=crash)
-    failures = job.failures(ended.index) + 1
-    if ended.cause is Cause.DEADLINE or failures > job.spec.retries or cancelled:
+    if ended.cause is Cause.DEADLINE or cancelled:
+        return Judged(Verdict.FAIL)
+    return _judge_failure(job, job.failures(ended.index) + 1)
+
+
+def judge_exits(job: Job, allocation: Allocation, indices: BitMap) -> dict[Judged, BitMap]:
+    """The same of many at once, all of which have exited with a code other than 0."""
+    cancelled = indices if job.ending else indices & allocation.desired.cancelled
+    verdicts = {Judged(Verdict.FAIL): cancelled} if cancelled else {}
+    for number, part in indexset.segments_of(indices - cancelled):
+        for failures, alike in planes.alike(job.exceptions_of(number).failures, part):
+            judged = _judge_failure(job, failures + 1)
+            verdicts[judged] = verdicts.get(judged, empty()) | alike
+    return verdicts
+
+
+def _judge_failure(job: Job, failures: int) -> Judged:
+    """After so many failures that count."""
+    if failures > job.spec.retries:
         return Judged(Verdict.FAIL)
     factor = min(2 ** min(failures - 1, 30), BACKOFF_DOUBLINGS_FACTOR_MAX)
     return Judged(Verdict.AGAIN, failure=True, wait_ms=job.spec.backoff * factor)

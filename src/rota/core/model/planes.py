@@ -17,6 +17,19 @@ def number(planes: Sequence[BitMap], index: int) -> int:
     return sum(1 << bit for bit, plane in enumerate(planes) if index in plane)
 
 
+def alike(planes: Sequence[BitMap], indices: BitMap) -> list[tuple[int, BitMap]]:
+    """These indices by their number: each number that one of them has, and those that have it."""
+    groups = [(0, indices)]
+    for bit, plane in enumerate(planes):
+        groups = [
+            (value, part)
+            for before, whole in groups
+            for value, part in ((before, whole - plane), (before + (1 << bit), whole & plane))
+            if part
+        ]
+    return groups
+
+
 def increased(planes: Planes, indices: BitMap) -> Planes:
     """One more for each of these: an addition that carries over the planes."""
     result, carry = list(planes), indices

@@ -118,11 +118,16 @@ class Heartbeat:
 
 @dataclass(slots=True)
 class Columns:
-    started_at_ms: tuple[int, ...] = ()
-    duration_ms: tuple[int, ...] = ()
-    cpu_user_ms: tuple[int, ...] = ()
-    cpu_system_ms: tuple[int, ...] = ()
-    memory_peak_kib: tuple[int, ...] = ()
+    """Attempts that exited, packed: `rota.core.model.columns` makes them and reads them."""
+
+    index: bytes = b""
+    code: bytes = b""
+    started_at_ms: int = 0
+    started_after_ms: bytes = b""
+    duration_ms: bytes = b""
+    cpu_user_ms: bytes = b""
+    cpu_system_ms: bytes = b""
+    memory_peak_kib: bytes = b""
 
 
 @dataclass(slots=True)
@@ -151,8 +156,7 @@ class Restarted:
 class AllocationReport:
     allocation: int
     started: Ranges = ()
-    succeeded: Ranges = ()
-    columns: Columns = field(default_factory=Columns)
+    exits: Columns = field(default_factory=Columns)
     ended: tuple[Ended, ...] = ()
     dropped: Ranges = ()
     answers: int = 0

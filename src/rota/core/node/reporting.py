@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from rota.core.model.columns import columns_of
 from rota.core.model.protocol import (
     AllocationReport,
-    Columns,
     Ended,
     HeldAllocation,
     HeldLease,
@@ -47,7 +47,7 @@ class _Folded:
 
     def __init__(self) -> None:
         self.started: set[int] = set()
-        self.succeeded: list[Ended] = []
+        self.exits: list[Ended] = []
         self.ended: list[Ended] = []
         self.dropped = Indices()
         self.answers = 0
@@ -63,8 +63,8 @@ class _Folded:
     def end(self, ended: Ended) -> None:
         self.started.discard(ended.index)
         self.restarted.pop(ended.index, None)
-        if ended.run == 1 and ended.cause == Cause.EXIT and ended.code == 0 and ended.final:
-            self.succeeded.append(ended)
+        if ended.run == 1 and ended.cause is Cause.EXIT and ended.final and not ended.message:
+            self.exits.append(ended)
         else:
             self.ended.append(ended)
 
@@ -74,12 +74,11 @@ class _Folded:
         self.stalled = self.stalled or entry.stalled
 
     def report(self, allocation: int) -> AllocationReport:
-        self.succeeded.sort(key=lambda ended: ended.index)
+        self.exits.sort(key=lambda ended: ended.index)
         return AllocationReport(
             allocation,
             _ranges(sorted(self.started)),
-            _ranges([ended.index for ended in self.succeeded]),
-            _columns(self.succeeded),
+            columns_of(self.exits),
             tuple(self.ended),
             self.dropped.ranges(),
             self.answers,
@@ -96,17 +95,6 @@ def _ranges(indices: list[int]) -> Ranges:
         else:
             found.append((index, index))
     return tuple(found)
-
-
-def _columns(succeeded: list[Ended]) -> Columns:
-    started = [ended.started_at_ms for ended in succeeded]
-    return Columns(
-        tuple(at_ms - before for at_ms, before in zip(started, [0, *started], strict=False)),
-        tuple(ended.duration_ms for ended in succeeded),
-        tuple(ended.cpu_user_ms for ended in succeeded),
-        tuple(ended.cpu_system_ms for ended in succeeded),
-        tuple(ended.memory_peak_kib for ended in succeeded),
-    )
 
 
 def report(held: Held, first: int, last_max: int) -> Report:

@@ -1,0 +1,143 @@
+"""Attempts in packed columns: made with the standard library, read with NumPy, and the other way."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroaring import BitMap
+
+from rota.core.cluster import rows
+from rota.core.cluster.records import ResultBlock
+from rota.core.model import columns
+from rota.core.model.protocol import AllocationReport, Ended, Grant
+from rota.core.model.states import Cause, EventKind, JobState
+from tests.core.cluster.scene import WALL_MS, Scene, exits
+
+NUMBERS = st.integers(0, 300) | st.integers(0, columns.NUMBER_MAX)
+ATTEMPTS = st.lists(
+    st.builds(
+        Ended,
+        index=st.integers(0, 2**32 - 2),
+        cause=st.just(Cause.EXIT),
+        code=st.integers(0, 255),
+        started_at_ms=st.integers(0, 2**47),
+        duration_ms=NUMBERS,
+        cpu_user_ms=NUMBERS,
+        cpu_system_ms=NUMBERS,
+        memory_peak_kib=NUMBERS,
+    ),
+    max_size=20,
+    unique_by=lambda ended: ended.index,
+).map(lambda found: sorted(found, key=lambda ended: ended.index))
+
+
+@given(ATTEMPTS)
+def test_columns_are_read_as_they_were_made(attempts: list[Ended]) -> None:
+    packed = columns.columns_of(attempts)
+    assert rows.problem(packed) == ""
+    assert list(columns.exited(packed)) == attempts
+    read = rows.read(packed)
+    assert read.columns() == packed
+    assert list(read.indices()) == [ended.index for ended in attempts] == list(columns.indices(packed))
+    assert read.cpu_ms == sum(ended.cpu_user_ms + ended.cpu_system_ms for ended in attempts)
+
+
+@given(ATTEMPTS, st.data())
+def test_some_rows_and_the_others_are_all(attempts: list[Ended], data: st.DataObject) -> None:
+    all_ = rows.read(columns.columns_of(attempts))
+    some = BitMap(one.index for one in attempts if data.draw(st.booleans()))
+    chosen, rest = all_.of(some), all_.of(all_.indices() - some)
+    assert chosen.indices() == some
+    assert chosen.and_(rest).columns() == all_.columns()
+
+
+@given(ATTEMPTS, st.data())
+def test_a_block_gives_the_results_that_are_asked_for(attempts: list[Ended], data: st.DataObject) -> None:
+    count = len(attempts)
+    packed = columns.columns_of(attempts)
+    block = ResultBlock(1, 2, "n", packed, columns.repeated(3, count), columns.repeated(Cause.EXIT, count))
+    assert [(one.index, one.attempt, one.cause, one.code) for one in rows.results(block)] == [
+        (ended.index, 3, Cause.EXIT, ended.code) for ended in attempts
+    ]
+    asked = BitMap(data.draw(st.sets(st.integers(0, 2**32 - 2) | st.sampled_from([*block.tasks(), 0]))))
+    assert [one.index for one in rows.results(block, asked)] == list(asked & block.tasks())
+
+
+CODES = (0, 3, 4, 3, 0, 0)
+SWAPPED = bytes((2, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0))
+PACKED = exits(1, 2, 300, code=7, started_at_ms=WALL_MS, duration_ms=70_000, memory_peak_kib=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"index": b"12345"}, "index: 5 bytes are no numbers of 4"),
+        (
+            {"index": SWAPPED},
+            "index: the indices do not ascend",
+        ),
+        ({"index": PACKED.index[:4] * 3}, "index: the indices do not ascend"),
+        ({"index": b""}, "code: 3 bytes are no column of 0 numbers"),
+        ({"code": b"\1"}, "code: 1 bytes are no column of 3 numbers"),
+        ({"code": bytes(9)}, "code: 9 bytes are no column of 3 numbers"),
+        ({"code": bytes(48)}, "code: 48 bytes are no column of 3 numbers"),
+        ({"code": bytes(4) + b"\0\1"}, "code: 256 is too large; the most is 255"),
+        (
+            {"started_after_ms": b"\xff" * 24},
+            f"started_after_ms: {2**64 - 1} is too large; the most is {2**48}",
+        ),
+        (
+            {"cpu_user_ms": columns.pack([0, 2**40 + 1, 0])},
+            f"cpu_user_ms: {2**40 + 1} is too large; the most is {2**40}",
+        ),
+    ],
+)
+def test_what_is_no_column_is_refused_by_name(changes: dict[str, Any], says: str) -> None:
+    assert rows.problem(PACKED) == ""
+    assert rows.problem(dataclasses.replace(PACKED, **changes)) == says
+
+
+def test_a_number_below_zero_is_packed_nowhere() -> None:
+    with pytest.raises(OverflowError):
+        columns.pack([1, -1])
+    with pytest.raises(ValueError, match="5 bytes are no column of 2 numbers"):
+        columns.unpack(b"12345", 2)
+
+
+def _ended(scene: Scene) -> list[tuple[int | None, int]]:
+    return [(event.index, event.code) for event in scene.last.events if event.kind is EventKind.ATTEMPT_ENDED]
+
+
+def test_exits_with_other_codes_are_judged_by_their_failures_each() -> None:
+    scene = Scene()
+    node = scene.node("n", 8)
+    job = scene.submit(array="0-5", retries=1, backoff=100)
+    (grant,) = scene.sent(Grant)
+    codes = columns.columns_of(
+        [Ended(index, Cause.EXIT, code, started_at_ms=WALL_MS) for index, code in enumerate(CODES)]
+    )
+    scene.report(node, AllocationReport(grant.allocation, exits=codes))
+    assert _ended(scene) == [(1, 3), (2, 4), (3, 3)]
+    assert scene.job(job).count_succeeded == 3
+    assert scene.job(job).delayed == BitMap([1, 2, 3])
+    groups = scene.job(job).exceptions_of(0).groups
+    assert [(group.code, group.indices) for group in groups] == [(3, BitMap([1, 3])), (4, BitMap([2]))]
+    scene.wait(200)
+    (again,) = scene.job(job).allocations.values()
+    assert again.desired.first_attempt == 2
+    scene.report(node, AllocationReport(again.id, exits=exits(1, 2, 3, code=5)))
+    assert scene.job(job).count_failed == 3
+    assert scene.job(job).status.state is JobState.FAILED
+    assert sorted(scene.outcomes(job)) == [
+        (0, 1),
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+        (3, 1),
+        (3, 2),
+        (4, 1),
+        (5, 1),
+    ]
