@@ -70,6 +70,14 @@ test-nightly: setup ## the same at full size, hours if need be
 bench: setup ## Rota's own benchmarks, beside the machine's limits (one: BENCH=limits; BENCH=--help lists them)
 	$(BIN)/python -m bench $(BENCH)
 
+.PHONY: bench-smoke
+bench-smoke: setup ## under a minute: the ratios to the machine's limits; fails below half of a bar
+	$(BIN)/python -m bench.smoke
+
+.PHONY: bench-report
+bench-report: setup ## renew the page and the plot of docs/performance from docs/performance/results
+	$(BIN)/python -m bench.page
+
 .PHONY: bench-peers
 bench-peers: setup ## install what Rota is measured beside; what cannot be is skipped with a word
 	$(BIN)/python -m bench.peers

@@ -56,6 +56,23 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """A point of a curve in the plot of growth: what so much work cost, in seconds, milliseconds or bytes.
+
+    `size` is nodes times tasks where there are both, else whichever there is; all points of a curve count
+    alike.
+    """
+
+    curve: str
+    size: float
+    cost: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a line of output."""
+        return {"curve": self.curve, "size": significant(self.size), "cost": significant(self.cost)}
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One figure. `ratio` is the value divided by each of what was measured in turn with it."""
 
@@ -65,6 +82,7 @@ class Row:
     unit: str
     ratio: Mapping[str, float] = field(default_factory=dict)
     bar: Bar | None = None
+    point: Point | None = None
 
     @property
     def reached(self) -> float | None:
@@ -86,7 +104,8 @@ class Row:
             "unit": self.unit,
             "ratio": {of: significant(value) for of, value in self.ratio.items()},
         }
-        return line | ({"bar": self.bar.to_json()} if self.bar else {})
+        more = {"bar": self.bar, "point": self.point}
+        return line | {name: part.to_json() for name, part in more.items() if part is not None}
 
 
 def significant(value: float) -> float:

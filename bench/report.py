@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.harness import Bar, Row
+from bench.harness import Bar, Point, Row
 
 
 def lines(rows: Iterable[Row]) -> str:
@@ -58,4 +58,5 @@ def markdown(rows: Sequence[Row]) -> str:
 def from_json(line: dict[str, Any]) -> Row:
     """What `to_json` wrote. Raises KeyError and TypeError."""
     bar = Bar(**line["bar"]) if "bar" in line else None
-    return Row(line["bench"], line["what"], line["value"], line["unit"], line["ratio"], bar)
+    point = Point(**line["point"]) if "point" in line else None
+    return Row(line["bench"], line["what"], line["value"], line["unit"], line["ratio"], bar, point)
