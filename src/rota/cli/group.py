@@ -1,6 +1,5 @@
 """Groups of commands that are imported when they are called, so that `rota --help` imports click alone."""
 
-import difflib
 import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -99,6 +98,8 @@ def shortened(word: str) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing."""
+    import difflib
+
     # Dashes are alike in all options.
     known = {each.lstrip("-"): each for each in words}
     found = difflib.get_close_matches(word.lstrip("-"), known, n=1, cutoff=ALIKE_MIN)

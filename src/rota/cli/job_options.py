@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
-from click.shell_completion import CompletionItem
 
 from rota.cli import slurm
 from rota.cli.app import shown, usage_text
@@ -22,6 +21,10 @@ from rota.client.errors import InvalidRequest
 from rota.client.messages import DependencyWhen, JobSpec, OnNodeLoss
 from rota.client.texts import RESOURCES, FieldPath, problems_of, set_named, set_text
 from rota.client.units import UnitError
+
+if TYPE_CHECKING:
+    # For a shell that completes alone.
+    from click.shell_completion import CompletionItem
 
 F = TypeVar("F", bound=Callable[..., Any])
 Options = dict[str, Any]
@@ -115,7 +118,9 @@ class _LossPolicy(click.ParamType[str]):
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    ) -> "list[CompletionItem]":
+        from click.shell_completion import CompletionItem
+
         return [CompletionItem(word) for word in choices(OnNodeLoss) if word.startswith(incomplete)]
 
 

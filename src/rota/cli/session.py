@@ -6,11 +6,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
-from click.shell_completion import CompletionItem
 
 from rota.cli import app
 from rota.cli.origins import told_by_parameters
@@ -19,6 +18,10 @@ from rota.client.client import PATIENCE_S, Client
 from rota.client.context import home_directory, was_stopped
 from rota.client.errors import InvalidRequest, NotFound, Refused, RotaError
 from rota.client.messages import JobSpec, JobState, NodeState, SubmitJobsResponse
+
+if TYPE_CHECKING:
+    # For a shell that completes alone.
+    from click.shell_completion import CompletionItem
 
 T = TypeVar("T")
 COMPLETION_S_MAX = 1.0
@@ -67,21 +70,27 @@ def say_interrupted(key: str) -> None:
 # ---------------------------------------------------------------- what a command is about
 
 
+_Choice = tuple[str, str | None]
+"""What may be chosen, and a word about it."""
+
+
 class _Named(click.ParamType[T]):
     """Something that the cluster has: a shell completes it by asking the cluster."""
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    ) -> "list[CompletionItem]":
         """What begins so, each with a word about it; nothing where no cluster answers at once."""
+        from click.shell_completion import CompletionItem
+
         try:
             with Client(patience_s=COMPLETION_S_MAX) as made:
-                fitting = (item for item in self.known(made) if str(item.value).startswith(incomplete))
-                return list(islice(fitting, COMPLETIONS_MAX))
+                fitting = (each for each in self.known(made) if each[0].startswith(incomplete))
+                return [CompletionItem(value, help=says) for value, says in islice(fitting, COMPLETIONS_MAX)]
         except (RotaError, OSError):
             return []
 
-    def known(self, rota: Client) -> Iterable[CompletionItem]:
+    def known(self, rota: Client) -> Iterable[_Choice]:
         """All there is to choose from. Raises RotaError."""
         raise NotImplementedError
 
@@ -99,9 +108,9 @@ class NodeName(_Word):
 
     name = "NAME"
 
-    def known(self, rota: Client) -> list[CompletionItem]:
+    def known(self, rota: Client) -> list[_Choice]:
         """All nodes."""
-        return [CompletionItem(node.name, help=short(NodeState, node.state).lower()) for node in rota.nodes()]
+        return [(node.name, short(NodeState, node.state).lower()) for node in rota.nodes()]
 
 
 class QueueName(_Word):
@@ -109,9 +118,9 @@ class QueueName(_Word):
 
     name = "NAME"
 
-    def known(self, rota: Client) -> list[CompletionItem]:
+    def known(self, rota: Client) -> list[_Choice]:
         """All queues."""
-        return [CompletionItem(queue.name) for queue in rota.queues()]
+        return [(queue.name, None) for queue in rota.queues()]
 
 
 class TokenId(_Word):
@@ -119,11 +128,11 @@ class TokenId(_Word):
 
     name = "ID"
 
-    def known(self, rota: Client) -> list[CompletionItem]:
+    def known(self, rota: Client) -> list[_Choice]:
         """Tokens that can still be used."""
         now_ms = time.time() * 1000
         usable = (token for token in rota.tokens() if token.uses_left and not token.revoked)
-        return [CompletionItem(token.id) for token in usable if token.expires_at_ms > now_ms]
+        return [(token.id, None) for token in usable if token.expires_at_ms > now_ms]
 
 
 class _OfJob(_Named[T]):
@@ -132,11 +141,11 @@ class _OfJob(_Named[T]):
     def __init__(self, *, open_only: bool = False) -> None:
         self.open_only = open_only
 
-    def known(self, rota: Client) -> Iterable[CompletionItem]:
+    def known(self, rota: Client) -> Iterable[_Choice]:
         """The newest jobs."""
         for job in rota.jobs(states=_OPEN if self.open_only else (), limit=COMPLETION_JOBS_MAX):
             says = f"{short(JobState, job.state).lower()} {job.spec.name}".strip()
-            yield CompletionItem(str(job.id), help=says)
+            yield str(job.id), says
 
 
 class Dependency(_OfJob[str]):

@@ -17,7 +17,6 @@ from rota.client.client import JOB_ENDS, Client
 from rota.client.errors import InvalidRequest, RotaError
 from rota.client.messages import Job, OutputStream, ReadOutputResponse, TaskState
 from rota.core.model import indexset
-from rota.core.model.spec import TASK_COUNT_MAX
 
 READERS_MAX = 64
 RANGES_ASKED_MAX = 3_000
@@ -247,14 +246,14 @@ class Follower:
 def task_indices(job: Job) -> BitMap:
     """The indices of a job's tasks; the job must have been read whole."""
     if job.spec.array:
-        return indexset.parse(job.spec.array, TASK_COUNT_MAX)
+        return indexset.parse(job.spec.array, indexset.TASK_COUNT_MAX)
     return indexset.full(max(1, len(job.spec.lines)))
 
 
 def indices_of(text: str) -> BitMap:
     """`0-9,20` as a set. Raises InvalidRequest."""
     try:
-        return indexset.parse(text, TASK_COUNT_MAX)
+        return indexset.parse(text, indexset.TASK_COUNT_MAX)
     except indexset.NotIndices as error:
         raise InvalidRequest(str(error)) from error
 

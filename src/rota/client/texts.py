@@ -9,13 +9,12 @@ from google.protobuf.message import Message
 
 from rota.client.errors import InvalidRequest
 from rota.client.messages import JobSpec, Resources, SubmitJobsRequest
-from rota.core.model.resources import BUILT_IN
 from rota.wire import problems, units
 from rota.wire.problems import BadInput, follows, path_of, path_text
 from rota.wire.validate import rules_of, validate
 from rota.wire.values import value_of
 
-RESOURCES = BUILT_IN
+RESOURCES = tuple(field.name for field in Resources.DESCRIPTOR.fields if field.name != "named")
 """The resources that are fields of their own; all others are named."""
 
 FieldPath = problems.Path

@@ -1,6 +1,9 @@
 """The program `rota`: the command line, and the commands that need more than a client."""
 
+import os
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 from rota.cli import interrupts, streams
 from rota.cli.app import root, run
@@ -20,10 +23,18 @@ root.entries = {
 }
 
 
-def main() -> None:
-    """Runs the command line."""
+def main() -> NoReturn:
+    """Runs the command line, and ends the process.
+
+    Not by way of the interpreter's own end, which takes apart object by object what the system frees at once:
+    a sixth of a short command's time. Whatever has to be put in order, a command has done when it returns.
+    """
     streams.mend()
     interrupts.raise_again()
     code = run(root)
     interrupts.end_quietly()
-    sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        # What cannot be written has been said, or there is nobody to be told.
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)

@@ -1,12 +1,9 @@
 """The rules that no single field can keep, one function for each; `validate` applies them all."""
 
-import difflib
 from collections.abc import Callable, Collection, Sequence
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from rota.core.model import indexset
-from rota.core.model.spec import TASK_COUNT_MAX
 from rota.wire.gen.v1 import cluster_pb2, job_pb2, job_service_pb2
 from rota.wire.problems import LINES_MAX, PROBLEMS_MAX, Path, Problem
 from rota.wire.units import UnitError, bytes_text, milliseconds_text, parse_signal, quoted
@@ -66,7 +63,7 @@ def _task_count(job: job_pb2.JobSpec) -> int | None:
     if not job.array:
         return len(job.lines) or 1
     try:
-        return len(indexset.parse(job.array, TASK_COUNT_MAX))
+        return len(indexset.parse(job.array, indexset.TASK_COUNT_MAX))
     except indexset.NotIndices:
         return None  # which has been said of the field
 
@@ -187,6 +184,8 @@ def _dependencies(jobs: Sequence[job_pb2.JobSpec]) -> list[Problem]:
 
 
 def _unknown(name: str, known: Collection[str]) -> str:
+    import difflib
+
     short = len(known) <= HINT_NAMES_MAX and len(name) <= HINT_LENGTH_MAX
     near = difflib.get_close_matches(name, known, 1) if short else []
     hint = f"did you mean {near[0]}?" if near else "a job submitted before is named by its number"
@@ -194,6 +193,10 @@ def _unknown(name: str, known: Collection[str]) -> str:
 
 
 def _circle(jobs: Sequence[job_pb2.JobSpec], waits: dict[int, list[int]]) -> list[Problem]:
+    if not waits:
+        return []
+    from graphlib import CycleError, TopologicalSorter
+
     try:
         TopologicalSorter(waits).prepare()
     except CycleError as error:

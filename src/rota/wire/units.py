@@ -10,8 +10,12 @@
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # Commands start with this, and most are given no amount.
+    from fractions import Fraction
 
 INT64_MAX = 2**63 - 1
 TEXT_LENGTH_MAX = 64
@@ -99,7 +103,13 @@ def _check(text: str) -> None:
         raise UnitError(f"{quoted(text)} is negative; the least is 0")
 
 
-def _integer(amount: Fraction, text: str) -> int:
+def _fraction(number: str) -> "Fraction":
+    from fractions import Fraction
+
+    return Fraction(number)
+
+
+def _integer(amount: "Fraction", text: str) -> int:
     if amount > INT64_MAX:
         raise UnitError(f"{quoted(text)} is far too large")
     return int(amount)
@@ -115,7 +125,7 @@ def parse_thousandths(text: str) -> int:
         milli = re.fullmatch(r"([0-9]{1,9})m", text)
         example = thousandths_text(int(milli[1])) if milli else "2 or 0.5"
         raise UnitError(f"{quoted(text)} is not a number; try {example}")
-    amount = Fraction(text) * 1000
+    amount = _fraction(text) * 1000
     if amount.denominator != 1:
         nearest = thousandths_text(max(1, round(amount)))
         raise UnitError(f"{quoted(text)} has more than three decimals; try {nearest}")
@@ -131,7 +141,7 @@ def parse_bytes(text: str) -> int:
     unit = _SIZES.get(match[2].lower()) if match else None
     if match is None or unit is None:
         raise UnitError(f"{quoted(text)} is not a size; try {_sizes_like(text)}")
-    return _integer(Fraction(match[1]) * unit, text)
+    return _integer(_fraction(match[1]) * unit, text)
 
 
 def _sizes_like(text: str) -> str:
@@ -151,14 +161,14 @@ def parse_milliseconds(text: str) -> int:
         return 0
     if len(text) <= TEXT_LENGTH_MAX and _NUMBER.fullmatch(text):
         raise UnitError(f"{quoted(text)} has no unit; try {text}s")
-    total = Fraction(0)
+    total = _fraction("0")
     position = 0
     smallest = DAY_MS + 1
     while match := _DURATION.match(text, position) if len(text) <= TEXT_LENGTH_MAX else None:
         unit = _DURATIONS[match[2]]
         if unit >= smallest:
             break
-        total += Fraction(match[1]) * unit
+        total += _fraction(match[1]) * unit
         smallest = unit
         position = match.end()
     if not position or position != len(text):

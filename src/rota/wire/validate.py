@@ -13,7 +13,6 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from rota.core.model import indexset
-from rota.core.model.spec import TASK_COUNT_MAX
 from rota.wire.gen.v1 import rules_pb2
 from rota.wire.problems import PROBLEMS_MAX, Path, Problem
 from rota.wire.rules import WHOLE
@@ -239,7 +238,7 @@ def _text(rules: rules_pb2.Rules) -> Check:
 
 def _indices(value: str) -> str | None:
     try:
-        indexset.parse(value, TASK_COUNT_MAX)
+        indexset.parse(value, indexset.TASK_COUNT_MAX)
     except indexset.NotIndices as error:
         return str(error)
     return None

@@ -11,7 +11,6 @@ from pyroaring import BitMap
 
 from rota.core.model import indexset
 from rota.core.model.indexset import INDEX_MAX, SEGMENT_SIZE, NotIndices
-from rota.core.model.spec import TASK_COUNT_MAX
 
 # Near one another, at the ends of segments, and at the end of all.
 INDICES = st.one_of(
@@ -71,7 +70,7 @@ def test_steps_are_pythons(items: list[tuple[int, int, int]]) -> None:
 )
 def test_what_is_no_set_is_said(text: str, says: str) -> None:
     with pytest.raises(NotIndices) as error:
-        indexset.parse(text, TASK_COUNT_MAX)
+        indexset.parse(text, indexset.TASK_COUNT_MAX)
     assert str(error.value) == says
 
 
@@ -83,7 +82,7 @@ def test_a_short_text_is_no_long_work() -> None:
         "0-3999999," * 50_000 + "0",
     ):
         with suppress(NotIndices):
-            indexset.parse(text, TASK_COUNT_MAX)
+            indexset.parse(text, indexset.TASK_COUNT_MAX)
     assert time.process_time() - started < 10
 
 

@@ -22,7 +22,7 @@ from rota.core.cluster.rows import results
 from rota.core.cluster.step import Machine
 from rota.core.model import indexset
 from rota.core.model.protocol import OutputAttempts, ReadOutput
-from rota.core.model.spec import TASK_COUNT_MAX, JobSpec
+from rota.core.model.spec import JobSpec
 from rota.core.model.states import TASK_ENDS, Cause, NodeState
 from rota.store.port import Archive
 from rota.wire.gen.v1 import job_service_pb2, link_pb2
@@ -364,7 +364,7 @@ def _wanted(machine: Machine, request: job_service_pb2.ReadOutputsRequest) -> Bi
     job = find_job(machine.cluster, request.job)
     chosen = job.all
     if request.indices:
-        chosen = chosen & indexset.parse(request.indices, TASK_COUNT_MAX)
+        chosen = chosen & indexset.parse(request.indices, indexset.TASK_COUNT_MAX)
         if not chosen:
             raise error(grpc.StatusCode.NOT_FOUND, f"job {job.id} has no task {request.indices}")
     return chosen - BitMap(range(request.first_index))

@@ -44,7 +44,7 @@ from rota.core.cluster.records import (
 from rota.core.model import indexset, planes
 from rota.core.model.protocol import Inventory, Pool
 from rota.core.model.resources import NOTHING, Resources
-from rota.core.model.spec import QUEUE_DEFAULT, TASK_COUNT_MAX, JobSpec
+from rota.core.model.spec import QUEUE_DEFAULT, JobSpec
 from rota.core.model.states import JOB_ENDS, NodeState
 
 _NO_STATUS = AllocationStatus()
@@ -62,7 +62,7 @@ def expiry_ms(record: TokenConfig | Idempotency) -> int:
 def indices_of(spec: JobSpec) -> BitMap:
     """The task indices of a job."""
     if spec.array:
-        return indexset.parse(spec.array, TASK_COUNT_MAX)
+        return indexset.parse(spec.array, indexset.TASK_COUNT_MAX)
     return indexset.full(max(len(spec.lines), 1))
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rota.core.model.protocol import Ranges
 
 INDEX_MAX = 2**32 - 2
+TASK_COUNT_MAX = 4_000_000
+"""Tasks of a job."""
+
 SEGMENT_SIZE = 65_536
 RANGES_PRINTED_MAX = 1_000
 

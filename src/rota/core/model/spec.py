@@ -12,7 +12,6 @@ from rota.core.model.states import DependencyWhen, JobKind, OnNodeLoss
 CPU_DEFAULT = 1000
 GRACE_MS_DEFAULT = 10_000
 RETENTION_MS_DEFAULT = 7 * 86_400_000
-TASK_COUNT_MAX = 4_000_000
 QUEUE_DEFAULT = "default"
 BACKOFF_DOUBLINGS_FACTOR_MAX = 100
 

@@ -18,7 +18,7 @@ from rota.core.cluster.state import Job
 from rota.core.cluster.step import Machine
 from rota.core.cluster.waiting import Reasons
 from rota.core.model import indexset
-from rota.core.model.spec import TASK_COUNT_MAX, JobSpec
+from rota.core.model.spec import JobSpec
 from rota.core.model.states import JobState, TaskState
 from rota.store.port import Archive
 from rota.wire.convert import ConvertError, codec
@@ -280,7 +280,7 @@ def _spec(path: str, message: job_pb2.JobSpec) -> JobSpec:
 
 
 def _indices(text: str) -> BitMap | None:
-    return indexset.parse(text, TASK_COUNT_MAX) if text else None
+    return indexset.parse(text, indexset.TASK_COUNT_MAX) if text else None
 
 
 def _page(token: str) -> int | None:
