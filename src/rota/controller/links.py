@@ -279,7 +279,7 @@ class Links:
     async def _listen(self, stream: _Stream, context: Context, until_hello: asyncio.Timeout) -> None:
         while (data := await next_message(context)) is not None:
             try:
-                message = _parse(data)
+                message = parse_up(data)
             except ConvertError as error:
                 _log.warning("node %s sent what is no message: %s", stream.node, error)
                 stream.finish(_End(grpc.StatusCode.INVALID_ARGUMENT, str(error)))
@@ -309,7 +309,8 @@ async def _send(stream: _Stream, context: Context) -> None:
                 stream.room.set()
 
 
-def _parse(data: bytes) -> Up:
+def parse_up(data: bytes) -> Up:
+    """A message of a node, checked. Raises ConvertError, which says in one line what is wrong."""
     if len(data) > MESSAGE_BYTES_MAX + SLACK_BYTES:
         raise ConvertError(f"the message has {len(data)} bytes; at most {MESSAGE_BYTES_MAX} are allowed")
     try:
