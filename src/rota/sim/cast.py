@@ -24,6 +24,8 @@ SETTINGS = Settings(
     fence_margin_ms=500,
     linger_ms=200,
     long_task_ms=1_000,
+    # So few that passes are often cut short.
+    placed_at_once=8,
 )
 # One leader may have been told another time than the one before.
 LOST_AFTER_MS = (SETTINGS.lost_after_ms, SETTINGS.lost_after_ms, SETTINGS.lost_after_ms * 2 // 3)

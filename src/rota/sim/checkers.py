@@ -25,6 +25,7 @@ from rota.core.cluster.records import (
     parse_key,
     version_key,
 )
+from rota.core.cluster.recount import check_index
 from rota.core.cluster.state import Cluster, Job
 from rota.core.cluster.state import Node as ClusterNode
 from rota.core.model.protocol import Ack, Grant, Lease, Pool, Template
@@ -177,6 +178,7 @@ class Checkers:
             check_node(node)
             self._check_room(node)
             self._check_node_move(node.id, node.status.state)
+        check_index(leader.machine.placing.index, cluster, leader.machine.soft)
         if self.world.event_count >= self._load_checked + LOAD_CHECK_EVENTS:
             self._check_load(cluster)
 

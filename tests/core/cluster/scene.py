@@ -19,6 +19,7 @@ from rota.core.cluster.inputs import (
     Submitted,
 )
 from rota.core.cluster.records import Block, ResultBlock, TokenConfig
+from rota.core.cluster.recount import check_index
 from rota.core.cluster.rows import results
 from rota.core.cluster.state import Job
 from rota.core.cluster.step import Machine
@@ -72,6 +73,7 @@ class Scene:
         self.last = self.machine.step(inputs, self.now_ms, WALL_MS + self.now_ms)
         self.blocks += self.last.blocks
         check_cluster(self.machine.cluster)
+        check_index(self.machine.placing.index, self.machine.cluster, self.machine.soft)
         for node in self.machine.cluster.nodes.values():
             check_room(node)
         return self.last

@@ -6,6 +6,7 @@ import pytest
 from pyroaring import BitMap
 
 from rota.core.cluster.check import InvariantBroken, same
+from rota.core.cluster.index import SLOTS_OF_UNIT_MAX
 from rota.core.cluster.inputs import (
     CancelJob,
     Done,
@@ -23,7 +24,6 @@ from rota.core.cluster.inputs import (
     Submit,
 )
 from rota.core.cluster.nodes import become
-from rota.core.cluster.placing import SLOTS_OF_UNIT_MAX
 from rota.core.cluster.records import NodeConfig, NodeStatus, ResultBlock, TokenConfig
 from rota.core.cluster.rows import Result, results
 from rota.core.cluster.soft import Settings

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from rota.controller.loop import INBOX_COUNT_MAX, Loop, SchemaTooNew, Unable, Unavailable
-from rota.core.cluster import placing, step
+from rota.core.cluster import step
 from rota.core.cluster.inputs import Done, FromNode, Order, PutQueue, StreamClosed, Submit, Submitted
+from rota.core.cluster.placing import Placing
 from rota.core.cluster.records import META_CLUSTER, META_COMMIT, ClusterMeta, Commit, QueueConfig, queue_key
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.work import Work
@@ -344,14 +345,14 @@ async def test_what_cannot_be_encoded_ends_the_one_request_that_brought_it() -> 
 
 async def test_a_bug_in_what_follows_is_tried_again_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async with leading() as it:
-        place, failures = placing.place, [ZeroDivisionError("a bug")]
+        place, failures = Placing.place, [ZeroDivisionError("a bug")]
 
-        def broken(work: Work) -> None:
+        def broken(placing: Placing, work: Work) -> None:
             if failures and work.place_wanted:
                 raise failures.pop()
-            place(work)
+            place(placing, work)
 
-        monkeypatch.setattr(placing, "place", broken)
+        monkeypatch.setattr(Placing, "place", broken)
         with pytest.raises(Unavailable):
             await it.submit()
         await it.until_it_leads_again()

@@ -264,6 +264,7 @@ def remove_node(work: Work, item: RemoveNode) -> None:
         work.send(node.id, Refused("this node was removed from the cluster"))
         work.close(node.id, session.stream, "the node was removed")
         del work.soft.sessions[node.id]
+        work.cluster.news.nodes[node.id] = None
     for allocation in list(node.allocations.values()):
         _end_on_removal(work, allocation, heard_ms + nodes.fence_ms(work, node))
     for lease in list(node.leases):

@@ -8,37 +8,44 @@ given back as their tasks end.
 Each slot that is asked for makes room by itself, with what is free beside it, so that nothing is kept
 idle. Only where none does, and the tasks there are short, room is gathered on one unit of a node, and kept
 for a while: a task that is longer than the others of its job must not keep the rest of a node idle for ever.
+
+Whether a queue gives way to another is asked once for a kind of leases; its leases are looked at, newest
+first, only where it does.
 """
 
+import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from rota.core.cluster.index import Group, Index, Kind, rank
 from rota.core.cluster.leases import shrink
 from rota.core.cluster.soft import Gathering
 from rota.core.cluster.state import Cluster, Job, Lease, Node
-from rota.core.cluster.waiting import grantable_count, quota_slots
+from rota.core.cluster.waiting import quota_slots
 from rota.core.cluster.work import Work
 from rota.core.model.resources import NOTHING, Resources
+from rota.core.placement.room import WHOLE_DEVICE
 
-# So many kinds of work are looked at in one pass; the others wait for the next.
-KINDS_MAX = 8
+# So many groups are looked at in one pass; the others wait for the next.
+GROUPS_MAX = 8
 # And so many slots of each are on their way at once.
 SLOTS_MAX = 64
+# So many kinds of leases are asked in one pass, and of what they have so many leases for one group.
+KINDS_MAX = 256
+LEASES_MAX = 256
 # Room is gathered where tasks take no longer than this, for so long at most, and not again for a while.
 SHORT_TASK_MS = 10_000
 GATHERING_MS_MAX = 60_000
 GATHERING_PAUSE_MS = 600_000
-# Where no unit would do, another look is taken after this.
+# Where no unit would do, another look is taken after this, at so many nodes.
 GATHERING_LOOK_MS = 1_000
+GATHERING_NODES_MAX = 256
 
-_WHOLE = 1000
-"""Thousandths of one device."""
-
-
-def rank(job: Job) -> tuple[int, int]:
-    """A queue's work goes in this order."""
-    return (-job.spec.priority, job.id)
+Place = tuple[str, str, int]
+"""Node, pool and unit."""
 
 
 def share(cluster: Cluster, queue: str, charged: Resources, whole: Resources) -> float:
@@ -48,20 +55,13 @@ def share(cluster: Cluster, queue: str, charged: Resources, whole: Resources) ->
     return max(parts, default=0.0) / max(config.weight if config is not None else 1, 1)
 
 
-_Kind = tuple[Resources, str, str, tuple[str, ...]]
-
-
 @dataclass(slots=True)
 class _Short:
-    """A kind of work that found no room: its first job, where it may go, and for how many tasks.
+    """A group that found no room: its first job, and for how many tasks; no more than its quota leaves it."""
 
-    For no more than `most`, which its queue's quota leaves it.
-    """
-
+    group: Group
     job: Job
-    nodes: Sequence[Node]
     count: int
-    most: int
     # Of which one slot makes room for it, and how many of it go before the job; how far these were looked at.
     leases: list[tuple[Lease, int]] = field(default_factory=list)
     coming: int = 0
@@ -69,82 +69,121 @@ class _Short:
 
 
 class Claims:
-    """Those of one pass. `whole` is what there is to share."""
+    """Those of one pass."""
 
-    def __init__(self, work: Work, whole: Resources) -> None:
+    def __init__(self, work: Work, index: Index) -> None:
         self._work = work
-        self._whole = whole
-        self._shorts: dict[_Kind, _Short] = {}
+        self._index = index
+        self._shorts: list[_Short] = []
         # What queues will hold more or less than now once all that is asked back has come, and is given
         # to those that are to have it; slots on their way that are spoken for.
         self._change: dict[str, Resources] = {}
         self._spoken: Counter[int] = Counter()
-        for kind, one in work.soft.gathering.items():
-            if one.place and work.now_ms >= one.until_ms:
-                # It has taken too long.
-                work.soft.gathering[kind] = Gathering(None, work.now_ms + GATHERING_PAUSE_MS)
 
-    def free(self, job: Job, node: Node, pool: str, unit: int) -> Resources:
-        """What is free there for the job: nothing where room is gathered for another kind of work."""
-        place = (node.id, pool, unit)
-        for kind, gathering in self._work.soft.gathering.items():
-            if gathering.place == place and kind != _kind(job):
-                return NOTHING
-        return node.free(pool, unit)
-
-    def make(self, job: Job, nodes: Sequence[Node], count: int) -> None:
-        """So many tasks of the first job of its kind found no room on these nodes."""
-        kind = _kind(job)
-        if nodes and kind not in self._shorts and len(self._shorts) < KINDS_MAX:
-            most = quota_slots(self._work.cluster, job, SLOTS_MAX)
-            self._shorts[kind] = _Short(job, nodes, min(count, most), most)
-
-    def more(self, job: Job) -> None:
-        """Nor did those of a later job of that kind."""
-        short = self._shorts.get(_kind(job))
-        if short is not None and short.count < short.most:
-            short.count = min(short.count + grantable_count(job), short.most)
-
-    def close(self) -> None:
-        """The pass is over: slots are asked back, one at a time for the queue that has the smallest share."""
+    def run(self) -> int:
+        """Slots are asked back, one at a time for the queue that has the smallest share. Returns how many."""
+        self._shorts = self._find()
+        asked = 0
         if self._shorts:
             self._look()
-        shorts = list(self._shorts.values())
+        shorts = list(self._shorts)
         while shorts:
             short = min(shorts, key=self._turn)
-            if not (short.count and self._one(short)):
+            if short.count and self._one(short):
+                asked += 1
+            else:
                 shorts.remove(short)
-        for short in self._shorts.values():
+        for short in self._shorts:
             self._gather(short)
+        wanted = {group.claim for groups in self._index.parked.values() for group in groups}
         gathering = self._work.soft.gathering
         for kind, one in list(gathering.items()):
-            if kind not in self._shorts if one.place else self._work.now_ms >= one.until_ms:
+            if kind not in wanted if one.place else self._work.now_ms >= one.until_ms:
                 del gathering[kind]
+                self._let_go(one.place)
+        return asked
 
-    def _turn(self, short: "_Short") -> tuple[float, tuple[int, int]]:
+    def _find(self) -> list[_Short]:
+        """The groups that are to be helped: of each queue in turn the one that goes first."""
+        cluster, parked = self._work.cluster, self._index.parked
+        queues = sorted(parked, key=lambda queue: (self._share(queue, self._holds(queue, {})), queue))
+        lists = [parked[queue].firsts(GROUPS_MAX) for queue in queues]
+        shorts: list[_Short] = []
+        for place in range(GROUPS_MAX):
+            for groups in lists:
+                if place < len(groups) and len(shorts) < GROUPS_MAX:
+                    group = groups[place]
+                    job = self._index.jobs_of(group, 1)[0]
+                    shorts.append(_Short(group, job, min(group.total, quota_slots(cluster, job, SLOTS_MAX))))
+        return shorts
+
+    def _turn(self, short: _Short) -> tuple[float, tuple[int, int]]:
         queue = short.job.spec.queue
         return (self._share(queue, self._holds(queue, self._change)), rank(short.job))
 
+    # ------------------------------------------------------------ who could give
+
     def _look(self) -> None:
         """What is on its way, and who could give."""
-        for node in self._work.cluster.nodes.values():
-            if not node.lost:
-                for lease in node.leases.values():
-                    desired = lease.desired
-                    self._give(desired.queue, desired.shape, desired.target - len(desired.slots))
-        for short in self._shorts.values():
-            for lease in (lease for node in short.nodes for lease in node.leases.values()):
-                if _makes_room(lease, short.job.spec.resources):
-                    short.leases.append((lease, self._kept(short.job, lease)))
-            # Of other queues before of its own; the newest first.
-            queue = short.job.spec.queue
-            short.leases.sort(key=lambda pair: (pair[0].desired.queue == queue, -pair[0].id))
+        for kind in self._index.leaving:
+            self._give(kind.queue, kind.shape, -sum(kind.leaving.values()))
+        kinds = self._index.kinds
+        looked_at = [kinds[key] for key, _ in zip(list(kinds), range(KINDS_MAX), strict=False)]
+        for short in self._shorts:
+            if short.count:
+                queue = short.job.spec.queue
+                found = [pair for kind in looked_at for pair in self._givers(short, kind)]
+                # Of other queues before of its own; the newest first.
+                short.leases = heapq.nsmallest(
+                    LEASES_MAX, found, key=lambda pair: (pair[0].desired.queue == queue, -pair[0].id)
+                )
+        if len(kinds) > KINDS_MAX:
+            # The others' turn is in the next pass.
+            for kind in looked_at:
+                kinds[kind.key] = kinds.pop(kind.key)
+
+    def _givers(self, short: _Short, kind: Kind) -> Iterable[tuple[Lease, int]]:
+        """Leases of a kind that give a slot back, or might: with how many of it go before the job."""
+        job = short.job
+        own = kind.queue == job.spec.queue
+        numbers: Iterable[int]
+        if (own and (kind.shape == job.spec.resources or not self._works_on_later(kind, job))) or (
+            not own and not self._gives_way(job, kind.queue, kind.shape, self._change)
+        ):
+            numbers = kind.leaving
+        else:
+            numbers = self._making_room(kind, job.spec.resources)
+        for lease in [kind.leases[number] for number in numbers]:
+            usable = self._index.taking(lease.node.id) and self._may_go(short.group, lease.node)
+            if usable and _makes_room(lease, job.spec.resources):
+                yield lease, self._kept(job, lease) if own else 0
+
+    def _works_on_later(self, kind: Kind, job: Job) -> bool:
+        """Whether a job that goes after this one has anything on leases of the kind."""
+        last = kind.workers.first()
+        return last is not None and kind.workers.rank(last) < (job.spec.priority, -job.id)
+
+    def _making_room(self, kind: Kind, shape: Resources) -> list[int]:
+        """Leases of a kind of which one slot, with what is free beside it, may be room for the shape."""
+        room, numbers, rows = self._index.room, [], []
+        for number, lease in kind.leases.items():
+            row = self._index.row(lease.node.id, lease.desired.pool, lease.desired.unit)
+            if row is not None:
+                numbers.append(number)
+                rows.append(row)
+        fits = room.free_at_least(np.array(rows, np.intp), shape, kind.shape)
+        # The newest, for that is the order in which they are asked.
+        return heapq.nlargest(LEASES_MAX, (numbers[place] for place in np.flatnonzero(fits)))
+
+    @staticmethod
+    def _may_go(group: Group, node: Node) -> bool:
+        return group.node in ("", node.config.name) and node.id not in group.avoid
 
     def _give(self, queue: str, shape: Resources, slots: int) -> None:
         if slots:
             self._change[queue] = self._change.get(queue, NOTHING).plus(shape, slots)
 
-    def _one(self, short: "_Short") -> bool:
+    def _one(self, short: _Short) -> bool:
         """One slot more that is on its way, or asked for now; False where there is none."""
         job = short.job
         while short.coming < len(short.leases):
@@ -167,27 +206,60 @@ class Claims:
 
     # ------------------------------------------------------------ several slots for one
 
-    def _gather(self, short: "_Short") -> None:
+    def _gather(self, short: _Short) -> None:
         """Asks for several slots of one unit, unless that was done, or is not to be done just now."""
-        work, job, kind = self._work, short.job, _kind(short.job)
-        if kind in work.soft.gathering or short.leases:
+        soft, kind = self._work.soft, short.group.claim
+        if kind in soft.gathering or short.leases or not short.count:
             return
-        taken_already = {one.place for one in work.soft.gathering.values()}
-        for node in short.nodes:
+        taken_already = {one.place for one in soft.gathering.values()}
+        for node in self._nodes(short):
             for place, leases in _by_unit(node).items():
-                if place not in taken_already and (slots := self._enough(job, node, leases)) is not None:
+                if place in taken_already:
+                    continue
+                slots = self._enough(short.job, node, leases)
+                if slots is not None:
                     for lease in leases:
                         for _ in range(slots[lease.id]):
-                            self._ask(job, lease)
+                            self._ask(short.job, lease)
                     self._set(kind, place, GATHERING_MS_MAX)
                     return
         self._set(kind, None, GATHERING_LOOK_MS)
 
-    def _set(self, kind: _Kind, place: tuple[str, str, int] | None, for_ms: int) -> None:
+    def _nodes(self, short: _Short) -> list[Node]:
+        """Nodes that could carry the group's tasks, so many; the next time those that follow."""
+        room, soft, group = self._index.room, self._work.soft, short.group
+        units = (room.units[row] for row in np.flatnonzero(room.could_ever(group.kind.shape)))
+        names = dict.fromkeys(
+            unit.node for unit in units if unit is not None and self._index.taking(unit.node)
+        )
+        nodes = [self._work.cluster.nodes[name] for name in names]
+        nodes = [node for node in nodes if self._may_go(group, node)]
+        if len(nodes) <= GATHERING_NODES_MAX:
+            return nodes
+        first = soft.gathering_looked % len(nodes)
+        soft.gathering_looked = first + GATHERING_NODES_MAX
+        return (nodes + nodes)[first : first + GATHERING_NODES_MAX]
+
+    def _set(
+        self, kind: tuple[Resources, str, str, tuple[str, ...]], place: Place | None, for_ms: int
+    ) -> None:
         soft, until_ms = self._work.soft, self._work.now_ms + for_ms
         soft.gathering[kind] = Gathering(place, until_ms)
         if place is not None:
             soft.timers.arm_earlier("gathering", "", until_ms)
+
+    def _let_go(self, place: Place | None) -> None:
+        """No room is gathered there any more: others may have it."""
+        row = self._index.row(*place) if place is not None else None
+        if row is not None:
+            self._index.wake_for_room([row])
+
+    def give_up(self) -> None:
+        """Of what is gathered, what has taken too long. Before work is placed."""
+        for kind, one in self._work.soft.gathering.items():
+            if one.place and self._work.now_ms >= one.until_ms:
+                self._work.soft.gathering[kind] = Gathering(None, self._work.now_ms + GATHERING_PAUSE_MS)
+                self._let_go(one.place)
 
     def _enough(self, job: Job, node: Node, leases: Sequence[Lease]) -> Counter[int] | None:
         """How many slots of which leases of a unit make room for one task; None where they cannot soon."""
@@ -228,24 +300,27 @@ class Claims:
 
     def _yields(self, job: Job, lease: Lease, kept: int, change: dict[str, Resources]) -> bool:
         """Whether the job goes before what one slot more of the lease works on."""
-        desired, spec = lease.desired, job.spec
+        desired = lease.desired
         if desired.target <= kept:
             return False
-        if desired.queue == spec.queue:
-            return True
+        return desired.queue == job.spec.queue or self._gives_way(job, desired.queue, desired.shape, change)
+
+    def _gives_way(self, job: Job, queue: str, shape: Resources, change: dict[str, Resources]) -> bool:
+        """Whether another queue still has no less than the job's once it has given it a slot of a shape."""
+        spec = job.spec
         mine = self._holds(spec.queue, change)
         if mine == NOTHING:
             # However large its work is for its share: it has nothing.
             return True
-        rest = self._holds(desired.queue, change).plus(desired.shape, -1)
-        return self._share(desired.queue, rest) >= self._share(spec.queue, mine.plus(spec.resources))
+        rest = self._holds(queue, change).plus(shape, -1)
+        return self._share(queue, rest) >= self._share(spec.queue, mine.plus(spec.resources))
 
     def _holds(self, queue: str, change: dict[str, Resources]) -> Resources:
         now = self._work.cluster.queue_charged.get(queue, NOTHING)
         return now.plus(change.get(queue, NOTHING))
 
     def _share(self, queue: str, charged: Resources) -> float:
-        return share(self._work.cluster, queue, charged, self._whole)
+        return share(self._work.cluster, queue, charged, self._index.whole)
 
     def _ask(self, job: Job, lease: Lease) -> None:
         desired = lease.desired
@@ -255,13 +330,8 @@ class Claims:
         self._give(job.spec.queue, job.spec.resources, 1)
 
 
-def _kind(job: Job) -> _Kind:
-    """Jobs alike in this find room in the same places."""
-    return (job.spec.resources, job.spec.queue, job.spec.node, job.status.avoid)
-
-
-def _by_unit(node: Node) -> dict[tuple[str, str, int], list[Lease]]:
-    result: dict[tuple[str, str, int], list[Lease]] = {}
+def _by_unit(node: Node) -> dict[Place, list[Lease]]:
+    result: dict[Place, list[Lease]] = {}
     for lease in node.leases.values():
         result.setdefault((node.id, lease.desired.pool, lease.desired.unit), []).append(lease)
     return result
@@ -281,4 +351,4 @@ def _makes_room(lease: Lease, shape: Resources) -> bool:
 
 def _devices_serve(held: int, wanted: int) -> bool:
     """Whether the GPUs that one slot has are room for the shape by themselves: parts are no whole."""
-    return held == wanted or (held % _WHOLE == 0 and held >= wanted > 0)
+    return held == wanted or (held % WHOLE_DEVICE == 0 and held >= wanted > 0)

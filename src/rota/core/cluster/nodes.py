@@ -68,6 +68,7 @@ def end_session(work: Work, session: Session, reason: str) -> None:
     work.close(session.node, session.stream, reason)
     if work.soft.sessions.get(session.node) is session:
         del work.soft.sessions[session.node]
+        work.cluster.news.nodes[session.node] = None
 
 
 def takes_work(soft: Soft, node: Node) -> bool:

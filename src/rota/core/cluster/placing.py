@@ -1,270 +1,311 @@
 """Placing: pending tasks get leases and allocations; idle slots go back; backlogs are evened out.
 
-Runs once at the end of a step in which work or room may have appeared. Jobs are taken by their
-queues' shares, then by priority and number. A shape that found no room is not tried again in the
-same pass.
+Runs once at the end of a step in which work or room may have appeared, and looks at what has changed since
+(`index`). Groups of equal jobs are taken by their queues' shares, then by priority and number; what a group
+gets is chosen once for all its jobs. One that found no room is parked: no slots are sought for it until a
+node that could take it changes. A pass that would be long goes on in the next step.
 """
 
-from collections.abc import Iterable
+from collections import deque
 from dataclasses import replace
+from functools import lru_cache
 
+import numpy as np
 from pyroaring import BitMap
 
-from rota.core.cluster.claims import Claims, rank, share
-from rota.core.cluster.leases import devices_free, devices_room, shrink, take_devices, tell_lease, units_of
-from rota.core.cluster.nodes import takes_work
+from rota.core.cluster.claims import Claims, share
+from rota.core.cluster.index import SLOTS_OF_LEASE_MAX, Group, Index, Kind
+from rota.core.cluster.leases import devices_free, shrink, take_devices, tell_lease
 from rota.core.cluster.records import AllocationDesired, LeaseDesired, allocation_key, lease_key
-from rota.core.cluster.settling import waits_for
-from rota.core.cluster.soft import Average
-from rota.core.cluster.state import Job, Lease, Node
+from rota.core.cluster.soft import Average, Soft
+from rota.core.cluster.state import Allocation, Cluster, Job, Lease
 from rota.core.cluster.streams import send_grant
 from rota.core.cluster.tasks import put_job_status
-from rota.core.cluster.waiting import grantable_count, quota_slots, ready_count
+from rota.core.cluster.waiting import grantable_count, quota_slots
 from rota.core.cluster.work import Work
 from rota.core.model import indexset
-from rota.core.model.protocol import Pool, Recall, Slot
-from rota.core.model.resources import NOTHING, Resources
-from rota.core.model.spec import JobSpec
+from rota.core.model.protocol import Recall, Slot
+from rota.core.model.resources import NOTHING
 from rota.core.model.states import EventKind, OnNodeLoss
-from rota.core.placement.choose import Place, spread
+from rota.core.placement.choose import spread
+from rota.core.placement.room import Unit
 from rota.core.placement.sizing import Pace, backlog_wanted, recall_count
 
-SLOTS_OF_LEASE_MAX = 1_024
-# However little a task asks for, a machine runs no more of them at once.
-SLOTS_OF_UNIT_MAX = 4_096
 GRANT_INDICES_MAX = 65_536
 # Room for a Grant's ranges, so that a message stays under its limit.
 GRANT_RANGES_MAX = 16_000
 GRANT_LINES_BYTES_MAX = 128 * 1024
+# A backlog of many allocations is asked back with so many messages at most.
+RECALLS_MAX = 128
+# So many idle leases are looked at for one that could take what is asked back.
+USABLE_LOOKED_AT_MAX = 16
+# Leases are looked at again when their tasks have turned out to be so much shorter.
+PACE_FACTOR = 1.5
 
 _NO_AVERAGE = Average()
 
 
-def place(work: Work) -> None:
-    """One pass."""
-    if not work.place_wanted:
-        return
-    work.place_wanted = False
-    _Pass(work).run()
+class Placing:
+    """The passes of one leader, and what is kept between them."""
+
+    def __init__(self, cluster: Cluster, soft: Soft) -> None:
+        self.index = Index(cluster, soft)
+
+    def place(self, work: Work) -> None:
+        """One pass, where something may have changed."""
+        if work.place_wanted:
+            work.place_wanted = False
+            _Pass(work, self.index).run()
+
+
+class _Batch:
+    """Jobs of a group, in order, that are served at once: with so many tasks to place."""
+
+    def __init__(self, jobs: list[Job]) -> None:
+        self.jobs = deque(jobs)
+        self.left = sum(map(grantable_count, jobs))
 
 
 class _Pass:
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, index: Index) -> None:
         self.work = work
+        self.index = index
         self.cluster = work.cluster
-        self.nodes = [
-            (rank, node)
-            for rank, node in enumerate(work.cluster.nodes.values())
-            if takes_work(work.soft, node)
-        ]
-        # (shape, queue, name of the one node) that found no room; what idle leases are kept for.
-        self.parked: set[tuple[Resources, str, str]] = set()
-        # Of these also every slot has work: a job that is to have one task a slot gets nothing more.
-        self.full: set[tuple[Resources, str, str]] = set()
-        self.hungry = False
-        self.whole = NOTHING
-        for _, node in self.nodes:
-            self.whole = self.whole.plus(node.capacity())
-        self.claims = Claims(work, self.whole)
-        self.wanted_shapes: set[tuple[Resources, str]] = set()
+        self.left = work.settings.placed_at_once
+        self.claims = Claims(work, index)
 
     def run(self) -> None:
-        if self.nodes:
-            for job in self._in_order():
-                self._serve(job)
-            self._even_out()
-        self.claims.close()
+        index = self.index
+        index.refresh()
+        self.claims.give_up()
+        while index.awake and self.left > 0:
+            self._serve_next()
+            index.refresh()
+        if index.awake:
+            self.work.soft.timers.arm("placing", "", self.work.now_ms)
+        self._even_out()
+        self.claims.run()
+        index.refresh()
         self._give_back()
 
     # ------------------------------------------------------------ order
 
-    def _in_order(self) -> Iterable[Job]:
-        """Jobs with something to place: the queue with the smallest share for its weight goes first."""
-        waiting: dict[str, list[Job]] = {}
-        for job in self.cluster.active.values():
-            if job.config.held or job.ending or not ready_count(job):
-                continue
-            if not waits_for(self.cluster, job):
-                waiting.setdefault(job.spec.queue, []).append(job)
-        for jobs in waiting.values():
-            jobs.sort(key=rank, reverse=True)
-        served = self.work.soft.served
-        while waiting:
-            name = next(iter(waiting))
-            if len(waiting) > 1:
-                name = min(waiting, key=lambda queue: (self._share(queue), served.get(queue, 0), queue))
-            yield waiting[name].pop()
-            if not waiting[name]:
-                del waiting[name]
+    def _serve_next(self) -> None:
+        """What goes first of the queue with the smallest share for its weight."""
+        awake, served = self.index.awake, self.work.soft.served
+        alone = len(awake) == 1
+        name = next(iter(awake))
+        if not alone:
+            name = min(awake, key=lambda queue: (self._share(queue), served.get(queue, 0), queue))
+        first, *rest = awake[name].firsts(2)
+        self.left -= 1
+        # Of one queue all the jobs that come before another group's; of several one, for it changes shares.
+        jobs = self.index.jobs_of(first, max(self.left, 1) if alone else 1)
+        if rest:
+            limit = rest[0].rank
+            jobs = [job for job in jobs if (-job.spec.priority, job.id) < limit] or jobs[:1]
+        before = self.left
+        self._serve(first, _Batch(jobs))
+        if self.left == before > 0:
+            self.index.sleep(first)
 
     def _share(self, queue: str) -> float:
-        return share(self.cluster, queue, self.cluster.queue_charged.get(queue, NOTHING), self.whole)
+        charged = self.cluster.queue_charged.get(queue, NOTHING)
+        return share(self.cluster, queue, charged, self.index.whole)
 
-    # ------------------------------------------------------------ one job
+    # ------------------------------------------------------------ one group
 
-    def _serve(self, job: Job) -> None:
-        spec = job.spec
-        kind = (spec.resources, spec.queue, spec.node)
-        alike = not job.status.avoid
-        if alike and kind in self.full and job.id not in self.work.soft.averages:
-            # Thousands of jobs may wait for the same: they are not looked at one by one.
-            self.claims.more(job)
+    def _serve(self, group: Group, batch: _Batch) -> None:
+        if group.avoid and self._fails_everywhere(group):
+            for job in batch.jobs:
+                put_job_status(self.work, job, avoid=(), fails_everywhere=True)
+            self.left -= 1
             return
-        nodes = self._able(job)
-        leases = [
-            lease
-            for _, node in nodes
-            for lease in node.leases.values()
-            if lease.desired.shape == spec.resources
-            and lease.desired.queue == spec.queue
-            and lease.desired.target
-        ]
-        self._fill_idle(job, leases)
-        if grantable_count(job) and not self._parked(job):
-            leases += self._widen(job, nodes)
-        else:
-            self.claims.more(job)
-        if grantable_count(job):
-            self._queue_ahead(job, leases)
-        if alike and kind in self.parked and all(lease.load >= lease.desired.target for lease in leases):
-            self.full.add(kind)
-        if job.pending:
-            self.wanted_shapes.add((spec.resources, spec.queue))
+        self._fill_idle(group, batch)
+        if batch.left > 0 and not group.parked:
+            self._widen(group, batch)
+        if batch.left > 0:
+            self._queue_ahead(group, batch)
 
-    def _able(self, job: Job) -> list[tuple[int, Node]]:
-        """The nodes that the job may go to.
+    def _fails_everywhere(self, group: Group) -> bool:
+        """Whether its jobs failed in a row on every node that could carry them.
 
-        One that failed in a row on every node that could carry it is at fault itself: it is kept off
-        none any more, and runs to its end.
+        Then they are at fault themselves: they are kept off none any more, and run to their end.
         """
-        spec = job.spec
-        named = [(rank, node) for rank, node in self.nodes if spec.node in ("", node.config.name)]
-        if not job.status.avoid:
-            return named
-        # Also those that are away for a moment, or take nothing now: it waits for them.
-        able = [
-            node.id
-            for node in self.cluster.nodes.values()
-            if spec.node in ("", node.config.name)
-            and not (node.lost or node.config.removed)
-            and any(not spec.resources.missing_in(pool.resources) for pool in node.pools)
-        ]
-        if able and set(job.status.avoid).issuperset(able):
-            put_job_status(self.work, job, avoid=(), fails_everywhere=True)
-            return named
-        return [(rank, node) for rank, node in named if node.id not in job.status.avoid]
+        # Also nodes that are away for a moment, or take nothing now: jobs wait for them.
+        room = self.index.room
+        able = {
+            unit.node
+            for unit in (room.units[row] for row in np.flatnonzero(room.could_ever(group.kind.shape)))
+            if unit is not None and group.node in ("", self.cluster.nodes[unit.node].config.name)
+        }
+        return bool(able) and able.issubset(group.avoid)
 
-    def _parked(self, job: Job) -> bool:
-        spec = job.spec
-        return (spec.resources, spec.queue, spec.node) in self.parked and not job.status.avoid
+    def _usable(self, group: Group, lease: Lease) -> bool:
+        node = lease.node
+        return group.node in ("", node.config.name) and node.id not in group.avoid
 
-    def _fill_idle(self, job: Job, leases: list[Lease]) -> None:
+    def _fill_idle(self, group: Group, batch: _Batch) -> None:
         """Idle slots of fitting leases take one task each, the emptiest leases first."""
+        kind = group.kind
+        if not len(kind.idle) or not batch.left:
+            return
+        picky = bool(group.node or group.avoid)
+        numbers = kind.idle.firsts(len(kind.idle) if picky else batch.left)
+        leases = [kind.leases[number] for number in numbers]
+        if picky:
+            leases = [lease for lease in leases if self._usable(group, lease)]
         idle = [(lease.desired.target - lease.load, lease) for lease in leases]
-        idle = sorted((pair for pair in idle if pair[0] > 0), key=lambda pair: (-pair[0], pair[1].id))
-        left = grantable_count(job)
-        while left > 0 and idle:
-            share = max(left // len(idle), 1)
+        while batch.left > 0 and idle and self.left > 0:
+            share = max(batch.left // len(idle), 1)
             rest = []
             for count, lease in idle:
-                taken = min(count, share, left)
-                if taken:
-                    self._grant(job, lease, taken)
-                    left -= taken
-                if count > taken and left > 0:
-                    rest.append((count - taken, lease))
+                taken = min(count, share, batch.left)
+                if taken and self.left > 0:
+                    self._give(batch, lease, taken)
+                    if count > taken:
+                        rest.append((count - taken, lease))
             idle = rest
 
-    def _widen(self, job: Job, nodes: list[tuple[int, Node]]) -> list[Lease]:
-        """New slots where there is room; returns the leases that got some."""
-        spec, left = job.spec, grantable_count(job)
-        left = quota_slots(self.cluster, job, left)
-        places = []
-        for number, node in nodes:
-            for pool in node.pools:
-                for unit in units_of(node, pool, left):
-                    free = self.claims.free(job, node, pool.name, unit)
-                    most = _slots_max(node, pool, unit, spec)
-                    places.append(Place(node.id, pool.name, unit, number, free, pool.resources, most))
-        given = spread(places, spec.resources, left) if left else []
-        short = left - sum(count for _, count in given)
-        if short or not left:
-            if not job.status.avoid:
-                self.parked.add((spec.resources, spec.queue, spec.node))
-            self.hungry = True
-        result = []
-        for found, count in given:
-            lease = self._open_slots(self.cluster.nodes[found.node], found, spec.resources, spec.queue, count)
-            self._grant(job, lease, min(lease.desired.target - lease.load, grantable_count(job)))
-            result.append(lease)
-        if short:
-            self.claims.make(job, [node for _, node in nodes], short)
-        return result
+    def _widen(self, group: Group, batch: _Batch) -> None:
+        """New slots where there is room."""
+        kind, wanted = group.kind, batch.left
+        left = quota_slots(self.cluster, batch.jobs[0], wanted)
+        found = self._choose(group, left)
+        for row, count in found:
+            if self.left <= 0:
+                return
+            unit = self.index.room.units[row]
+            assert unit is not None, row
+            lease = self._open_slots(unit, kind, count)
+            self._give(batch, lease, lease.desired.target - lease.load)
+        if sum(count for _, count in found) < left:
+            # A lease has a bound, and a row that has reached it may have room for another.
+            if all(count < SLOTS_OF_LEASE_MAX for _, count in found):
+                self.index.park(group, quota=False)
+        elif left < wanted:
+            self.index.park(group, quota=True)
 
-    def _open_slots(self, node: Node, found: Place, shape: Resources, queue: str, count: int) -> Lease:
-        """Slots in a lease of this shape that is not about to shrink, else in a new one."""
+    def _choose(self, group: Group, slots: int) -> list[tuple[int, int]]:
+        """Rows with room for so many of the group's tasks."""
+        index = self.index
+        only = None
+        if group.node:
+            only = index.rows_of((self.cluster.node_names.get(group.node, ""),))
+        without = list(index.rows_of(group.avoid)) if group.avoid else []
+        for claim, gathering in self.work.soft.gathering.items():
+            # Nothing is free where room is gathered for other work.
+            if gathering.place is not None and claim != group.claim:
+                row = index.row(*gathering.place)
+                without += [] if row is None else [row]
+        return spread(index.room, group.kind.shape, slots, only, np.array(without, np.intp))
+
+    def _open_slots(self, unit: Unit, kind: Kind, count: int) -> Lease:
+        """Slots in a lease of this kind that is not about to shrink, else in a new one."""
+        node = self.cluster.nodes[unit.node]
+        leases = kind.leases if len(kind.leases) < len(node.leases) else node.leases
         lease = next(
             (
                 lease
-                for lease in node.leases.values()
-                if lease.desired.shape == shape
-                and lease.desired.queue == queue
-                and (lease.desired.pool, lease.desired.unit) == (found.pool, found.unit)
+                for lease in leases.values()
+                if (lease.desired.shape, lease.desired.queue) == kind.key
+                and (lease.node, lease.desired.pool, lease.desired.unit) == (node, unit.pool, unit.unit)
                 and lease.desired.target == len(lease.desired.slots) > 0
                 and len(lease.desired.slots) + count <= SLOTS_OF_LEASE_MAX
             ),
             None,
         )
         first = lease.desired.next_slot if lease is not None else 0
-        pool = node.pool(found.pool)
-        assert pool is not None, found
-        free = devices_free(node, pool, found.unit)
-        slots = [Slot(number, take_devices(free, shape.gpu)) for number in range(first, first + count)]
+        slots = _slots(first, count)
+        if unit.devices and kind.shape.gpu:
+            pool = node.pool(unit.pool)
+            assert pool is not None, unit
+            free = devices_free(node, pool, unit.unit)
+            slots = tuple(replace(slot, devices=take_devices(free, kind.shape.gpu)) for slot in slots)
+        self.left -= 1
         if lease is None:
             number = self.work.number()
-            desired = LeaseDesired(shape, queue, tuple(slots), len(slots), len(slots), found.pool, found.unit)
+            desired = LeaseDesired(*kind.key, slots, count, count, unit.pool, unit.unit)
             self.work.put(lease_key(node.id, number), desired)
-            self.work.event(
-                EventKind.LEASE_OPENED, node=node.config.name, message=f"lease {number} for queue {queue}"
-            )
+            message = f"lease {number} for queue {kind.queue}"
+            self.work.event(EventKind.LEASE_OPENED, node=node.config.name, message=message)
             lease = node.leases[number]
         else:
-            number = lease.id
             desired = replace(
                 lease.desired,
                 slots=(*lease.desired.slots, *slots),
-                target=lease.desired.target + len(slots),
-                next_slot=first + len(slots),
+                target=lease.desired.target + count,
+                next_slot=first + count,
             )
-            self.work.put(lease_key(node.id, number), desired)
+            self.work.put(lease_key(node.id, lease.id), desired)
         tell_lease(self.work, lease)
         return lease
 
     # ------------------------------------------------------------ grants
 
-    def _queue_ahead(self, job: Job, leases: list[Lease]) -> None:
+    def _queue_ahead(self, group: Group, batch: _Batch) -> None:
         """Leases whose queue is below half of what it should be are filled."""
-        slots_all = sum(lease.desired.target for lease in leases)
-        average = self.work.soft.averages.get(job.id, _NO_AVERAGE)
-        once = job.spec.on_node_loss in (OnNodeLoss.HOLD, OnNodeLoss.RERUN_FENCED)
-        for lease in leases:
-            pace = Pace(average.successes, average.mean_ms, once, ready_count(job), slots_all)
-            wanted = backlog_wanted(
-                pace,
-                lease.desired.target,
-                self.work.settings.queued_ahead_ms,
-                self.work.settings.long_task_ms,
+        kind, settings = group.kind, self.work.settings
+        self._look_again_if_faster(group, batch)
+        for number, lease in list(kind.low.items()):
+            if self.left <= 0 or batch.left <= 0:
+                return
+            if not self._usable(group, lease):
+                continue
+            pace = self._pace(group, batch.jobs[0])
+            target = lease.desired.target
+            wanted = backlog_wanted(pace, target, settings.queued_ahead_ms, settings.long_task_ms)
+            if lease.load * 2 < wanted:
+                self._give(batch, lease, wanted - lease.load)
+            elif not (group.node or group.avoid):
+                del kind.low[number]
+
+    def _look_again_if_faster(self, group: Group, batch: _Batch) -> None:
+        """Leases that had enough have too little once their tasks turn out to be shorter."""
+        kind, settings, job = group.kind, self.work.settings, batch.jobs[0]
+        pace = self._pace(group, job)
+        slots = SLOTS_OF_LEASE_MAX
+        wanted = backlog_wanted(pace, slots, settings.queued_ahead_ms, settings.long_task_ms) / slots
+        by = job.id if _knows(job, kind) else 0
+        fed_by, fed = kind.fed
+        if fed_by != by:
+            kind.fed = (by, wanted)
+        elif wanted > fed * PACE_FACTOR:
+            kind.fed = (by, wanted)
+            kind.low.update(
+                (number, lease)
+                for number, lease in kind.leases.items()
+                if lease.desired.target and self.index.taking(lease.node.id)
             )
-            load = lease.load
-            if load * 2 < wanted:
-                self._grant(job, lease, min(wanted - load, grantable_count(job)))
+
+    def _pace(self, group: Group, job: Job) -> Pace:
+        """What is known of a job's tasks; of one with few tasks, by those that asked for the same."""
+        kind, soft = group.kind, self.work.soft
+        average, pending = soft.averages.get(job.id, _NO_AVERAGE), group.counts[job.id]
+        if not _knows(job, kind):
+            others = soft.kinds.get(kind.key, _NO_AVERAGE)
+            average = Average(others.successes, max(average.mean_ms, others.mean_ms))
+            pending = group.total
+        once = job.spec.on_node_loss in (OnNodeLoss.HOLD, OnNodeLoss.RERUN_FENCED)
+        return Pace(average.successes, average.mean_ms, once, pending, kind.slots)
+
+    def _give(self, batch: _Batch, lease: Lease, count: int) -> None:
+        """So many tasks of a batch go to a lease."""
+        while count > 0 and batch.jobs:
+            job = batch.jobs[0]
+            most = min(count, grantable_count(job))
+            if most:
+                self._grant(job, lease, most)
+                count -= most
+                batch.left -= most
+            if not grantable_count(job):
+                batch.jobs.popleft()
 
     def _grant(self, job: Job, lease: Lease, count: int) -> None:
         """Queues the lowest ready tasks on a lease. Those of one allocation have equally many attempts."""
         while count > 0:
             ready = job.pending - job.delayed - job.held if job.delayed or job.held else job.pending
-            if not ready:
-                return
+            assert ready, job.id
             attempts, alike = _alike(job, ready)
             indices = indexset.take_first(alike, min(count, GRANT_INDICES_MAX))
             indices = _within_message(job, indices)
@@ -285,55 +326,66 @@ class _Pass:
             soft.served_count += 1
             soft.served[job.spec.queue] = soft.served_count
             count -= len(indices)
+            self.left -= 1
 
     # ------------------------------------------------------------ giving back, evening out
 
     def _even_out(self) -> None:
         """Half of the longest backlog is asked back when a fitting slot elsewhere idles."""
-        by_shape: dict[tuple[Resources, str], list[Lease]] = {}
-        for _, node in self.nodes:
-            for lease in node.leases.values():
-                by_shape.setdefault((lease.desired.shape, lease.desired.queue), []).append(lease)
-        for leases in by_shape.values():
-            idle = [lease for lease in leases if lease.desired.target > lease.load]
-            if not idle or len(leases) < 2:
-                continue
-            longest = max(leases, key=lambda lease: (lease.load - lease.desired.target, -lease.id))
-            self._recall(longest, idle)
+        for kind in self.index.idle:
+            longest = kind.backlogs.first()
+            if longest is not None:
+                self._recall(kind, kind.leases[longest])
 
-    def _recall(self, lease: Lease, idle: list[Lease]) -> None:
+    def _recall(self, kind: Kind, lease: Lease) -> None:
         session = self.work.soft.sessions[lease.node.id]
-        if lease.id in session.recalls or not lease.allocations:
+        if lease.id in session.recalls:
             return
-        allocation = max(
-            lease.allocations.values(), key=lambda one: (len(one.remaining) - len(one.running), one.id)
-        )
-        job = allocation.job
-        usable = any(
-            job.spec.node in ("", other.node.config.name) and other.node.id not in job.status.avoid
-            for other in idle
-        )
-        mean_ms = self.work.soft.averages.get(job.id, _NO_AVERAGE).mean_ms
-        waiting = min(lease.load - lease.desired.target, len(allocation.remaining) - len(allocation.running))
-        count = recall_count(waiting, lease.desired.target, mean_ms, self.work.settings.recall_backlog_ms)
-        if count and usable and not job.config.held and not job.ending and not allocation.desired.lost:
+        idle = [kind.leases[number] for number in kind.idle.firsts(USABLE_LOOKED_AT_MAX)]
+        count, messages = None, 0
+        # What was granted last is asked for first; that the last question is answered ends them all.
+        for allocation in list(reversed(lease.allocations.values())):
+            waiting = len(allocation.remaining) - len(allocation.running)
+            if waiting <= 0 or not _may_move(allocation, idle):
+                continue
+            if count is None:
+                count = self._recall_count(kind, lease, allocation.job)
+            part = min(count, waiting)
+            if part <= 0 or messages == RECALLS_MAX:
+                return
             number = session.ask()
             session.recalls[lease.id] = (allocation.id, number)
-            self.work.send(lease.node.id, Recall(allocation.id, number, count=count))
+            self.work.send(lease.node.id, Recall(allocation.id, number, count=part))
+            count, messages = count - part, messages + 1
+
+    def _recall_count(self, kind: Kind, lease: Lease, job: Job) -> int:
+        """How much of a lease's backlog, of which this job's tasks are the last, is asked back."""
+        known = self.work.soft.averages.get(job.id) or self.work.soft.kinds.get(kind.key, _NO_AVERAGE)
+        slots = lease.desired.target
+        return recall_count(lease.load - slots, slots, known.mean_ms, self.work.settings.recall_backlog_ms)
 
     def _give_back(self) -> None:
         """Idle slots: at once where other work waits for room, else after they have been idle for a while."""
-        for node in self.cluster.nodes.values():
-            for lease in list(node.leases.values()):
-                name = f"{node.id}/{lease.id}"
-                if lease.desired.target <= lease.load:
-                    self.work.soft.timers.disarm("linger", name)
-                elif self.hungry and (lease.desired.shape, lease.desired.queue) not in self.wanted_shapes:
-                    shrink(self.work, lease, lease.load)
-                else:
-                    self.work.soft.timers.arm_earlier(
-                        "linger", name, self.work.now_ms + self.work.settings.linger_ms
-                    )
+        hungry = bool(self.index.parked)
+        touched, self.index.touched = self.index.touched, {}
+        timers = self.work.soft.timers
+        for node_id, number in touched:
+            node = self.cluster.nodes.get(node_id)
+            lease = node.leases.get(number) if node is not None else None
+            name = f"{node_id}/{number}"
+            if lease is None or lease.desired.target <= lease.load:
+                timers.disarm("linger", name)
+            else:
+                timers.arm_earlier("linger", name, self.work.now_ms + self.work.settings.linger_ms)
+        if hungry:
+            for kind in [kind for kind in self.index.idle if not kind.groups]:
+                for number in list(kind.idle):
+                    shrink(self.work, kind.leases[number], kind.leases[number].load)
+
+
+def go_on(work: Work, name: str) -> None:
+    """The last pass was not over."""
+    work.place_wanted = True
 
 
 def gathering_over(work: Work, name: str) -> None:
@@ -353,17 +405,23 @@ def linger_over(work: Work, name: str) -> None:
         shrink(work, lease, lease.load)
 
 
-def _slots_max(node: Node, pool: Pool, unit: int, spec: JobSpec) -> int:
-    """Slots that one lease may get on a unit, whatever amounts are free: whole devices are not shared."""
-    taken = sum(
-        len(lease.desired.slots)
-        for lease in node.leases.values()
-        if (lease.desired.pool, lease.desired.unit) == (pool.name, unit)
+def _may_move(allocation: Allocation, idle: list[Lease]) -> bool:
+    """Whether what waits in it may go on, and to one of these leases."""
+    job = allocation.job
+    return not (job.config.held or job.ending or allocation.desired.lost) and any(
+        job.spec.node in ("", other.node.config.name) and other.node.id not in job.status.avoid
+        for other in idle
     )
-    room = max(min(SLOTS_OF_LEASE_MAX, SLOTS_OF_UNIT_MAX - taken), 0)
-    if spec.resources.gpu and pool.devices:
-        room = min(room, devices_room(devices_free(node, pool, unit), spec.resources.gpu))
-    return room
+
+
+def _knows(job: Job, kind: Kind) -> bool:
+    """Whether a job has tasks enough to show how long they take before they are all out."""
+    return len(job.all) > 2 * kind.slots
+
+
+@lru_cache(maxsize=64)
+def _slots(first: int, count: int) -> tuple[Slot, ...]:
+    return tuple(Slot(number, ()) for number in range(first, first + count))
 
 
 def _alike(job: Job, ready: BitMap) -> tuple[int, BitMap]:

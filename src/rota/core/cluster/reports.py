@@ -18,7 +18,6 @@ from rota.core.cluster.records import (
     tally_key,
 )
 from rota.core.cluster.rows import Rows, bitmap, block_of, block_of_ends, read
-from rota.core.cluster.soft import Average
 from rota.core.cluster.state import Allocation, Job, Node
 from rota.core.cluster.tasks import (
     TaskWriter,
@@ -137,8 +136,9 @@ def _take_exits(work: Work, allocation: Allocation, told: Columns, rows: Rows, e
     ends.used(rows.cpu_ms, int(rows.memory_peak_kib.max()))
     count = len(rows) - len(unsuccessful)
     if count and rows.started_at_ms.any():
-        average = work.soft.averages.setdefault(allocation.job.id, Average())
-        average.add(count, int(rows.duration_ms[~failed].sum()))
+        spec = allocation.job.spec
+        total_ms = int(rows.duration_ms[~failed].sum())
+        work.soft.learn(allocation.job.id, (spec.resources, spec.queue), count, total_ms)
     # What a lost node finished is recorded when it is taken back, if it is.
     late = (exited - unsuccessful) - allocation.owned
     if late:

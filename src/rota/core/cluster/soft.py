@@ -33,6 +33,8 @@ class Settings:
     queued_ahead_ms: int = 2_000
     # Tasks longer than this are not queued beyond what runs.
     long_task_ms: int = 10_000
+    # A step places no more than this at once, and goes on in the next: about 20 µs each.
+    placed_at_once: int = 256
 
     def scaled(self, factor: float) -> "Settings":
         """The same with every limit of failure detection times `factor`."""
@@ -46,6 +48,7 @@ class Settings:
             recall_backlog_ms=self.recall_backlog_ms,
             queued_ahead_ms=self.queued_ahead_ms,
             long_task_ms=self.long_task_ms,
+            placed_at_once=self.placed_at_once,
         )
 
     def heartbeat_ms(self, nodes: int) -> int:
@@ -123,7 +126,7 @@ class Session:
 
 @dataclass(slots=True)
 class Average:
-    """A moving average of the durations of a job's successful attempts."""
+    """A moving average of the durations of successful attempts."""
 
     successes: int = 0
     mean_ms: float = 0.0
@@ -195,6 +198,8 @@ class Soft:
     # By how much that was put off since, because the leader itself was late.
     excused_ms: dict[str, int] = field(default_factory=dict)
     averages: dict[int, Average] = field(default_factory=dict)
+    # The same of all jobs whose tasks ask for the same, by shape and queue.
+    kinds: dict[tuple[Resources, str], Average] = field(default_factory=dict)
     timers: Timers = field(default_factory=Timers)
     leading: bool = False
     # Nodes that have said Hello, and since then neither been compared nor reported anything: another Hello
@@ -204,12 +209,19 @@ class Soft:
     served: dict[str, int] = field(default_factory=dict)
     served_count: int = 0
     gathering: dict[tuple[Resources, str, str, tuple[str, ...]], Gathering] = field(default_factory=dict)
+    # How many nodes were looked at for room to be gathered, where there are too many for one pass.
+    gathering_looked: int = 0
     # When it was last an event that a node is refused, by node and reason.
     refused_ms: dict[tuple[str, str], int] = field(default_factory=dict)
     # Jobs whose input nobody feeds, and whose node was asked whether it has the whole of it.
     unfed: set[int] = field(default_factory=set)
     # The alarm of nodes falling silent together has been raised.
     alarmed: bool = False
+
+    def learn(self, job: int, kind: tuple[Resources, str], count: int, total_ms: int) -> None:
+        """Attempts of a job have succeeded that took so long together."""
+        self.averages.setdefault(job, Average()).add(count, total_ms)
+        self.kinds.setdefault(kind, Average()).add(count, total_ms)
 
     def connected(self, node: str) -> bool:
         """Whether the node has a stream on which it can be given work."""

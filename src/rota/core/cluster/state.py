@@ -14,6 +14,7 @@ from typing import Any
 
 from pyroaring import BitMap
 
+from rota.core.cluster.news import News
 from rota.core.cluster.records import (
     NO_EXCEPTIONS,
     TOKEN_KEPT_MS,
@@ -280,6 +281,8 @@ class Cluster:
         # When each token and each key of a request is to be forgotten, by the wall clock: a heap. What has
         # been put anew with another time, or dropped, is passed over.
         self._expiries: list[tuple[int, str]] = []
+        # What has changed, for those who keep an index of it.
+        self.news = News()
         # Jobs that have not ended; jobs that wait for a job, by the job.
         self.active: dict[int, Job] = {}
         self.dependents: dict[int, set[int]] = {}
@@ -291,8 +294,8 @@ class Cluster:
             JobConfig: self._put_job,
             JobVersion: self._put_version,
             JobStatus: self._put_job_status,
-            Segment: self._put_segment,
-            Exceptions: self._put_exceptions,
+            Segment: lambda key, record: self._set_segment(self.jobs[key.job], key.number, record),
+            Exceptions: lambda key, record: self._set_exceptions(self.jobs[key.job], key.number, record),
             NodeTally: self._put_tally,
             QueueConfig: self._put_queue,
             TokenConfig: self._put_token,
@@ -302,7 +305,7 @@ class Cluster:
             NodeStatus: self._put_node_status,
             LeaseDesired: self._put_lease,
             AllocationDesired: self._put_allocation,
-            AllocationStatus: self._put_allocation_status,
+            AllocationStatus: self._set_allocation_status,
             EventRecord: self._put_event,
             Idempotency: self._put_idempotency,
         }
@@ -313,7 +316,7 @@ class Cluster:
             Segment: self._drop_segment,
             Exceptions: self._drop_exceptions,
             NodeTally: self._drop_tally,
-            QueueConfig: lambda key: self._forget(self.queues, key.name),
+            QueueConfig: self._drop_queue,
             TokenConfig: lambda key: self._forget(self.tokens, key.name),
             UserConfig: lambda key: self._forget(self.users, key.name),
             NodeConfig: self._drop_node,
@@ -321,7 +324,7 @@ class Cluster:
             NodeStatus: self._drop_node_status,
             LeaseDesired: self._drop_lease,
             AllocationDesired: self._drop_allocation,
-            AllocationStatus: self._drop_allocation_status,
+            AllocationStatus: lambda key: self._set_allocation_status(key, _NO_STATUS),
             EventRecord: lambda key: self._forget(self.events, key.number),
             Idempotency: lambda key: self._forget(self.idempotency, key.name),
         }
@@ -359,6 +362,11 @@ class Cluster:
 
     def _put_queue(self, key: Key, record: QueueConfig) -> None:
         self.queues[key.name] = record
+        self.news.queues[key.name] = None
+
+    def _drop_queue(self, key: Key) -> None:
+        self.queues.pop(key.name, None)
+        self.news.queues[key.name] = None
 
     def _put_token(self, key: Key, record: TokenConfig) -> None:
         old = self.tokens.get(key.name)
@@ -394,6 +402,7 @@ class Cluster:
     # ------------------------------------------------------------ jobs
 
     def _put_job(self, key: Key, record: JobConfig) -> None:
+        self.news.jobs[key.job] = None
         job = self.jobs.get(key.job)
         if job is None:
             job = self.jobs[key.job] = Job(key.job, record)
@@ -409,10 +418,16 @@ class Cluster:
     def _drop_job(self, key: Key) -> None:
         job = self.jobs.pop(key.job, None)
         self.active.pop(key.job, None)
+        self._tell_of_job(key.job)
         if job is not None:
             self._depend_no_more(job)
             for node in job.tallies:
                 self._count_tally(node, -1)
+
+    def _tell_of_job(self, number: int) -> None:
+        """Its state has changed, which others may wait for."""
+        self.news.jobs[number] = None
+        self.news.jobs.update(dict.fromkeys(sorted(self.dependents.get(number, ()))))
 
     def _depend_no_more(self, job: Job) -> None:
         for after in job.config.after:
@@ -422,6 +437,7 @@ class Cluster:
                 self.dependents.pop(after.job, None)
 
     def _put_version(self, key: Key, record: JobVersion) -> None:
+        self.news.jobs[key.job] = None
         job = self.jobs[key.job]
         job.versions[key.number] = record.spec
         if key.number == job.config.version:
@@ -436,6 +452,7 @@ class Cluster:
 
     def _put_job_status(self, key: Key, record: JobStatus) -> None:
         job = self.jobs[key.job]
+        self._tell_of_job(key.job)
         job.status = record
         if job.ended:
             self.active.pop(key.job, None)
@@ -446,9 +463,7 @@ class Cluster:
         job = self.jobs.get(key.job)
         if job is not None:
             job.status = JobStatus()
-
-    def _put_segment(self, key: Key, record: Segment) -> None:
-        self._set_segment(self.jobs[key.job], key.number, record)
+            self._tell_of_job(key.job)
 
     def _drop_segment(self, key: Key) -> None:
         job = self.jobs.get(key.job)
@@ -456,6 +471,7 @@ class Cluster:
             self._set_segment(job, key.number, _NO_SEGMENT)
 
     def _set_segment(self, job: Job, number: int, record: Segment) -> None:
+        self.news.jobs[job.id] = None
         old = job.segment(number)
         job.segments[number] = record
         if not (record.succeeded or record.failed or record.cancelled or record.attempts):
@@ -473,15 +489,13 @@ class Cluster:
             job.attempted -= planes.any_of(old.attempts)
             job.attempted |= planes.any_of(record.attempts)
 
-    def _put_exceptions(self, key: Key, record: Exceptions) -> None:
-        self._set_exceptions(self.jobs[key.job], key.number, record)
-
     def _drop_exceptions(self, key: Key) -> None:
         job = self.jobs.get(key.job)
         if job is not None:
             self._set_exceptions(job, key.number, NO_EXCEPTIONS)
 
     def _set_exceptions(self, job: Job, number: int, record: Exceptions) -> None:
+        self.news.jobs[job.id] = None
         old = job.exceptions.pop(number, NO_EXCEPTIONS)
         for one in (*old.backoffs, *old.fences):
             job.delayed -= one.indices
@@ -515,6 +529,7 @@ class Cluster:
     # ------------------------------------------------------------ nodes
 
     def _put_node(self, key: Key, record: NodeConfig) -> None:
+        self.news.nodes[key.node] = None
         node = self.nodes.get(key.node)
         if node is None:
             node = self.nodes[key.node] = Node(key.node, record)
@@ -526,6 +541,7 @@ class Cluster:
 
     def _drop_node(self, key: Key) -> None:
         node = self.nodes.pop(key.node, None)
+        self.news.nodes[key.node] = None
         if node is not None and self.node_names.get(node.config.name) == key.node:
             del self.node_names[node.config.name]
 
@@ -536,11 +552,13 @@ class Cluster:
 
     def _put_inventory(self, key: Key, record: NodeInventory) -> None:
         self.nodes[key.node].inventory = record.inventory
+        self.news.nodes[key.node] = None
 
     def _drop_inventory(self, key: Key) -> None:
         node = self.nodes.get(key.node)
         if node is not None:
             node.inventory = Inventory()
+            self.news.nodes[key.node] = None
 
     def _put_node_status(self, key: Key, record: NodeStatus) -> None:
         self._set_node_status(self.nodes[key.node], record)
@@ -553,6 +571,8 @@ class Cluster:
     def _set_node_status(self, node: Node, status: NodeStatus) -> None:
         """A queue is charged for what nodes hold that may come back; a lost one's share is free again."""
         was_lost = node.lost
+        if node.status.state is not status.state:
+            self.news.nodes[node.id] = None
         node.status = status
         if node.lost != was_lost:
             for lease in node.leases.values():
@@ -563,6 +583,7 @@ class Cluster:
 
     def _put_lease(self, key: Key, record: LeaseDesired) -> None:
         node = self.nodes[key.node]
+        self._tell_of_lease(node, key.number, record)
         lease = node.leases.get(key.number)
         if lease is None:
             lease = node.leases[key.number] = Lease(key.number, node, record)
@@ -581,7 +602,12 @@ class Cluster:
         node = self.nodes.get(key.node)
         lease = node.leases.pop(key.number, None) if node is not None else None
         if node is not None and lease is not None:
+            self._tell_of_lease(node, key.number, lease.desired)
             self._charge(node, lease.desired, -len(lease.desired.slots))
+
+    def _tell_of_lease(self, node: Node, number: int, lease: LeaseDesired) -> None:
+        self.news.leases[node.id, number] = None
+        self.news.units[node.id, lease.pool, lease.unit] = None
 
     def _charge(self, node: Node, lease: LeaseDesired, slots: int) -> None:
         if not slots:
@@ -596,6 +622,7 @@ class Cluster:
             self._charge_queue(lease, slots)
 
     def _charge_queue(self, lease: LeaseDesired, slots: int) -> None:
+        self.news.queues[lease.queue] = None
         total = self.queue_charged.get(lease.queue, NOTHING).plus(lease.shape, slots)
         if total == NOTHING:
             self.queue_charged.pop(lease.queue, None)
@@ -640,12 +667,6 @@ class Cluster:
             node.leases[allocation.desired.lease].allocations.pop(key.number, None)
         self._own(allocation.job, allocation.owned.copy())
 
-    def _put_allocation_status(self, key: Key, record: AllocationStatus) -> None:
-        self._set_allocation_status(key, record)
-
-    def _drop_allocation_status(self, key: Key) -> None:
-        self._set_allocation_status(key, _NO_STATUS)
-
     def _set_allocation_status(self, key: Key, record: AllocationStatus) -> None:
         node = self.nodes.get(key.node)
         allocation = node.allocations.get(key.number) if node is not None else None
@@ -662,10 +683,11 @@ class Cluster:
             job.owned ^= changed
             job.moved(changed)
 
-    @staticmethod
-    def _count(allocation: Allocation, sign: int) -> None:
+    def _count(self, allocation: Allocation, sign: int) -> None:
         """Adds or takes away what an allocation counts for: of what it does not own, nothing."""
         job, owned, status = allocation.job, allocation.owned, allocation.status
+        self.news.jobs[job.id] = None
+        self.news.leases[allocation.node.id, allocation.desired.lease] = None
         job.count_succeeded += sign * owned.intersection_cardinality(status.succeeded)
         job.count_failed += sign * owned.intersection_cardinality(status.failed)
         job.count_cancelled += sign * owned.intersection_cardinality(status.cancelled)

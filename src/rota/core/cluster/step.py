@@ -62,6 +62,7 @@ _TIMERS: dict[str, Callable[[Work, str], None]] = {
     "input": feeding.overdue,
     "retry": settling.retry_due,
     "retention": jobs.retention_over,
+    "placing": placing.go_on,
     "linger": placing.linger_over,
     "gathering": placing.gathering_over,
     "expiry": jobs.forget_expired,
@@ -86,6 +87,7 @@ class Machine:
         self.settings = settings or Settings()
         self.cluster = Cluster.load(records)
         self.soft = Soft()
+        self.placing = placing.Placing(self.cluster, self.soft)
         # When a step was due at the latest; None where nothing was.
         self._due_ms: int | None = None
 
@@ -117,7 +119,7 @@ class Machine:
             _TIMERS[kind](work, name)
         if self.soft.leading:
             settling.settle(work)
-            placing.place(work)
+            self.placing.place(work)
         return self._outcome(work)
 
     def _take(self, work: Work, item: Input, proof: Proof) -> None:

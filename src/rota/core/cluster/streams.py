@@ -142,7 +142,9 @@ def holding_overdue(work: Work, name: str) -> None:
 
 
 def _heartbeat(work: Work, node: Node, session: Session, heartbeat: Heartbeat) -> None:
-    session.leaving = session.leaving or heartbeat.leaving
+    if heartbeat.leaving and not session.leaving:
+        session.leaving = True
+        work.cluster.news.nodes[node.id] = None
     if heartbeat.sequence_sent > node.status.acknowledged:
         end_stream(work, session, "a report was lost on the way")
     elif session.counts:
@@ -177,6 +179,7 @@ def closed(work: Work, item: StreamClosed) -> None:
     session = work.soft.sessions.get(item.node)
     if session is not None and session.stream == item.stream:
         del work.soft.sessions[item.node]
+        work.cluster.news.nodes[item.node] = None
         nodes.look(work, item.node)
 
 
@@ -243,6 +246,7 @@ def _hello(work: Work, node_id: str, stream: int, hello: Hello) -> None:
     work.soft.beginning.add(node_id)
     session = Session(node_id, stream, work.number(), hello, fresh, work.now_ms, counts)
     work.soft.sessions[node_id] = session
+    work.cluster.news.nodes[node_id] = None
     status = replace(
         node.status,
         boot_id=hello.boot_id,
@@ -397,6 +401,7 @@ def _compare_if_ready(work: Work, node: Node, session: Session) -> None:
     # Before anything is sent: a lease goes out with the size that it is to have.
     fit_leases(work, node)
     session.compared = True
+    work.cluster.news.nodes[node.id] = None
     _comes_forward(work, node, session)
     for allocation in list(node.allocations.values()):
         _end_what_is_gone(work, node, session, allocation)

@@ -1,56 +1,99 @@
-"""Which places get slots: spread over the least loaded, evenly."""
+"""Which rows get slots: spread over the least full, evenly.
+
+Each slot goes to the row that is the least full after it, by the resource of which it then has the
+smallest part left (the dominant share: Ghodsi et al., NSDI 2011); of equals to the lowest row. As a row
+only becomes fuller, that is: of all (row, how many slots it then has) those that are the least full.
+"""
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+
+import numpy as np
 
 from rota.core.model.resources import Resources
+from rota.core.placement.room import Counts, Levels, Room, Rows
+
+# So few slots are given one by one.
+ONE_BY_ONE_MAX = 64
 
 
-@dataclass(slots=True)
-class Place:
-    """One unit of capacity of a node. `rank` breaks ties and is the same for the whole run."""
+def spread(
+    room: Room, shape: Resources, slots: int, only: Rows | None = None, without: Rows | None = None
+) -> list[tuple[int, int]]:
+    """How many slots of a shape which rows get, `slots` in all where they fit; rows ascend.
 
-    node: str
-    pool: str
-    unit: int
-    rank: int
-    free: Resources
-    whole: Resources
-    slots_max: int
-
-
-def spread(places: Sequence[Place], shape: Resources, slots: int) -> list[tuple[Place, int]]:
-    """How many slots of a shape each place gets, `slots` in all where they fit.
-
-    Each slot goes to the place that is the least full after it, by the resource of which it then
-    has the smallest part left (the dominant share: Ghodsi et al., NSDI 2011).
+    `only` these rows, which ascend, or all but `without`.
     """
-    room = [min(shape.times_in(place.free, place.slots_max), place.slots_max) for place in places]
-    if sum(room) <= slots:
-        return [(place, count) for place, count in zip(places, room, strict=True) if count]
-    given = [0] * len(places)
-    heap = [
-        (fullness(place, shape, 1), place.rank, number)
-        for number, place in enumerate(places)
-        if room[number] > 0
-    ]
+    if slots <= 0:
+        return []
+    if only is None:
+        scored = room.scored(shape)
+        fits, score = scored.room, scored.score
+    else:
+        fits, score = room.score(shape, only)
+    if without is not None and len(without):
+        fits, score = fits.copy(), score.copy()
+        here = without if only is None else np.flatnonzero(np.isin(only, without))
+        fits[here], score[here] = 0, np.inf
+    if slots == 1:
+        if not len(score) or not np.isfinite(score[place := int(score.argmin())]):
+            return []
+        return [(place if only is None else int(only[place]), 1)]
+    places = np.flatnonzero(fits)
+    if slots < len(places) and slots <= ONE_BY_ONE_MAX:
+        # No more rows than slots get any: those that are the least full with one.
+        worst = np.partition(score[places], slots - 1)[slots - 1]
+        better = places[score[places] < worst]
+        equal = places[score[places] == worst][: slots - len(better)]
+        places = np.sort(np.concatenate((better, equal)))
+    fits = fits[places]
+    rows = places if only is None else only[places]
+    counts = fits if fits.sum() <= slots else _fill(room.levels(shape, rows), fits, slots)
+    return [(int(row), int(count)) for row, count in zip(rows, counts, strict=True) if count]
+
+
+def _fill(levels: Levels, fits: Counts, slots: int) -> Counts:
+    """So many slots over rows, which have room for more than that."""
+    if slots <= ONE_BY_ONE_MAX:
+        return _one_by_one(levels, fits, slots)
+    low, high = -1.0, float(levels.at(fits).max())
+    below, above = np.zeros_like(fits), fits
+    # Halve until no row has more than one step between the two levels, or there is nothing between them.
+    while (above - below).max() > 1:
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        counts = levels.count_up_to(middle, fits)
+        if counts.sum() <= slots:
+            low, below = middle, counts
+        else:
+            high, above = middle, counts
+    between = above - below
+    left = slots - int(below.sum())
+    if between.max() <= 1:
+        rows = np.flatnonzero(between)
+        first = rows[np.argsort(levels.at(below + 1)[rows], kind="stable")[:left]]
+        result = below.copy()
+        result[first] += 1
+        return result
+    # All these steps are equally full: the lowest rows first.
+    before = np.cumsum(between) - between
+    ties: Counts = np.clip(left - before, 0, between)
+    return below + ties
+
+
+def _one_by_one(levels: Levels, fits: Counts, slots: int) -> Counts:
+    given = np.zeros_like(fits)
+    steps = [levels.at(given + 1).tolist()]
+    heap = [(full, row) for row, full in enumerate(steps[0]) if fits[row]]
     heapq.heapify(heap)
     for _ in range(slots):
-        _, rank, number = heap[0]
-        given[number] += 1
-        if given[number] < room[number]:
-            heapq.heapreplace(heap, (fullness(places[number], shape, given[number] + 1), rank, number))
+        _, row = heap[0]
+        given[row] += 1
+        count = int(given[row])
+        if count < fits[row]:
+            if count == len(steps):
+                steps.append(levels.at(np.full_like(fits, count + 1)).tolist())
+            heapq.heapreplace(heap, (steps[count][row], row))
         else:
             heapq.heappop(heap)
-    return [(place, count) for place, count in zip(places, given, strict=True) if count]
-
-
-def fullness(place: Place, shape: Resources, slots: int) -> float:
-    """The largest used part of a resource once so many slots more are charged; 0 empty, 1 full."""
-    result = 0.0
-    for name, amount in shape.items():
-        whole = place.whole.get(name)
-        if whole:
-            result = max(result, (whole - place.free.get(name) + amount * slots) / whole)
-    return result
+    return given

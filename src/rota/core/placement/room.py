@@ -1,0 +1,288 @@
+"""What is free and where, as columns of NumPy: one row a unit of capacity of a node, one column a resource.
+
+A shape is scored over all rows once; from then on only over the rows that changed since it was last asked
+for. The log of changed rows is what ties the two together.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rota.core.model.resources import BUILT_IN, Resources
+
+Rows = NDArray[np.intp]
+Counts = NDArray[np.int64]
+Scores = NDArray[np.float64]
+
+# Scored shapes that are kept, in rows of all of them together: 16 bytes each.
+SCORED_ROWS_MAX = 2_000_000
+WHOLE_DEVICE = 1000
+"""Thousandths of one device."""
+
+_ROWS_MIN = 64
+_LOG_MIN = 1_024
+
+
+@dataclass(slots=True)
+class Unit:
+    """One unit of a pool of a node, as it is now.
+
+    `slots` is how many more it may get, whatever amounts are free: none where nothing new may go.
+    `devices` are the thousandths left of each GPU that the pool names. `there`: its node is not lost.
+    """
+
+    node: str
+    pool: str
+    unit: int
+    free: Resources
+    whole: Resources
+    slots: int
+    there: bool = True
+    devices: Sequence[int] = ()
+
+
+@dataclass(slots=True)
+class Scored:
+    """Of one shape, by row: how many slots fit, and how full it is with one more (infinite: none fits)."""
+
+    room: Counts
+    score: Scores
+    # Where in the log of changed rows it stands.
+    seen: int = 0
+
+
+class Room:
+    """The columns. Rows are taken and given back; a row that is nobody's has no room for anything."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.units: list[Unit | None] = []
+        self._columns = {name: number for number, name in enumerate(BUILT_IN)}
+        self._free = np.zeros((len(BUILT_IN), _ROWS_MIN), np.int64)
+        self._whole = np.zeros((len(BUILT_IN), _ROWS_MIN), np.int64)
+        self._slots = np.zeros(_ROWS_MIN, np.int64)
+        self._there = np.zeros(_ROWS_MIN, np.bool_)
+        # Thousandths left of each device, -1 for none; the rows that have any.
+        self._devices = np.full((_ROWS_MIN, 0), -1, np.int64)
+        self._named = np.zeros(_ROWS_MIN, np.bool_)
+        self._unused: list[int] = []
+        self._scored: OrderedDict[Resources, Scored] = OrderedDict()
+        self._log: list[int] = []
+        self._log_start = 0
+        # For tests and figures: how often a shape was scored over all rows, and how many rows again.
+        self.shapes_scored = 0
+        self.rows_rescored = 0
+
+    # ------------------------------------------------------------ rows
+
+    def take(self, unit: Unit) -> int:
+        """A row for a unit: the lowest that is free, for rows break ties."""
+        if self._unused:
+            row = heapq.heappop(self._unused)
+        else:
+            row = self.size
+            self.size += 1
+            self.units.append(None)
+            if row == len(self._slots):
+                self._grow()
+            # One row more: what is scored is of another length.
+            self._scored.clear()
+        self.set(row, unit)
+        return row
+
+    def give(self, row: int) -> None:
+        """The row is nobody's any more."""
+        self.units[row] = None
+        for table in (self._free, self._whole):
+            table[:, row] = 0
+        self._slots[row] = 0
+        self._there[row] = self._named[row] = False
+        heapq.heappush(self._unused, row)
+        self._changed(row)
+
+    def set(self, row: int, unit: Unit) -> bool:
+        """What the row's unit is now. Returns whether it may have become room for something."""
+        before = self.units[row]
+        self.units[row] = unit
+        if before is None or before.whole != unit.whole or before.free != unit.free:
+            for name in (name for name, _ in unit.whole.items() if name not in self._columns):
+                self._add_column(name)
+            self._put(self._free, row, unit.free)
+            self._put(self._whole, row, unit.whole)
+        self._slots[row] = unit.slots
+        self._there[row] = unit.there
+        self._named[row] = bool(unit.devices)
+        if unit.devices:
+            self._put_devices(row, unit.devices)
+        self._changed(row)
+        if before is None or before.slots < unit.slots or before.whole != unit.whole:
+            return unit.slots > 0
+        return unit.slots > 0 and (
+            any(before.free.get(name) < unit.free.get(name) for name in self._columns)
+            or any(left > had for had, left in zip(before.devices, unit.devices, strict=False))
+        )
+
+    def _put(self, table: Counts, row: int, amounts: Resources) -> None:
+        table[:4, row] = (amounts.cpu, amounts.memory, amounts.gpu, amounts.disk)
+        if len(self._columns) > len(BUILT_IN):
+            table[4:, row] = 0
+            for name, amount in amounts.named:
+                if name in self._columns:
+                    table[self._columns[name], row] = amount
+
+    def _put_devices(self, row: int, left: Sequence[int]) -> None:
+        more = len(left) - self._devices.shape[1]
+        if more > 0:
+            self._devices = np.pad(self._devices, ((0, 0), (0, more)), constant_values=-1)
+        self._devices[row] = -1
+        self._devices[row, : len(left)] = left
+
+    def _add_column(self, name: str) -> None:
+        self._columns[name] = len(self._columns)
+        self._free = np.pad(self._free, ((0, 1), (0, 0)))
+        self._whole = np.pad(self._whole, ((0, 1), (0, 0)))
+
+    def _grow(self) -> None:
+        more = len(self._slots)
+        self._free = np.pad(self._free, ((0, 0), (0, more)))
+        self._whole = np.pad(self._whole, ((0, 0), (0, more)))
+        self._slots = np.pad(self._slots, (0, more))
+        self._there = np.pad(self._there, (0, more))
+        self._named = np.pad(self._named, (0, more))
+        self._devices = np.pad(self._devices, ((0, more), (0, 0)), constant_values=-1)
+
+    def _changed(self, row: int) -> None:
+        self._log.append(row)
+        if len(self._log) > max(2 * self.size, _LOG_MIN):
+            # Who has not looked for so long looks at all.
+            self._log_start += len(self._log)
+            self._log.clear()
+
+    # ------------------------------------------------------------ shapes
+
+    def scored(self, shape: Resources) -> Scored:
+        """The shape's room and score by row, as they are now. The arrays must not be changed."""
+        now = self._log_start + len(self._log)
+        found = self._scored.get(shape)
+        if found is None or found.seen < self._log_start:
+            found = Scored(*self.score(shape, slice(0, self.size)), now)
+            self.shapes_scored += 1
+            self._scored[shape] = found
+            while len(self._scored) * self.size > SCORED_ROWS_MAX and len(self._scored) > 1:
+                self._scored.popitem(last=False)
+        elif found.seen < now:
+            rows = np.unique(np.array(self._log[found.seen - self._log_start :], np.intp))
+            found.room[rows], found.score[rows] = self.score(shape, rows)
+            self.rows_rescored += len(rows)
+            found.seen = now
+        self._scored.move_to_end(shape)
+        return found
+
+    def score(self, shape: Resources, rows: Rows | slice) -> tuple[Counts, Scores]:
+        """Of these rows: how many slots of the shape fit, and how full each is with one of them."""
+        room = self._slots[rows].copy()
+        score = np.zeros(len(room))
+        for name, amount in shape.items():
+            if name not in self._columns:
+                return np.zeros_like(room), np.full(len(room), np.inf)
+            free, whole = self._free[self._columns[name]][rows], self._whole[self._columns[name]][rows]
+            np.minimum(room, free // amount, out=room)
+            np.maximum(score, (whole - free + amount) / np.maximum(whole, 1), out=score)
+        if shape.gpu and self._devices.shape[1]:
+            named = self._named[rows]
+            np.minimum(room, _devices_room(self._devices[rows], shape.gpu), out=room, where=named)
+        np.maximum(room, 0, out=room)
+        score[room == 0] = np.inf
+        return room, score
+
+    def levels(self, shape: Resources, rows: Rows) -> "Levels":
+        """How full these rows become as they get slots of the shape."""
+        used, whole, amounts = [], [], []
+        for name, amount in shape.items():
+            column = self._columns[name]
+            used.append(self._whole[column][rows] - self._free[column][rows])
+            whole.append(np.maximum(self._whole[column][rows], 1).astype(np.float64))
+            amounts.append(amount)
+        return Levels(used, whole, amounts)
+
+    def fits(self, shapes: Counts, rows: Sequence[int]) -> NDArray[np.bool_]:
+        """Which of the shapes (one a line, as `line` writes it) fit into any of these rows by amounts."""
+        open_ = np.array([row for row in rows if self._slots[row] > 0], np.intp)
+        if not len(open_):
+            return np.zeros(len(shapes), np.bool_)
+        width = shapes.shape[1]
+        free = self._free[:width][:, open_]
+        result: NDArray[np.bool_] = (shapes <= free.max(axis=1)).all(axis=1)
+        if len(open_) > 1:
+            for number in np.flatnonzero(result):
+                result[number] = (shapes[number][:, None] <= free).all(axis=0).any()
+        return result
+
+    def line(self, shape: Resources) -> list[int] | None:
+        """A shape as the amounts of the columns; None where it asks for what no node has ever had."""
+        result = [0] * len(self._columns)
+        for name, amount in shape.items():
+            if name not in self._columns:
+                return None
+            result[self._columns[name]] = amount
+        return result
+
+    def free_at_least(self, rows: Rows, shape: Resources, beside: Resources) -> NDArray[np.bool_]:
+        """In which of these rows the shape has room by its amounts once `beside` is free as well."""
+        result = np.ones(len(rows), np.bool_)
+        for name, amount in shape.items():
+            column = self._columns.get(name)
+            free = self._free[column][rows] if column is not None else 0
+            result &= free + beside.get(name) >= amount
+        return result
+
+    def could_ever(self, shape: Resources) -> NDArray[np.bool_]:
+        """By row, whether the shape fits into the unit when it is empty; of no lost node."""
+        result = self._there[: self.size].copy()
+        for name, amount in shape.items():
+            column = self._columns.get(name)
+            result &= (self._whole[column][: self.size] if column is not None else 0) >= amount
+        return result
+
+    def columns_count(self) -> int:
+        """How many resources there are a column of."""
+        return len(self._columns)
+
+
+class Levels:
+    """How full rows become, by the resource of which the smallest part is left, as they get more slots."""
+
+    def __init__(self, used: list[Counts], whole: list[Scores], amounts: Iterable[int]) -> None:
+        self._used, self._whole, self._amounts = used, whole, list(amounts)
+
+    def at(self, slots: Counts) -> Scores:
+        """How full each is with so many slots more."""
+        result = np.zeros(len(slots))
+        for used, whole, amount in zip(self._used, self._whole, self._amounts, strict=True):
+            np.maximum(result, (used + amount * slots) / whole, out=result)
+        return result
+
+    def count_up_to(self, level: float, room: Counts) -> Counts:
+        """How many slots each may get, of its room, without becoming fuller than the level."""
+        result = room.copy()
+        for used, whole, amount in zip(self._used, self._whole, self._amounts, strict=True):
+            count = np.clip((level * whole - used) / amount, 0, room).astype(np.int64)
+            # Division rounds: the same sum that gives the level decides.
+            count -= (count > 0) & ((used + amount * count) / whole > level)
+            count += (used + amount * (count + 1)) / whole <= level
+            np.minimum(result, count, out=result)
+        return result
+
+
+def _devices_room(left: Counts, gpu: int) -> Counts:
+    """How many slots of `gpu` thousandths each row's devices have room for: a part of one, or whole ones."""
+    result: Counts
+    if gpu < WHOLE_DEVICE:
+        result = (np.maximum(left, 0) // gpu).sum(axis=1)
+    else:
+        result = (left == WHOLE_DEVICE).sum(axis=1) // -(-gpu // WHOLE_DEVICE)
+    return result
