@@ -36,7 +36,7 @@ from rota.wire.gen.v1 import enrol_pb2
 SERVER_NAME = "controller.rota"
 TIMEOUT_S = 20.0
 
-_METHOD = f"/{enrol_pb2.DESCRIPTOR.services_by_name['EnrolService'].full_name}/Enrol"
+METHOD = f"/{enrol_pb2.DESCRIPTOR.services_by_name['EnrolService'].full_name}/Enrol"
 
 EXIT_USAGE, EXIT_REFUSED, EXIT_UNREACHABLE = 2, 4, 5
 _UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -55,30 +55,32 @@ def enrol(home: Path, join: str, name: str, token_text: str) -> None:
     token = parse(token_text)
     if token is None:
         raise EnrolError(EXIT_USAGE, "this is no join token; a whole one begins with rota1_")
-    host, port = _address(join)
     tls = home / "tls"
     for directory in (home, tls):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         directory.chmod(0o700)
     key = _key(tls / "node.key")
-    authority = _authority(host, port, token.fingerprint)
-    answer = _ask(join, authority, key, token.secret, name)
-    _check(answer, authority, key, join)
+    authority = offered_authority(join, token.fingerprint)
+    with grpc.secure_channel(join, *trusting(authority)) as channel:
+        answer = _ask(channel, join, request_for(key, token.secret, name))
+    check(answer, authority, key, join)
     _write(tls / "ca.crt", authority.public_bytes(serialization.Encoding.PEM))
     _write(tls / "node.crt", answer.certificate_chain)
-    listed = answer.address if not answer.address.startswith(":") else ""
-    dialled = _join_address(host, int(answer.address.rpartition(":")[2]))
     identity = {
         "cluster": answer.cluster,
         "node": answer.node_id,
         "name": answer.name,
-        "addresses": [dialled, *([listed] if listed not in ("", dialled) else [])],
+        "addresses": addresses(answer, join),
     }
     _write(home / "identity.json", (json.dumps(identity, indent=2) + "\n").encode())
 
 
-def _authority(host: str, port: int, fingerprint: bytes) -> x509.Certificate:
-    """The certificate with this fingerprint among those that the join port offers; nothing is said to it."""
+def offered_authority(join: str, fingerprint: bytes) -> x509.Certificate:
+    """The certificate with this fingerprint among those that the join port offers; nothing is said to it.
+
+    Raises EnrolError.
+    """
+    host, port = _address(join)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
@@ -117,15 +119,18 @@ def _chain(secure: ssl.SSLSocket) -> list[bytes]:
     return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in certificates]
 
 
-def _ask(
-    join: str, authority: x509.Certificate, key: ec.EllipticCurvePrivateKey, secret: str, name: str
-) -> enrol_pb2.EnrolResponse:
+def trusting(authority: x509.Certificate) -> tuple[grpc.ChannelCredentials, tuple[tuple[str, str]]]:
+    """Credentials and options of a channel to the join port that trusts one authority alone."""
     credentials = grpc.ssl_channel_credentials(authority.public_bytes(serialization.Encoding.PEM))
-    options = (("grpc.ssl_target_name_override", SERVER_NAME),)
+    return credentials, (("grpc.ssl_target_name_override", SERVER_NAME),)
+
+
+def request_for(key: ec.EllipticCurvePrivateKey, secret: str, name: str) -> enrol_pb2.EnrolRequest:
+    """What a node with this key and this name asks; the same key is the same request."""
     public = key.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    request = enrol_pb2.EnrolRequest(
+    return enrol_pb2.EnrolRequest(
         secret=secret,
         csr=x509.CertificateSigningRequestBuilder(x509.Name([]))
         .sign(key, hashes.SHA256())
@@ -133,25 +138,31 @@ def _ask(
         name=name,
         idempotency_key=hashlib.sha256(public).hexdigest(),
     )
-    with grpc.secure_channel(join, credentials, options) as channel:
-        try:
-            call = channel.unary_unary(
-                _METHOD, enrol_pb2.EnrolRequest.SerializeToString, enrol_pb2.EnrolResponse.FromString
-            )
-            answer: enrol_pb2.EnrolResponse = call(request, timeout=TIMEOUT_S)
-        except grpc.RpcError as error:
-            if "Socket closed" in (error.details() or ""):
-                # The same authority, but nobody is heard there without a certificate.
-                raise EnrolError(
-                    EXIT_REFUSED,
-                    f"{join} is a controller, but not its join port; 'rota token create' shows that",
-                ) from error
-            code = EXIT_UNREACHABLE if error.code() in _UNREACHABLE else EXIT_REFUSED
-            raise EnrolError(code, error.details() or error.code().name) from error
+
+
+def _ask(channel: grpc.Channel, join: str, request: enrol_pb2.EnrolRequest) -> enrol_pb2.EnrolResponse:
+    call = channel.unary_unary(
+        METHOD, enrol_pb2.EnrolRequest.SerializeToString, enrol_pb2.EnrolResponse.FromString
+    )
+    try:
+        answer: enrol_pb2.EnrolResponse = call(request, timeout=TIMEOUT_S)
+    except grpc.RpcError as error:
+        raise refusal(error, join) from error
     return answer
 
 
-def _check(
+def refusal(error: grpc.RpcError, join: str) -> EnrolError:
+    """What an error of the call means."""
+    if "Socket closed" in (error.details() or ""):
+        # The same authority, but nobody is heard there without a certificate.
+        return EnrolError(
+            EXIT_REFUSED, f"{join} is a controller, but not its join port; 'rota token create' shows that"
+        )
+    code = EXIT_UNREACHABLE if error.code() in _UNREACHABLE else EXIT_REFUSED
+    return EnrolError(code, error.details() or error.code().name)
+
+
+def check(
     answer: enrol_pb2.EnrolResponse,
     authority: x509.Certificate,
     key: ec.EllipticCurvePrivateKey,
@@ -189,6 +200,14 @@ def _address(join: str) -> tuple[str, int]:
     if not (colon and host and port.isdecimal()):
         raise EnrolError(EXIT_USAGE, f"'{join}' is no address; try HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def addresses(answer: enrol_pb2.EnrolResponse, join: str) -> list[str]:
+    """Where the controller listens, of which it is best reached where it was for joining."""
+    host, _ = _address(join)
+    listed = answer.address if not answer.address.startswith(":") else ""
+    dialled = _join_address(host, int(answer.address.rpartition(":")[2]))
+    return [dialled, *([listed] if listed not in ("", dialled) else [])]
 
 
 def _join_address(host: str, port: int) -> str:

@@ -19,7 +19,7 @@ root.entries = {
     "controller": Entry("rota.main.controller:controller", "run a controller in the foreground", _MACHINE),
     "agent": Entry("rota.main.agent:agent", "run an agent in the foreground", _MACHINE),
     **root.entries,
-    "sim": Entry("rota.sim.cli:sim", "the cluster in virtual time, with faults on purpose", "Other"),
+    "sim": Entry("rota.main.sim:sim", "clusters in virtual time, and simulated nodes", "Other"),
 }
 
 

@@ -1,4 +1,4 @@
-"""`rota sim`: the simulator for people."""
+"""`rota sim check`: the simulator for people."""
 
 import os
 import sys
@@ -38,12 +38,7 @@ class Seeds(click.ParamType[range]):
         return range(low, high + 1)
 
 
-@click.group("sim")
-def sim() -> None:
-    """The cluster in virtual time: the same core, with faults on purpose."""
-
-
-@sim.command("check")
+@click.command("check")
 @click.option("--seeds", type=Seeds(), default="1..100", show_default=True, help="Which seeds to run.")
 @click.option(
     "--steps",

@@ -1,15 +1,33 @@
 """The pen of a step: what the machine's parts write, want done and say, and the time it is."""
 
+from typing import Generic, Protocol, TypeVar
+
 from rota.core.model.protocol import Up
-from rota.core.node.entries import Entry
-from rota.core.node.held import Held
+from rota.core.node.entries import Entry, Session
 from rota.core.node.inputs import Command, Outcome
 
 
-class Book:
+class Memory(Protocol):
+    """What a node remembers, as far as its talk with the leader needs it; `Held` is one."""
+
+    journal_id: str
+    boot_id: str
+    sequence: int
+    acknowledged: int
+    session: Session
+
+    def apply(self, entry: Entry) -> None:
+        """Makes true what an entry says: at least a Session, and an Acknowledged."""
+        ...
+
+
+M = TypeVar("M", bound=Memory)
+
+
+class Book(Generic[M]):
     """Shared by the parts of one machine."""
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: M) -> None:
         self.held = held
         self.now_ms = 0
         self.wall_ms = 0

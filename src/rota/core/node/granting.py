@@ -5,7 +5,7 @@ from rota.core.model.states import Cause, OnNodeLoss, StopReason
 from rota.core.node.book import Book
 from rota.core.node.entries import Drop, Granted, LeaseKept
 from rota.core.node.entries import Resize as Resized
-from rota.core.node.held import AllocationHeld, LeaseHeld
+from rota.core.node.held import AllocationHeld, Held, LeaseHeld
 from rota.core.node.indices import Indices, normal, size
 from rota.core.node.running import Attempts, Place
 
@@ -28,7 +28,7 @@ _FAILURES = frozenset({Cause.SIGNAL, Cause.OOM, Cause.TIME_LIMIT, Cause.START_FA
 class Granting:
     """Who may run what here."""
 
-    def __init__(self, book: Book, attempts: Attempts) -> None:
+    def __init__(self, book: Book[Held], attempts: Attempts) -> None:
         self._book = book
         self._held = book.held
         self._attempts = attempts

@@ -5,6 +5,7 @@ send its messages. `recover` makes the machine that goes on after whatever was w
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import assert_never
 
 from rota.core.model.protocol import (
@@ -50,6 +51,7 @@ from rota.core.node.inputs import (
     TellOutput,
     WriteInput,
 )
+from rota.core.node.reporting import holding, report
 from rota.core.node.running import Attempts
 from rota.core.node.talking import Talk
 
@@ -65,7 +67,7 @@ class Machine:
         self.book = Book(held)
         self.attempts = Attempts(self.book)
         self.granting = Granting(self.book, self.attempts)
-        self.talk = Talk(self.book, cluster)
+        self.talk = Talk(self.book, cluster, partial(holding, held), partial(report, held))
         self._writable = True
         self._left = False
         self._idle_since_ms: int | None = None

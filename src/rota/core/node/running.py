@@ -13,7 +13,7 @@ from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, OnNodeLoss
 from rota.core.node.book import Book
 from rota.core.node.entries import Attempt, End, Intent, Start
-from rota.core.node.held import AllocationHeld, LeaseHeld
+from rota.core.node.held import AllocationHeld, Held, LeaseHeld
 from rota.core.node.indices import Indices, each
 from rota.core.node.inputs import Exited, InputLost, KillTree, Signal, Spawn, Spawned, SpawnFailed
 from rota.core.node.signals import SIGTERM, parse
@@ -62,7 +62,7 @@ class Place:
 class Attempts:
     """All that runs, and what is about to."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book[Held]) -> None:
         self._book = book
         self._held = book.held
         self._timers: Timers[Attempt] = Timers()

@@ -6,7 +6,9 @@ does silence. Everything else, from other sessions and lower terms, is as if it 
 """
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Generic
 
 from rota.core.model.protocol import (
     PROTOCOL_VERSION,
@@ -15,15 +17,16 @@ from rota.core.model.protocol import (
     Goodbye,
     Heartbeat,
     Hello,
+    Holding,
     HoldingEnd,
     Inventory,
     Refused,
+    Report,
     Welcome,
 )
-from rota.core.node.book import Book
+from rota.core.node.book import Book, M
 from rota.core.node.entries import Acknowledged
 from rota.core.node.inputs import CloseStream
-from rota.core.node.reporting import holding, report
 
 GREETING_MS_MAX = 10_000
 # Silence that ends a stream, in heartbeats.
@@ -37,10 +40,19 @@ REPORT_WAIT_MS_MAX = 10
 ACKNOWLEDGED_COUNT_MIN = 256
 
 
-class Talk:
+class Talk(Generic[M]):
     """One stream at a time, and its session."""
 
-    def __init__(self, book: Book, cluster: str) -> None:
+    def __init__(
+        self,
+        book: Book[M],
+        cluster: str,
+        holding: Callable[[], Iterator[Holding]],
+        report: Callable[[int, int], Report],
+    ) -> None:
+        """`holding`: what is held, in pages. `report`: of the entries from the first to the last at most."""
+        self._holding = holding
+        self._reported = report
         self._book = book
         self._held = book.held
         self._cluster = cluster
@@ -96,7 +108,7 @@ class Talk:
                 self.lost_after_ms,
             )
         )
-        pages = list(holding(held))
+        pages = list(self._holding())
         for page in pages:
             self._book.say(page)
         self._book.say(HoldingEnd(len(pages)))
@@ -263,7 +275,7 @@ class Talk:
         first = self._sent_sequence + 1
         # What Hello counted as said is told apart from what came after it.
         last_max = self._hello_sequence if first <= self._hello_sequence else self._held.sequence
-        message = report(self._held, first, last_max)
+        message = self._reported(first, last_max)
         self._book.say(message)
         self._sent_sequence = message.last_sequence
         self._in_flight.append(message.last_sequence)
