@@ -9,6 +9,7 @@ from rota.core.cluster.soft import Settings
 from rota.core.model.states import TokenKind
 from rota.sim.checkers import Checkers
 from rota.sim.disk import Disk
+from rota.sim.edge_node import EdgeNode
 from rota.sim.leader import Leader
 from rota.sim.network import Network, Stream
 from rota.sim.node import Behaviour, Node, Sights
@@ -36,7 +37,9 @@ WIDE_CHECK_STEPS = 20
 class Cast:
     """The cast of one run. `leader` is the controller that users reach, where there is one."""
 
-    def __init__(self, seed: int, trace: Callable[[str], None] | None) -> None:
+    def __init__(self, seed: int, trace: Callable[[str], None] | None, *, edges: bool = False) -> None:
+        """`edges`: the nodes are those of `rota sim edges`."""
+        self._node = EdgeNode if edges else Node
         self.world = World(seed, trace=trace)
         self.mix = random_mix(self.world.chance)
         self.world.noise = self.mix.noise
@@ -97,7 +100,7 @@ class Cast:
     def make_node(self, node_id: str, name: str) -> Node:
         """A machine that is off."""
         sights = Sights(self.checkers.truth.started, self.checkers.truth.ended)
-        return Node(
+        return self._node(
             self.world,
             node_id,
             name,

@@ -34,19 +34,25 @@ class Found:
     last: tuple[str, ...] = ()
 
 
-def run_seed(seed: int, steps: int = STEPS_DEFAULT, trace: Callable[[str], None] | None = None) -> Found:
-    """One seed's run. `trace` gets each line of the history."""
-    found = _run(seed, steps, trace)
+def run_seed(
+    seed: int,
+    steps: int = STEPS_DEFAULT,
+    trace: Callable[[str], None] | None = None,
+    *,
+    edges: bool = False,
+) -> Found:
+    """One seed's run. `trace` gets each line of the history; `edges`: its nodes are simulated edges."""
+    found = _run(seed, steps, trace, edges)
     if not found.invariant:
         return found
     # Once more, for the end of its history: to keep it in every run would cost too much.
     lines: deque[str] = deque(maxlen=LINES_KEPT)
-    _run(seed, steps, lines.append)
+    _run(seed, steps, lines.append, edges)
     return Found(seed, found.events, found.invariant, found.message, tuple(lines))
 
 
-def _run(seed: int, steps: int, trace: Callable[[str], None] | None) -> Found:
-    cast = Cast(seed, trace)
+def _run(seed: int, steps: int, trace: Callable[[str], None] | None, edges: bool) -> Found:
+    cast = Cast(seed, trace, edges=edges)
     try:
         Simulation(cast).run(steps)
     except InvariantBroken as broken:

@@ -62,7 +62,8 @@ class Seeds(click.ParamType[range]):
     help="Processes; as many as cores if not given.",
 )
 @click.option("-x", "--first", is_flag=True, help="Stop at the first seed that breaks something.")
-def check(seeds: range, steps: int, trace: Path | None, jobs: int | None, first: bool) -> int:
+@click.option("--edges", is_flag=True, help="The nodes are those of 'rota sim edges'.")
+def check(seeds: range, steps: int, trace: Path | None, jobs: int | None, first: bool, edges: bool) -> int:
     """Run random clusters with random faults, and check every promise after every event.
 
     The same seed gives the same history, to the byte.
@@ -77,18 +78,19 @@ def check(seeds: range, steps: int, trace: Path | None, jobs: int | None, first:
       rota sim check --seeds 17 --steps 5000           the same one, with faults for longer
     """  # noqa: D301 - click reads the control character
     began_s = time.monotonic()
+    more = ("" if steps == STEPS_DEFAULT else f" --steps {steps}") + (" --edges" if edges else "")
     if trace is not None:
         if len(seeds) > 1:
             raise click.UsageError("--trace takes one seed alone, as in: --seeds 17 --trace history.txt")
         try:
             with trace.open("w", encoding="utf-8") as file:
-                history = [run_seed(seeds[0], steps, lambda line: print(line, file=file))]
+                history = [run_seed(seeds[0], steps, lambda line: print(line, file=file), edges=edges)]
         except OSError as error:
             raise click.UsageError(f"--trace: {trace} cannot be written: {error.strerror}") from error
-        found = _report(history, len(seeds), steps, began_s)
+        found = _report(history, len(seeds), more, began_s)
     else:
-        results = run_seeds(seeds, steps, jobs or os.cpu_count() or 1)
-        found = _report(_until_broken(results) if first else results, len(seeds), steps, began_s)
+        results = run_seeds(seeds, steps, jobs or os.cpu_count() or 1, edges=edges)
+        found = _report(_until_broken(results) if first else results, len(seeds), more, began_s)
     return 1 if found else 0
 
 
@@ -99,17 +101,16 @@ def _until_broken(results: Iterable[Found]) -> Iterable[Found]:
             return
 
 
-def _show(found: Found, steps: int) -> None:
+def _show(found: Found, more: str) -> None:
     """What broke, how it came to that, and how to see it again."""
     click.echo(f"seed {found.seed}, event {found.events}: {found.message}")
     click.echo("  last happened:")
     for line in found.last:
         click.echo(f"  {line}")
-    more = "" if steps == STEPS_DEFAULT else f" --steps {steps}"
     click.echo(f"  all of it: rota sim check --seeds {found.seed}{more} --trace history.txt")
 
 
-def _report(results: Iterable[Found], seed_count: int, steps: int, began_s: float) -> int:
+def _report(results: Iterable[Found], seed_count: int, more: str, began_s: float) -> int:
     """Prints what breaks as it is found, and the sum; how many seeds broke something."""
     events = broken = done = 0
     said_s = began_s
@@ -118,7 +119,7 @@ def _report(results: Iterable[Found], seed_count: int, steps: int, began_s: floa
         if found.invariant:
             broken += 1
             if broken <= SHOWN_MAX:
-                _show(found, steps)
+                _show(found, more)
         now_s = time.monotonic()
         if sys.stderr.isatty() and now_s - said_s > PROGRESS_S:
             said_s = now_s

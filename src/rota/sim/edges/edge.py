@@ -9,7 +9,6 @@ The law of whoever runs it is the machine's: do an outcome's commands, then send
 what began and ended in the last step, in that order, for those who check it.
 """
 
-import array
 import heapq
 from collections.abc import Iterable
 from typing import assert_never
@@ -17,6 +16,7 @@ from typing import assert_never
 import numpy as np
 from pyroaring import BitMap
 
+from rota.core.cluster.rows import Numbers, array, bitmap
 from rota.core.model.indexset import from_ranges, take_first, to_ranges
 from rota.core.model.protocol import (
     Ack,
@@ -54,7 +54,7 @@ from rota.core.node.inputs import Leave, Outcome, Received, SendOutput, Shutdown
 from rota.core.node.machine import GOODBYE_MS_MAX
 from rota.core.node.talking import Talk
 from rota.sim.edges.memory import ENDS_COUNT_MAX, Allocation, Begun, Ends, Lease, Memory, Running
-from rota.sim.edges.tasks import Codes, Tasks
+from rota.sim.edges.tasks import Tasks
 
 SIGKILL, SIGTERM = 9, 15
 
@@ -351,14 +351,14 @@ class Edge:
             if spec.on_node_loss == OnNodeLoss.RERUN_FENCED and not self._in_contact:
                 continue
             if self._tasks.at_once(job, spec):
-                self._run_at_once(held)
+                self._run_at_once(held, lease)
             else:
                 self._begin(held, lease)
 
-    def _run_at_once(self, held: Allocation) -> None:
+    def _run_at_once(self, held: Allocation, lease: Lease) -> None:
         """All that waits, one after the other in no time."""
         job = held.template.job
-        waiting = np.frombuffer(held.waiting.to_array(), np.uint32)
+        waiting = array(held.waiting)
         codes = self._tasks.codes(job, len(waiting))
         if len(waiting) > ENDS_COUNT_MAX:
             waiting = self._tasks.shuffled(waiting)
@@ -369,9 +369,9 @@ class Edge:
             index = np.sort(waiting[cut : min(cut + ENDS_COUNT_MAX, ran)])
             code = codes[cut : cut + len(index)]
             times = np.full(len(index), self.book.wall_ms, np.int64)
-            ends = Ends(held.allocation, index, code, times, np.zeros(len(index), np.int64), at_once=True)
+            ends = Ends(held.allocation, index, code, times, np.zeros(len(index), np.int64), lease.free[-1])
             self._tell(ends)
-            self._unqueue(held, BitMap(array.array("I", index.tobytes())))
+            self._unqueue(held, bitmap(index))
         self._close_if_over(held)
         if stalled_after is not None:
             self._stall(held)
@@ -383,15 +383,15 @@ class Edge:
         times_ms = self._tasks.times_ms(job, spec, len(begun))
         codes = self._tasks.codes(job, len(begun)).tolist()
         now_ms = self.book.now_ms
-        for index, time_ms, code in zip(begun, times_ms, codes, strict=True):
+        slots = lease.free[: -len(begun) - 1 : -1]
+        del lease.free[-len(begun) :]
+        for index, slot, time_ms, code in zip(begun, slots, times_ms, codes, strict=True):
             over = 0 < spec.time_limit < time_ms
             ends_at_ms = now_ms + (spec.time_limit if over else time_ms)
-            held.running[index] = Running(
-                lease.free.pop(), ends_at_ms, now_ms, self.book.wall_ms, code, over_limit=over
-            )
+            held.running[index] = Running(slot, ends_at_ms, now_ms, self.book.wall_ms, code, over_limit=over)
             heapq.heappush(self._ends, (ends_at_ms, held.allocation, index))
         self._unqueue(held, begun)
-        self._tell(Begun(held.allocation, begun))
+        self._tell(Begun(held.allocation, begun, slots))
 
     def _end_due(self) -> None:
         """Ends what has taken its time: all of an allocation together."""
@@ -406,7 +406,7 @@ class Edge:
             due.setdefault(number, (held, []))
             if running.over_limit:
                 self._cut_short(held, index, Cause.TIME_LIMIT, SIGTERM)
-                if self._until_stalled(held, np.ones(1, np.uint8)) is not None:
+                if self._until_stalled(held, np.ones(1, np.int64)) is not None:
                     self._stall(held)
             else:
                 self._release(held, index)
@@ -418,18 +418,17 @@ class Edge:
 
     def _exited(self, held: Allocation, ended: list[tuple[int, Running]]) -> None:
         # In the order of their ends, which is that of the failures.
-        codes = np.array([running.code for _, running in ended], np.uint8)
+        codes = np.array([running.code for _, running in ended], np.int64)
         ended.sort(key=lambda one: one[0])
         started = [running.began_wall_ms for _, running in ended]
         times = [running.ends_at_ms - running.began_ms for _, running in ended]
         self._tell(
             Ends(
                 held.allocation,
-                np.array([index for index, _ in ended], np.uint32),
-                np.array([running.code for _, running in ended], np.uint8),
+                np.array([index for index, _ in ended], np.int64),
+                np.array([running.code for _, running in ended], np.int64),
                 np.array(started, np.int64),
                 np.array(times, np.int64),
-                at_once=False,
             )
         )
         if self._until_stalled(held, codes) is not None:
@@ -455,7 +454,7 @@ class Edge:
                     cause,
                     signal,
                     started_at_ms=running.began_wall_ms,
-                    duration_ms=self.book.now_ms - running.began_ms,
+                    duration_ms=min(self.book.now_ms, running.ends_at_ms) - running.began_ms,
                 ),
             )
         )
@@ -466,7 +465,7 @@ class Edge:
 
     # ------------------------------------------------------------ failures in a row
 
-    def _until_stalled(self, held: Allocation, codes: Codes) -> int | None:
+    def _until_stalled(self, held: Allocation, codes: Numbers) -> int | None:
         """After how many of these ends a job has failed too often in a row; None if never."""
         if held.never_stall:
             return None

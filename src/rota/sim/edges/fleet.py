@@ -166,7 +166,7 @@ class Fleet:
             case Ends():
                 counts.ended += len(happened.index)
                 counts.failed += int(np.count_nonzero(happened.code))
-                counts.begun += len(happened.index) if happened.at_once else 0
+                counts.begun += 0 if happened.slot is None else len(happened.index)
             case End():
                 counts.ended += 1
                 counts.failed += 1

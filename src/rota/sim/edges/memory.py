@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 from pyroaring import BitMap
 
+from rota.core.cluster.rows import Numbers, bitmap, pack
 from rota.core.model.indexset import to_ranges
 from rota.core.model.protocol import (
     AllocationReport,
@@ -25,7 +25,6 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.resources import Resources
 from rota.core.node.entries import Acknowledged, Drop, End, Entry, Resize, Session
-from rota.sim.edges.tasks import Codes, Indices
 
 # Below the limit of a message, by the estimates from above that follow.
 REPORT_BYTES_MAX = 200 * 1024
@@ -43,10 +42,11 @@ ENDS_COUNT_MAX = 30_000
 
 @dataclass(slots=True)
 class Begun:
-    """These have started."""
+    """These have started, in ascending order each on its slot."""
 
     allocation: int
     indices: BitMap
+    slots: list[int]
 
 
 @dataclass(slots=True)
@@ -54,17 +54,18 @@ class Ends:
     """These have exited by themselves: ascending indices, and a number for each of them."""
 
     allocation: int
-    index: Indices
-    code: Codes
+    index: Numbers
+    code: Numbers
     # Wall-clock milliseconds.
-    started_at_ms: NDArray[np.int64]
-    duration_ms: NDArray[np.int64]
-    at_once: bool
+    started_at_ms: Numbers
+    duration_ms: Numbers
+    # The slot on which they ran one after the other in no time; None for tasks that have begun before.
+    slot: int | None = None
 
     @property
     def size_bytes(self) -> int:
         """At most so much of a Report."""
-        return len(self.index) * (ROW_AT_ONCE_BYTES if self.at_once else ROW_BYTES) + ALLOCATION_BYTES
+        return len(self.index) * (ROW_BYTES if self.slot is None else ROW_AT_ONCE_BYTES) + ALLOCATION_BYTES
 
 
 Told = Begun | Ends | End | Drop | Resize
@@ -245,7 +246,7 @@ class _Folded:
             case Begun():
                 self._started |= entry.indices
             case Ends():
-                self._started -= BitMap(entry.index)
+                self._started -= bitmap(entry.index)
                 self._ends.append(entry)
             case End():
                 self._started.discard(entry.ended.index)
@@ -286,17 +287,8 @@ def _columns(ends: list[Ends]) -> Columns:
     base_ms = int(started_at_ms.min())
     return Columns(
         index=index.astype("<u4").tobytes(),
-        code=packed(code),
+        code=pack(code),
         started_at_ms=base_ms,
-        started_after_ms=packed(started_at_ms - base_ms),
-        duration_ms=packed(duration_ms),
+        started_after_ms=pack(started_at_ms - base_ms),
+        duration_ms=pack(duration_ms),
     )
-
-
-def packed(column: NDArray[np.integer]) -> bytes:
-    """A column of the wire: little-endian, as wide as its largest number needs; nothing for all zeros."""
-    most = int(column.max())
-    if most == 0:
-        return b""
-    width = next(width for width in (1, 2, 4, 8) if most < 1 << (8 * width))
-    return column.astype(f"<u{width}").tobytes()

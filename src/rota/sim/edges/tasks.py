@@ -5,12 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from rota.core.cluster.rows import Numbers
 from rota.core.model.spec import JobSpec
-
-Indices = NDArray[np.uint32]
-Codes = NDArray[np.uint8]
 
 _SLEEP = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)", re.ASCII)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -29,11 +26,11 @@ class Tasks(Protocol):
         """How long each of `count` of them takes."""
         ...
 
-    def codes(self, job: int, count: int) -> Codes:
+    def codes(self, job: int, count: int) -> Numbers:
         """What each of `count` of them exits with."""
         ...
 
-    def shuffled(self, indices: Indices) -> Indices:
+    def shuffled(self, indices: Numbers) -> Numbers:
         """In the order in which tasks that take no time end."""
         ...
 
@@ -73,13 +70,13 @@ class Drawn:
         drawn: list[int] = self._chance.integers(shortest, longest, count, endpoint=True).tolist()
         return drawn
 
-    def codes(self, job: int, count: int) -> Codes:
+    def codes(self, job: int, count: int) -> Numbers:
         """0, and `code` for the share that fails."""
         if not self.failing:
-            return np.zeros(count, np.uint8)
-        return (self._chance.random(count) < self.failing).astype(np.uint8) * np.uint8(self.code)
+            return np.zeros(count, np.int64)
+        return (self._chance.random(count) < self.failing) * np.int64(self.code)
 
-    def shuffled(self, indices: Indices) -> Indices:
+    def shuffled(self, indices: Numbers) -> Numbers:
         """Any order is as likely as any other."""
         return self._chance.permutation(indices)
 
