@@ -93,7 +93,11 @@ def test_the_token_made_for_them_is_ended(controller: Cluster) -> None:
         (("--count", "1", "--cpu", "many", "--label", "x"), 2, "--cpu: "),
         (("--count", "1", "--task-time", "5s..1s"), 2, "upside down; try 1s..5s"),
         (("--count", "1", "--fail", "2"), 2, "'2' is no share; try 1%"),
-        (("--count", "1", "--name", "no", "--token", "rota1_x", "--join", "127.0.0.1:1"), 2, "this is no join token"),
+        (
+            ("--count", "1", "--name", "no", "--token", "rota1_x", "--join", "127.0.0.1:1"),
+            2,
+            "this is no join token",
+        ),
         (("--count", "1", "--name", "no", "--token", "rota1_x"), 2, "--token needs --join"),
         (("--count", "100000"), 4, "open files"),
     ],

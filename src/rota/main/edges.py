@@ -146,8 +146,9 @@ def edges(
 ) -> int:
     """Run many simulated nodes: the real protocol, an identity each, and tasks that only take time.
 
-    They join the cluster at their first start and keep their identities in the home, so that they are the
-    same nodes at the next. Ctrl-C stops them as an agent is stopped; a second time, at once.
+    They join at their first start and keep their identities in the home: at the next they are the same.
+
+    Ctrl-C stops them as an agent is stopped; a second time, at once.
     """
     ctx = click.get_current_context()
     for param in ctx.command.params:
