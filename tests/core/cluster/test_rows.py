@@ -38,19 +38,28 @@ def test_columns_are_read_as_they_were_made(attempts: list[Ended]) -> None:
     packed = columns.columns_of(attempts)
     assert rows.problem(packed) == ""
     assert list(columns.exited(packed)) == attempts
-    read = rows.read(packed)
-    assert read.columns() == packed
-    assert list(read.indices()) == [ended.index for ended in attempts] == list(columns.indices(packed))
-    assert read.cpu_ms == sum(ended.cpu_user_ms + ended.cpu_system_ms for ended in attempts)
+    assert list(rows.tasks(packed)) == [ended.index for ended in attempts] == list(columns.indices(packed))
+    count = len(attempts)
+    assert rows.total(packed.cpu_user_ms, count) == sum(ended.cpu_user_ms for ended in attempts)
+    assert rows.highest(packed.memory_peak_kib, count) == max(
+        (ended.memory_peak_kib for ended in attempts), default=0
+    )
+    assert rows.succeeded_ms(packed) == sum(ended.duration_ms for ended in attempts if not ended.code)
+    by_code = dict(rows.failed_by_code(packed))
+    assert {index: code for code, alike in by_code.items() for index in alike} == {
+        ended.index: ended.code for ended in attempts if ended.code
+    }
+    if attempts:
+        assert rows.first_start_ms(packed) == min(ended.started_at_ms for ended in attempts)
 
 
 @given(ATTEMPTS, st.data())
-def test_some_rows_and_the_others_are_all(attempts: list[Ended], data: st.DataObject) -> None:
-    all_ = rows.read(columns.columns_of(attempts))
+def test_some_of_them_and_the_others_are_all(attempts: list[Ended], data: st.DataObject) -> None:
+    packed = columns.columns_of(attempts)
     some = BitMap(one.index for one in attempts if data.draw(st.booleans()))
-    chosen, rest = all_.of(some), all_.of(all_.indices() - some)
-    assert chosen.indices() == some
-    assert chosen.and_(rest).columns() == all_.columns()
+    chosen, rest = rows.of(packed, some), rows.of(packed, rows.tasks(packed) - some)
+    assert list(columns.exited(chosen)) == [one for one in attempts if one.index in some]
+    assert list(columns.exited(rows.both(chosen, rest))) == attempts
 
 
 @given(ATTEMPTS, st.data())

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pyroaring import BitMap
 
 from rota.core.cluster.records import allocation_key, empty
-from rota.core.cluster.rows import block_of, unmeasured
+from rota.core.cluster.rows import block_of, both, of, tasks
 from rota.core.cluster.state import Allocation, Job
 from rota.core.cluster.tasks import (
     TaskWriter,
@@ -24,7 +24,8 @@ from rota.core.cluster.tasks import (
 from rota.core.cluster.verdicts import Verdict, judge_lost
 from rota.core.cluster.work import Work, tasks_text
 from rota.core.model import indexset
-from rota.core.model.protocol import Recall
+from rota.core.model.columns import pack_indices
+from rota.core.model.protocol import Columns, Recall
 from rota.core.model.states import Cause, EventKind, OnNodeLoss, TaskState
 
 
@@ -116,12 +117,12 @@ def _take_back(work: Work, allocation: Allocation, indices: BitMap) -> None:
         done = indices & allocation.status.succeeded
         if done:
             # Its times are known where this session has told them, and not an earlier one.
-            rows = unmeasured(done)
+            exits = Columns(pack_indices(done))
             late = work.soft.sessions[node.id].late.get(allocation.id)
             if late is not None:
-                told = late.indices() & done
-                rows = unmeasured(done - told).and_(late.of(told))
-            work.outcome.blocks.append(block_of(allocation, rows.columns()))
+                told = tasks(late) & done
+                exits = both(Columns(pack_indices(done - told)), of(late, told))
+            work.outcome.blocks.append(block_of(allocation, exits))
     kept = allocation.desired.kept | indices
     if kept == allocation.desired.indices:
         work.put(

@@ -203,6 +203,11 @@ class AllocationStatus:
     runs: tuple[tuple[int, int], ...] = ()
     started_at_ms: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def ended(self) -> BitMap:
+        """Those that have ended."""
+        return self.succeeded | self.failed | self.cancelled
+
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 from pyroaring import BitMap
 
 from rota.core.cluster import feeding, lost
@@ -17,10 +16,22 @@ from rota.core.cluster.records import (
     lease_key,
     tally_key,
 )
-from rota.core.cluster.rows import Rows, bitmap, block_of, block_of_ends, read
+from rota.core.cluster.rows import (
+    block_of,
+    block_of_ends,
+    both,
+    failed_by_code,
+    first_start_ms,
+    highest,
+    of,
+    succeeded_ms,
+    tasks,
+    total,
+)
 from rota.core.cluster.state import Allocation, Job, Node
 from rota.core.cluster.tasks import (
     TaskWriter,
+    close,
     close_if_done,
     let_go,
     put_job_status,
@@ -31,7 +42,7 @@ from rota.core.cluster.verdicts import CRASHES_MAX, Judged, Verdict, judge, judg
 from rota.core.cluster.work import EVENTS_OF_ENDS_MAX, Work
 from rota.core.model import indexset
 from rota.core.model.columns import columns_of
-from rota.core.model.columns import count as count_of
+from rota.core.model.columns import exited as exited_of
 from rota.core.model.protocol import AllocationReport, Columns, Ended, Resized
 from rota.core.model.states import Cause, EventKind, JobState, OnNodeLoss, TaskState
 
@@ -85,24 +96,22 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
     job = allocation.job
     # A node may say again what is known: only what is new counts.
     open_ = allocation.desired.indices - allocation.ended
-    exits = _new(report.exits, open_)
+    exited = tasks(report.exits) & open_
+    exits = of(report.exits, exited)
     if job.status.state is JobState.PENDING:
         _begin_job(work, allocation, report, exits, open_)
     ends = _Ends()
-    if len(exits):
-        open_ = open_ - _take_exits(work, allocation, report.exits, exits, ends)
-    ends.started |= indexset.within(report.started, open_)
-    _take_ends(work, allocation, report.ended, open_, ends)
+    if exited:
+        _take_exits(work, allocation, exits, exited, ends)
+        open_ -= exited
+    if report.started:
+        ends.started |= indexset.within(report.started, open_)
+    if report.ended:
+        _take_ends(work, allocation, report.ended, open_, ends)
     ends.dropped = indexset.within(report.dropped, open_)
     _apply(work, allocation, ends)
     if report.stalled:
         _stalled(work, node, job)
-
-
-def _new(exits: Columns, open_: BitMap) -> Rows:
-    """The rows of those that have not ended."""
-    rows = read(exits)
-    return rows.of(rows.indices() & open_) if len(rows) else rows
 
 
 def end_unheard(work: Work, allocation: Allocation, gone: BitMap, cause: Cause, message: str) -> None:
@@ -119,41 +128,33 @@ def end_unheard(work: Work, allocation: Allocation, gone: BitMap, cause: Cause, 
         close_if_done(work, allocation)
 
 
-def _take_exits(work: Work, allocation: Allocation, told: Columns, rows: Rows, ends: _Ends) -> BitMap:
-    """Attempts that exited, of which nothing was known: what they used, and how they ended. Returns them.
-
-    They are those told of, or some of them.
-    """
-    exited = rows.indices()
-    failed = rows.code != 0
-    unsuccessful = empty()
-    for code in np.unique(rows.code[failed]).tolist():
-        alike = bitmap(rows.index[rows.code == code])
-        unsuccessful = unsuccessful | alike
+def _take_exits(work: Work, allocation: Allocation, exits: Columns, exited: BitMap, ends: _Ends) -> None:
+    """Attempts at the tasks `exited`, of which nothing was known: what they used, and how they ended."""
+    count = len(exited)
+    failed = BitMap()
+    for code, alike in failed_by_code(exits):
+        failed |= alike
         ends.fail(alike, Cause.EXIT, code)
+    succeeded = exited - failed
     ends.started |= exited
-    ends.succeeded |= exited - unsuccessful
-    ends.used(rows.cpu_ms, int(rows.memory_peak_kib.max()))
-    count = len(rows) - len(unsuccessful)
-    if count and rows.started_at_ms.any():
+    ends.succeeded |= succeeded
+    cpu_ms = total(exits.cpu_user_ms, count) + total(exits.cpu_system_ms, count)
+    ends.used(cpu_ms, highest(exits.memory_peak_kib, count))
+    if succeeded and exits.started_at_ms:
         spec = allocation.job.spec
-        total_ms = int(rows.duration_ms[~failed].sum())
-        work.soft.learn(allocation.job.id, (spec.resources, spec.queue), count, total_ms)
-    # What a lost node finished is recorded when it is taken back, if it is.
-    late = (exited - unsuccessful) - allocation.owned
+        kind = (spec.resources, spec.queue)
+        work.soft.learn(allocation.job.id, kind, len(succeeded), succeeded_ms(exits))
+    if failed:
+        _take_failures(work, allocation, exits, failed, ends)
+    late = succeeded - allocation.owned
     if late:
-        _keep_late(work, allocation, rows.of(late))
-        rows = rows.of(exited - late)
-    if len(rows):
-        # Mostly they are all as the node has packed them.
-        same = len(rows) == count_of(told)
-        work.outcome.blocks.append(block_of(allocation, told if same else rows.columns()))
-    if unsuccessful:
-        _take_failures(work, allocation, rows, unsuccessful, ends)
-    return exited
+        _keep_late(work, allocation, of(exits, late))
+        exits = of(exits, exited - late)
+    if len(late) < count:
+        work.outcome.blocks.append(block_of(allocation, exits))
 
 
-def _take_failures(work: Work, allocation: Allocation, rows: Rows, failed: BitMap, ends: _Ends) -> None:
+def _take_failures(work: Work, allocation: Allocation, exits: Columns, failed: BitMap, ends: _Ends) -> None:
     """What becomes of those that exited with a code other than 0, many at a time."""
     job = allocation.job
     # A lost node's attempts that are not wanted any more: they ended, and that is all. Their number
@@ -170,25 +171,18 @@ def _take_failures(work: Work, allocation: Allocation, rows: Rows, failed: BitMa
             ends.failures |= indices
         if judged.wait_ms:
             _wait(work, judged, indices, ends)
-    said = rows.of(indexset.take_first(failed, EVENTS_OF_ENDS_MAX - job.status.events_written))
-    for index, code in zip(said.index.tolist(), said.code.tolist(), strict=True):
-        say_ended(
-            work,
-            job,
-            index,
-            allocation.desired.first_attempt,
-            allocation.node.config.name,
-            Cause.EXIT,
-            code,
-        )
+    said = indexset.take_first(failed, EVENTS_OF_ENDS_MAX - job.status.events_written)
+    attempt, name = allocation.desired.first_attempt, allocation.node.config.name
+    for one in exited_of(of(exits, said)) if said else ():
+        say_ended(work, job, one.index, attempt, name, Cause.EXIT, one.code)
 
 
-def _keep_late(work: Work, allocation: Allocation, rows: Rows) -> None:
+def _keep_late(work: Work, allocation: Allocation, exits: Columns) -> None:
     """What a lost node finished is recorded when it is taken back, if it is (`lost.reclaim`)."""
     session = work.soft.sessions.get(allocation.node.id)
     if session is not None:
         known = session.late.get(allocation.id)
-        session.late[allocation.id] = rows if known is None else known.and_(rows)
+        session.late[allocation.id] = exits if known is None else both(known, exits)
 
 
 def _take_ends(
@@ -213,7 +207,7 @@ def _take_ends(
         work.outcome.blocks.append(block_of_ends(allocation, told, MESSAGE_CHARS_MAX))
     if late:
         late.sort(key=lambda one: one.index)
-        _keep_late(work, allocation, read(columns_of(late)))
+        _keep_late(work, allocation, columns_of(late))
 
 
 def _take_end(work: Work, allocation: Allocation, ended: Ended, ends: _Ends) -> None:
@@ -280,10 +274,10 @@ def _later_ms(now_ms: int, wait_ms: int) -> int:
 
 def _apply(work: Work, allocation: Allocation, ends: _Ends) -> None:
     """Makes the changes that a report's ends add up to."""
-    job, started, succeeded = allocation.job, ends.started, ends.succeeded
+    job = allocation.job
     if job.lost:
         # An attempt that has started, or whose end is the task's, has taken the lost one's place.
-        news = (started - allocation.status.started) | ends.failed | ends.cancelled | ends.failures
+        news = (ends.started - allocation.status.started) | ends.failed | ends.cancelled | ends.failures
         if job.spec.on_node_loss is not OnNodeLoss.RERUN:
             # Nor may it go on beside one that may yet start unheard.
             news |= ends.attempted
@@ -306,29 +300,36 @@ def _apply(work: Work, allocation: Allocation, ends: _Ends) -> None:
         # There is output to forget one day, also where nothing ends for good.
         work.put(tally_key(job.id, allocation.node.id), NodeTally())
     left = ends.left | ends.dropped
-    changed = started | succeeded | ends.failed | ends.cancelled
-    if left:
-        let_go(work, allocation, left)
-    status = allocation.status
-    if changed - status.started - left or succeeded or ends.failed or ends.cancelled or ends.cpu_ms:
-        running = (status.started | changed) - allocation.ended - succeeded - ends.failed - ends.cancelled
-        work.put(
-            allocation_status_key(allocation.node.id, allocation.id),
-            replace(
-                status,
-                started=(status.started | changed) - left,
-                succeeded=status.succeeded | succeeded,
-                failed=status.failed | ends.failed,
-                cancelled=status.cancelled | ends.cancelled,
-                cpu_ms=min(status.cpu_ms + ends.cpu_ms, CPU_MS_MAX),
-                memory_peak_bytes=max(status.memory_peak_bytes, ends.memory_peak_bytes),
-                started_at_ms=_started_at_ms(status, running - left, work.wall_ms),
-            ),
-        )
-    writer.flush()
-    close_if_done(work, allocation)
+    status = _status(work, allocation, ends, left)
+    if not allocation.desired.lost and allocation.owned <= status.ended | left:
+        close(work, allocation, status, left, writer)
+    else:
+        if left:
+            let_go(work, allocation, left)
+        if status != allocation.status:
+            work.put(allocation_status_key(allocation.node.id, allocation.id), status)
+        writer.flush()
+        close_if_done(work, allocation)
     if job.lost:
         lost.reclaim(work, job)
+
+
+def _status(work: Work, allocation: Allocation, ends: _Ends, left: BitMap) -> AllocationStatus:
+    """What is known of an allocation after a report's ends; without what leaves it."""
+    status = allocation.status
+    changed = ends.started | ends.succeeded | ends.failed | ends.cancelled
+    if not changed and not left and not ends.cpu_ms:
+        return status
+    known = replace(
+        status,
+        started=(status.started | changed) - left,
+        succeeded=(status.succeeded | ends.succeeded) - left,
+        failed=(status.failed | ends.failed) - left,
+        cancelled=(status.cancelled | ends.cancelled) - left,
+        cpu_ms=min(status.cpu_ms + ends.cpu_ms, CPU_MS_MAX),
+        memory_peak_bytes=max(status.memory_peak_bytes, ends.memory_peak_bytes),
+    )
+    return replace(known, started_at_ms=_started_at_ms(status, known.started - known.ended, work.wall_ms))
 
 
 def _started_at_ms(status: AllocationStatus, running: BitMap, wall_ms: int) -> tuple[tuple[int, int], ...]:
@@ -338,16 +339,16 @@ def _started_at_ms(status: AllocationStatus, running: BitMap, wall_ms: int) -> t
 
 
 def _begin_job(
-    work: Work, allocation: Allocation, report: AllocationReport, exits: Rows, open_: BitMap
+    work: Work, allocation: Allocation, report: AllocationReport, exits: Columns, open_: BitMap
 ) -> None:
     """With its first attempt the job runs: since then by the node's clock, if that can be."""
     job = allocation.job
     ended = [one for one in report.ended if one.started and one.index in open_]
-    if not (ended or len(exits) or indexset.within(report.started, open_)):
+    if not (ended or exits.index or indexset.within(report.started, open_)):
         return
     times = [one.started_at_ms for one in ended]
-    if len(exits):
-        times.append(int(exits.started_at_ms.min()))
+    if exits.index:
+        times.append(first_start_ms(exits))
     began_ms = min(filter(None, times), default=work.wall_ms)
     began_ms = min(max(began_ms, job.config.submitted_at_ms), work.wall_ms)
     # A job that was retried has begun long ago.

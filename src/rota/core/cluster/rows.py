@@ -1,30 +1,30 @@
-"""Attempts in packed columns, many at a time: as arrays of NumPy, an attempt a row.
+"""Attempts in packed columns, many at a time: checked, chosen, summed and put together with NumPy.
 
-`rota.core.model.columns` says what the columns are.
+`rota.core.model.columns` says what the columns are, and makes and reads them without NumPy.
 """
 
-import array as arrays
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
 from rota.core.cluster.records import ResultBlock
-from rota.core.model.columns import INDEX_BYTES, NUMBER_MAX, WALL_MS_MAX, columns_of, repeated
-from rota.core.model.columns import pack as pack_list
+from rota.core.model import columns as packed
+from rota.core.model.columns import NUMBER_MAX, WALL_MS_MAX
 from rota.core.model.protocol import Columns, Ended
 from rota.core.model.states import Cause
 
 if TYPE_CHECKING:
     from rota.core.cluster.state import Allocation
 
-Numbers = npt.NDArray[np.int64]
+Numbers = npt.NDArray[Any]
 
 _DTYPES = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
 _CODE_MAX = 255
+# Every column but that of the indices, and the most that may stand in it.
 _MOST = {
     "code": _CODE_MAX,
     "started_after_ms": WALL_MS_MAX,
@@ -37,9 +37,9 @@ _MOST = {
 
 def problem(columns: Columns) -> str:
     """Why these columns, which somebody has sent, cannot be read; empty where they can."""
-    count, rest = divmod(len(columns.index), INDEX_BYTES)
+    count, rest = divmod(len(columns.index), packed.INDEX_BYTES)
     if rest:
-        return f"index: {len(columns.index)} bytes are no numbers of {INDEX_BYTES}"
+        return f"index: {len(columns.index)} bytes are no numbers of {packed.INDEX_BYTES}"
     indices = np.frombuffer(columns.index, "<u4")
     if (indices[1:] <= indices[:-1]).any():
         return "index: the indices do not ascend"
@@ -50,111 +50,92 @@ def problem(columns: Columns) -> str:
         width, rest = divmod(len(column), count) if count else (0, 1)
         if rest or width not in _DTYPES:
             return f"{name}: {len(column)} bytes are no column of {count} numbers"
-        highest = int(np.frombuffer(column, _DTYPES[width]).max())
-        if highest > most:
-            return f"{name}: {highest} is too large; the most is {most}"
+        if most >> 8 * width == 0 and (found := highest(column, count)) > most:
+            return f"{name}: {found} is too large; the most is {most}"
     return ""
 
 
-@dataclass(slots=True)
-class Rows:
-    """One number an attempt in each array. `started_at_ms` is 0 where it was not measured."""
-
-    index: Numbers
-    code: Numbers
-    started_at_ms: Numbers
-    duration_ms: Numbers
-    cpu_user_ms: Numbers
-    cpu_system_ms: Numbers
-    memory_peak_kib: Numbers
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    @property
-    def cpu_ms(self) -> int:
-        """Of all together."""
-        return int(self.cpu_user_ms.sum() + self.cpu_system_ms.sum())
-
-    def indices(self) -> BitMap:
-        """The tasks."""
-        return bitmap(self.index)
-
-    def take(self, places: npt.NDArray[np.intp]) -> "Rows":
-        """The rows at these places."""
-        return Rows(*(getattr(self, field.name)[places] for field in fields(self)))
-
-    def of(self, indices: BitMap) -> "Rows":
-        """The rows of these tasks, of which each has one; the indices ascend."""
-        if len(indices) == len(self):
-            return self
-        return self.take(np.searchsorted(self.index, array(indices)))
-
-    def and_(self, other: "Rows") -> "Rows":
-        """Those of both, in the order of their indices; of the same task, `other` has none."""
-        names = [field.name for field in fields(self)]
-        both = Rows(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
-        return both.take(np.argsort(both.index))
-
-    def columns(self) -> Columns:
-        """Packed."""
-        first_ms = int(self.started_at_ms.min()) if len(self) else 0
-        return Columns(
-            self.index.astype("<u4").tobytes(),
-            pack(self.code),
-            first_ms,
-            pack(self.started_at_ms - first_ms),
-            pack(self.duration_ms),
-            pack(self.cpu_user_ms),
-            pack(self.cpu_system_ms),
-            pack(self.memory_peak_kib),
-        )
+def tasks(columns: Columns) -> BitMap:
+    """The tasks whose attempts they are."""
+    return BitMap(packed.indices(columns))
 
 
-def read(columns: Columns) -> Rows:
-    """The rows of columns in which there is no problem."""
-    count = len(columns.index) // INDEX_BYTES
-    return Rows(
-        np.frombuffer(columns.index, "<u4").astype(np.int64),
-        _unpacked(columns.code, count),
-        _unpacked(columns.started_after_ms, count) + columns.started_at_ms,
-        _unpacked(columns.duration_ms, count),
-        _unpacked(columns.cpu_user_ms, count),
-        _unpacked(columns.cpu_system_ms, count),
-        _unpacked(columns.memory_peak_kib, count),
-    )
+def total(column: bytes, count: int) -> int:
+    """The sum of a column's numbers."""
+    return int(_numbers(column, count).sum(dtype=np.int64)) if column else 0
 
 
-def unmeasured(indices: BitMap) -> Rows:
-    """Rows of these tasks, with nothing but zeros."""
-    zeros = np.zeros(len(indices), np.int64)
-    return Rows(array(indices), *(zeros for _ in fields(Rows)[1:]))
+def highest(column: bytes, count: int) -> int:
+    """The highest of a column's numbers."""
+    return int(_numbers(column, count).max()) if column else 0
 
 
-def array(indices: BitMap) -> Numbers:
-    """The indices of a set, ascending."""
-    return np.array(indices.to_array(), np.int64)
+def first_start_ms(columns: Columns) -> int:
+    """When the first of them started."""
+    return columns.started_at_ms + int(_numbers(columns.started_after_ms, packed.count(columns)).min())
 
 
-def bitmap(indices: Numbers) -> BitMap:
-    """The set of these indices."""
-    found = arrays.array("I")
-    found.frombytes(indices.astype(np.uint32).tobytes())
-    return BitMap(found)
+def succeeded_ms(columns: Columns) -> int:
+    """How long those that exited with 0 took, all together."""
+    count = packed.count(columns)
+    all_ms = total(columns.duration_ms, count)
+    if not columns.code or not columns.duration_ms:
+        return all_ms
+    failed = _numbers(columns.code, count) != 0
+    return all_ms - int(_numbers(columns.duration_ms, count)[failed].sum(dtype=np.int64))
+
+
+def failed_by_code(columns: Columns) -> Iterator[tuple[int, BitMap]]:
+    """The codes other than 0, ascending, and the tasks that exited with each."""
+    if columns.code:
+        codes = _numbers(columns.code, packed.count(columns))
+        failed = np.flatnonzero(codes)
+        codes, indices = codes[failed], np.frombuffer(columns.index, "<u4")[failed]
+        for code in np.unique(codes).tolist():
+            yield code, BitMap(indices[codes == code].tolist())
+
+
+def of(columns: Columns, indices: BitMap) -> Columns:
+    """The attempts at these tasks, each of which has one; the columns' indices ascend."""
+    count = packed.count(columns)
+    if len(indices) == count:
+        return columns
+    all_ = np.frombuffer(columns.index, "<u4")
+    places = np.searchsorted(all_, np.array(indices.to_array(), np.uint32))
+    found = Columns(all_[places].tobytes(), started_at_ms=columns.started_at_ms)
+    for name in _MOST:
+        column: bytes = getattr(columns, name)
+        setattr(found, name, column and _numbers(column, count)[places].tobytes())
+    return found
+
+
+def both(one: Columns, other: Columns) -> Columns:
+    """All attempts of two, in the order of the tasks, of which none is in both."""
+    counts = packed.count(one), packed.count(other)
+    order = np.argsort(np.frombuffer(one.index + other.index, "<u4"))
+    base_ms = min(one.started_at_ms, other.started_at_ms)
+    found = Columns(np.frombuffer(one.index + other.index, "<u4")[order].tobytes(), started_at_ms=base_ms)
+    for name in _MOST:
+        parts = []
+        for columns, count in zip((one, other), counts, strict=True):
+            numbers = _numbers(getattr(columns, name), count).astype(np.int64)
+            parts.append(numbers + columns.started_at_ms - base_ms if name == "started_after_ms" else numbers)
+        setattr(found, name, pack(np.concatenate(parts)[order]))
+    return found
 
 
 def pack(numbers: Numbers) -> bytes:
     """A column of these numbers, none of which is below 0."""
-    highest = int(numbers.max()) if len(numbers) else 0
-    if not highest:
+    most = int(numbers.max()) if len(numbers) else 0
+    if not most:
         return b""
-    return numbers.astype(np.min_scalar_type(highest).newbyteorder("<")).tobytes()
+    return numbers.astype(np.min_scalar_type(most).newbyteorder("<")).tobytes()
 
 
-def _unpacked(column: bytes, count: int) -> Numbers:
+def _numbers(column: bytes, count: int) -> Numbers:
     if not column:
-        return np.zeros(count, np.int64)
-    return np.frombuffer(column, _DTYPES[len(column) // count]).astype(np.int64)
+        return np.zeros(count, np.uint8)
+    return np.frombuffer(column, _DTYPES[len(column) // count])
 
 
 # ---------------------------------------------------------------- blocks of the archive
@@ -177,14 +158,14 @@ class Result:
 
 def block_of(allocation: "Allocation", columns: Columns, cause: Cause = Cause.EXIT) -> ResultBlock:
     """The first attempts of an allocation, all of which ended alike."""
-    count = len(columns.index) // INDEX_BYTES
+    count = packed.count(columns)
     return ResultBlock(
         allocation.job.id,
         allocation.id,
         allocation.node.id,
         columns,
-        repeated(allocation.desired.first_attempt, count),
-        repeated(cause, count),
+        packed.repeated(allocation.desired.first_attempt, count),
+        packed.repeated(cause, count),
     )
 
 
@@ -196,26 +177,25 @@ def block_of_ends(allocation: "Allocation", ends: Sequence[Ended], chars_max: in
         allocation.job.id,
         allocation.id,
         allocation.node.id,
-        columns_of(ends),
-        pack_list([before + ended.run for ended in ends]),
-        pack_list([ended.cause for ended in ends]),
+        packed.columns_of(ends),
+        packed.pack([before + ended.run for ended in ends]),
+        packed.pack([ended.cause for ended in ends]),
         {ended.index: ended.message[:chars_max] for ended in ends if ended.message},
     )
 
 
 def results(block: ResultBlock, indices: BitMap | None = None) -> Iterator[Result]:
-    """The attempts of a block, of these tasks or of all, in the order of their indices and numbers."""
-    rows = read(block.columns)
-    count = len(rows)
-    attempt, cause = _unpacked(block.attempt, count), _unpacked(block.cause, count)
+    """The attempts of a block, at these tasks or at all, in the order of the tasks and attempts."""
+    columns, count = block.columns, packed.count(block.columns)
+    all_ = np.frombuffer(columns.index, "<u4")
+    places = np.arange(count)
     if indices is not None:
-        places = np.flatnonzero(np.isin(rows.index, array(indices)))
-        rows, attempt, cause = rows.take(places), attempt[places], cause[places]
-    for row in zip(
-        rows.index.tolist(),
-        attempt.tolist(),
-        map(Cause, cause.tolist()),
-        *(getattr(rows, field.name).tolist() for field in fields(Rows)[1:]),
+        places = np.flatnonzero(np.isin(all_, np.array(indices.to_array(), np.uint32)))
+    for index, attempt, cause, code, after_ms, *used in zip(
+        all_[places].tolist(),
+        _numbers(block.attempt, count)[places].tolist(),
+        _numbers(block.cause, count)[places].tolist(),
+        *(_numbers(getattr(columns, name), count)[places].tolist() for name in _MOST),
         strict=True,
     ):
-        yield Result(*row)
+        yield Result(index, attempt, Cause(cause), code, columns.started_at_ms + after_ms, *used)

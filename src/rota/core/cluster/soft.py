@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 from pyroaring import BitMap
 
-from rota.core.cluster.rows import Rows
-from rota.core.model.protocol import Hello
+from rota.core.model.protocol import Columns, Hello
 from rota.core.model.resources import Resources
 
 HOLDING_MS_MIN = 30_000
@@ -116,7 +115,7 @@ class Session:
     asked_count: int = 0
     # What a lost node says of tasks that have succeeded there, by allocation, until it is known whether they
     # count or the allocation is closed: when they started, and what they used.
-    late: dict[int, Rows] = field(default_factory=dict)
+    late: dict[int, Columns] = field(default_factory=dict)
 
     def ask(self) -> int:
         """A number for a Recall or Stop of this session."""

@@ -85,8 +85,7 @@ class Allocation:
 
     @property
     def ended(self) -> BitMap:
-        status = self.status
-        return status.succeeded | status.failed | status.cancelled
+        return self.status.ended
 
     @property
     def running(self) -> BitMap:

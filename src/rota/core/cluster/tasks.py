@@ -6,7 +6,6 @@ Everything that changes which index is where goes through here.
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 from pyroaring import BitMap
 
 from rota.core.cluster.check import require
@@ -15,6 +14,7 @@ from rota.core.cluster.records import (
     CPU_MS_MAX,
     NO_EXCEPTIONS,
     AllocationDesired,
+    AllocationStatus,
     BackoffSet,
     Exceptions,
     FailureSet,
@@ -29,11 +29,12 @@ from rota.core.cluster.records import (
     segment_key,
     tally_key,
 )
-from rota.core.cluster.rows import block_of, unmeasured
+from rota.core.cluster.rows import block_of
 from rota.core.cluster.state import Allocation, Job
 from rota.core.cluster.work import EVENTS_OF_ENDS_MAX, Work
 from rota.core.model import indexset, planes
-from rota.core.model.protocol import Stop
+from rota.core.model.columns import pack, pack_indices
+from rota.core.model.protocol import Columns, Stop
 from rota.core.model.states import JOB_MOVES, Cause, EventKind, StopReason, TaskState
 
 # Of the tasks of a segment that ended in so many ways, a message is kept; of more, only how they ended.
@@ -212,7 +213,18 @@ def close_if_done(work: Work, allocation: Allocation) -> None:
     """Folds an allocation into the job's segments once all it owns has ended and nothing is disputed."""
     if allocation.remaining or allocation.unclaimed or allocation.id not in allocation.node.allocations:
         return
-    fold(work, allocation)
+    close(work, allocation, allocation.status, empty(), TaskWriter(work, allocation.job))
+
+
+def close(
+    work: Work, allocation: Allocation, status: AllocationStatus, left: BitMap, writer: TaskWriter
+) -> None:
+    """Folds an allocation into the job's segments and drops it, together with what the writer has collected.
+
+    `status` is what is known of it in the end, which need not have been put; `left` is its no longer.
+    """
+    _count_ends(work, allocation, status, allocation.owned - left, writer)
+    writer.flush()
     work.drop(allocation_status_key(allocation.node.id, allocation.id))
     work.drop(allocation_key(allocation.node.id, allocation.id))
     session = work.soft.sessions.get(allocation.node.id)
@@ -225,29 +237,11 @@ def close_if_done(work: Work, allocation: Allocation) -> None:
 
 def fold(work: Work, allocation: Allocation) -> None:
     """Moves what has ended from the allocation into the segments of its job."""
-    job, status, owned = allocation.job, allocation.status, allocation.owned
-    succeeded, failed, cancelled = owned & status.succeeded, owned & status.failed, owned & status.cancelled
-    ended = succeeded | failed | cancelled
+    status, desired = allocation.status, allocation.desired
+    writer = TaskWriter(work, allocation.job)
+    ended = _count_ends(work, allocation, status, allocation.owned, writer)
     if not ended:
         return
-    writer = TaskWriter(work, job)
-    writer.finish(succeeded, TaskState.SUCCEEDED)
-    writer.finish(failed, TaskState.FAILED)
-    writer.finish(cancelled, TaskState.CANCELLED)
-    writer.count_attempts(failed | cancelled)
-    tally = job.tallies.get(allocation.node.id, NodeTally())
-    work.put(
-        tally_key(job.id, allocation.node.id),
-        NodeTally(
-            tally.succeeded + len(succeeded),
-            tally.failed + len(failed),
-            tally.cancelled + len(cancelled),
-            min(tally.cpu_ms + status.cpu_ms, CPU_MS_MAX),
-            max(tally.memory_peak_bytes, status.memory_peak_bytes),
-            tally.unsuccessful | failed | cancelled,
-        ),
-    )
-    desired = allocation.desired
     work.put(
         allocation_status_key(allocation.node.id, allocation.id),
         replace(
@@ -270,6 +264,34 @@ def fold(work: Work, allocation: Allocation) -> None:
         ),
     )
     writer.flush()
+
+
+def _count_ends(
+    work: Work, allocation: Allocation, status: AllocationStatus, owned: BitMap, writer: TaskWriter
+) -> BitMap:
+    """Counts what has ended of `owned` for the job's segments, and for the node. Returns it."""
+    job = allocation.job
+    succeeded, failed, cancelled = owned & status.succeeded, owned & status.failed, owned & status.cancelled
+    ended = succeeded | failed | cancelled
+    if not ended:
+        return ended
+    writer.finish(succeeded, TaskState.SUCCEEDED)
+    writer.finish(failed, TaskState.FAILED)
+    writer.finish(cancelled, TaskState.CANCELLED)
+    writer.count_attempts(failed | cancelled)
+    tally = job.tallies.get(allocation.node.id, NodeTally())
+    work.put(
+        tally_key(job.id, allocation.node.id),
+        NodeTally(
+            tally.succeeded + len(succeeded),
+            tally.failed + len(failed),
+            tally.cancelled + len(cancelled),
+            min(tally.cpu_ms + status.cpu_ms, CPU_MS_MAX),
+            max(tally.memory_peak_bytes, status.memory_peak_bytes),
+            tally.unsuccessful | failed | cancelled,
+        ),
+    )
+    return ended
 
 
 def untally(work: Work, job: Job, back: BitMap) -> None:
@@ -378,11 +400,11 @@ def record_ends(work: Work, allocation: Allocation, indices: BitMap, cause: Caus
     if not indices:
         return
     desired = allocation.desired
-    rows = unmeasured(indices)
     heard_ms = dict(allocation.status.started_at_ms)
+    ends = Columns(pack_indices(indices))
     if heard_ms:
-        rows.started_at_ms = np.array([heard_ms.get(index, 0) for index in indices])
-    block = block_of(allocation, rows.columns(), cause)
+        ends.started_after_ms = pack([heard_ms.get(index, 0) for index in indices])
+    block = block_of(allocation, ends, cause)
     if message:
         block.messages[indices.min()] = message
     work.outcome.blocks.append(block)

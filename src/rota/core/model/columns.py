@@ -4,7 +4,7 @@ A column holds one unsigned number an attempt, all of the same width: 1, 2, 4 or
 width follows from the column's length and the number of attempts; a column of nothing but zeros is empty.
 The column of the indices alone has four bytes a number, so that how many there are is known.
 
-What reads and makes many at a time, with NumPy, is `rota.core.cluster.rows`.
+What takes many at a time, with NumPy, is `rota.core.cluster.rows`.
 """
 
 import sys
