@@ -101,9 +101,9 @@ def hunt(bug: Bug, folder: Path, seeds_max: int = SEEDS_MAX) -> Hunted:
     shutil.copytree(ROOT / "src" / "rota", folder / "src" / "rota", ignore=skipped)
     bug.apply(folder)
     began_s = time.monotonic()
-    command = "from rota.sim.cli import sim; sim()"
+    command = "from rota.sim.cli import check; check()"
     run = subprocess.run(
-        [sys.executable, "-c", command, "check", "-x", "-j", "1", "--seeds", f"1..{seeds_max}"],
+        [sys.executable, "-c", command, "-x", "-j", "1", "--seeds", f"1..{seeds_max}"],
         env={**os.environ, "PYTHONPATH": str(folder / "src")},
         capture_output=True,
         text=True,
