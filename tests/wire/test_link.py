@@ -15,7 +15,9 @@ from rota.wire.link import (
     PIECE_BYTES_MAX,
     PIECES_MAX,
     DownReader,
+    apart,
     down_to_messages,
+    joined,
     up_from_message,
     up_to_message,
 )
@@ -66,6 +68,40 @@ def test_an_error_names_the_body() -> None:
     message.report.allocations.add(started=link_pb2.Ranges(bounds=[2, 1]))
     with pytest.raises(ConvertError, match=r"^report\.allocations\[0\]\.started: "):
         up_from_message(message)
+
+
+@given(
+    sizes=st.lists(
+        st.one_of(st.integers(0, 300), st.integers(60_000, 70_000), st.integers(200_000, 262_000)),
+        max_size=12,
+    )
+)
+def test_many_messages_travel_in_few_envelopes_and_come_apart_in_their_order(sizes: list[int]) -> None:
+    made = [
+        link_pb2.ConnectResponse(number=number, refused=link_pb2.Refused(message="x" * size))
+        for number, size in enumerate(sizes, 1)
+    ]
+    envelopes = list(joined([message.SerializeToString() for message in made]))
+    assert sum(count for _, count in envelopes) == len(made)
+    assert all(len(data) <= MESSAGE_BYTES_MAX for data, _ in envelopes)
+    # As few as their order allows: no two that follow one another would have been one.
+    filled = [len(data) for data, _ in envelopes]
+    firsts = [
+        len(made[sum(count for _, count in envelopes[:number])].SerializeToString())
+        for number in range(len(envelopes))
+    ]
+    assert all(one + first + 8 > MESSAGE_BYTES_MAX for one, first in zip(filled, firsts[1:], strict=False))
+    read = [one for data, _ in envelopes for one in apart(link_pb2.ConnectResponse.FromString(data))]
+    for one in read:
+        one.ClearField("more")
+    assert read == made
+
+
+def test_messages_within_messages_within_messages_are_refused() -> None:
+    nested = link_pb2.ConnectResponse(ack=link_pb2.Ack(sequence=1))
+    nested.more.add().more.add()
+    with pytest.raises(ConvertError, match=r"^more: has messages of its own"):
+        list(apart(nested))
 
 
 def test_a_body_without_fields_is_sent() -> None:

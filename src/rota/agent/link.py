@@ -56,9 +56,9 @@ class Supervisor:
         self._end = end
         self._sending = asyncio.Lock()
 
-    async def tell(self, message: FromLink) -> None:
-        """Says something; waits while the supervisor is busy. Raises SupervisorGone."""
-        data = frame(_FROM_LINK.encode(message))
+    async def tell(self, *messages: FromLink) -> None:
+        """Says something, all at once; waits while the supervisor is busy. Raises SupervisorGone."""
+        data = b"".join(frame(_FROM_LINK.encode(message)) for message in messages)
         async with self._sending:
             try:
                 await asyncio.get_running_loop().sock_sendall(self._end, data)

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from typing import Protocol
 
 import grpc
 
@@ -10,7 +11,7 @@ from rota.agent.link_frames import Came, Closed, End, FromLink, Opened
 from rota.core.model.protocol import Up
 from rota.wire.convert import ConvertError
 from rota.wire.gen.v1 import link_pb2, link_pb2_grpc
-from rota.wire.link import DownReader, up_to_message
+from rota.wire.link import DownReader, apart, up_to_message
 
 CONNECT_S_MAX = 10.0
 # How long the controller may take to answer that nothing more comes.
@@ -21,7 +22,14 @@ WAITING_BYTES_MAX = 16 * 1024 * 1024
 _log = logging.getLogger(__name__)
 
 Call = grpc.aio.StreamStreamCall[link_pb2.ConnectRequest, link_pb2.ConnectResponse]
-Tell = Callable[[FromLink], Awaitable[None]]
+
+
+class Tell(Protocol):
+    """Says something to the supervisor."""
+
+    def __call__(self, *messages: FromLink) -> Awaitable[None]:
+        """All at once."""
+        ...
 
 
 class Stream:
@@ -116,10 +124,11 @@ class Stream:
         async for message in call:
             self.heard = True
             try:
-                down = reader.read(message)
+                read = [reader.read(one) for one in apart(message)]
             except ConvertError as wrong:
                 _log.warning("the controller sent what is no message: %s", wrong)
                 return f"the controller sent what is no message: {wrong}"
-            if down is not None:
-                await self._tell(Came(self.number, down))
+            came = [Came(self.number, down) for down in read if down is not None]
+            if came:
+                await self._tell(*came)
         return await call.details() or "the controller ended the stream"

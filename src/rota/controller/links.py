@@ -28,7 +28,7 @@ from rota.core.cluster.inputs import Close, FromNode, Order, Send, StreamClosed
 from rota.core.model.protocol import MESSAGE_BYTES_MAX, Hello, InputTaken, Refused, Report, Up
 from rota.wire.convert import ConvertError
 from rota.wire.gen.v1 import link_pb2
-from rota.wire.link import down_to_messages, up_from_message
+from rota.wire.link import down_to_messages, joined, up_from_message
 from rota.wire.validate import validate
 
 # A node that takes nothing of what waits for so long is cut off, once this much waits. One turn may well
@@ -300,11 +300,13 @@ async def _send(stream: _Stream, context: Context) -> None:
         if not stream.waiting:
             return
         batch, stream.waiting = stream.waiting, []
-        for data in batch:
+        sent = 0
+        for data, messages in joined(batch):
             stream.writing_since_s = time.monotonic()
             await send(context, data)
             stream.writing_since_s = None
-            stream.waiting_bytes -= len(data)
+            stream.waiting_bytes -= sum(map(len, batch[sent : sent + messages]))
+            sent += messages
             if stream.waiting_bytes <= ROOM_BYTES:
                 stream.room.set()
 

@@ -5,12 +5,13 @@ other and with one message number. Everything else is one message for one value.
 """
 
 import typing
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from rota.core.model.protocol import Body, Down, Template, Up
+from rota.core.model.protocol import MESSAGE_BYTES_MAX, Body, Down, Template, Up
 from rota.core.model.spec import JobSpec
 from rota.wire.convert import Codec, ConvertError, codec
 from rota.wire.gen.v1 import job_pb2, link_pb2
@@ -75,6 +76,34 @@ def down_to_messages(down: Down) -> list[link_pb2.ConnectResponse]:
     return [message]
 
 
+def joined(messages: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Serialised messages to a node in as few envelopes as their size allows, each with how many are in it.
+
+    A call costs the same for one message and for a hundred, and the next waits until it is through.
+    """
+    made = bytearray()
+    count = 0
+    for message in messages:
+        length = _varint(len(message))
+        if made and len(made) + len(_MORE) + len(length) + len(message) > MESSAGE_BYTES_MAX:
+            yield bytes(made), count
+            made.clear()
+            count = 0
+        made += _MORE + length + message if made else message
+        count += 1
+    if count:
+        yield bytes(made), count
+
+
+def apart(message: link_pb2.ConnectResponse) -> Iterator[link_pb2.ConnectResponse]:
+    """The messages in an envelope. Raises ConvertError where there are more within those."""
+    yield message
+    for one in message.more:
+        if one.more:
+            raise ConvertError("has messages of its own", "more")
+        yield one
+
+
 class DownReader:
     """Reads one stream's messages to a node, and joins templates out of their pieces."""
 
@@ -82,7 +111,7 @@ class DownReader:
         self._pieces: list[link_pb2.ConnectResponse] = []
 
     def read(self, message: link_pb2.ConnectResponse) -> Down | None:
-        """The message, or None where it is a piece and more of it are to come.
+        """The message, without those behind it, or None where it is a piece and more of it are to come.
 
         Raises ConvertError for what is no message, and for pieces that do not follow one another.
         """
@@ -109,6 +138,20 @@ class DownReader:
             raise ConvertError(f"piece {piece.part} came where {len(self._pieces)} was due", "template.part")
         if self._pieces and _identity(self._pieces[0]) != _identity(message):
             raise ConvertError("a piece of another template came between", "template")
+
+
+def _varint(number: int) -> bytes:
+    """As protobuf writes lengths and tags: seven bits a byte, the low ones first."""
+    data = bytearray()
+    while number > 0x7F:
+        data.append(number & 0x7F | 0x80)
+        number >>= 7
+    data.append(number)
+    return bytes(data)
+
+
+# The tag of the field: its number, and that what follows has a length.
+_MORE = _varint(link_pb2.ConnectResponse.MORE_FIELD_NUMBER << 3 | 2)
 
 
 def _identity(message: link_pb2.ConnectResponse) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ from rota.wire.gen.v1 import (
     link_pb2_grpc,
     node_pb2_grpc,
 )
+from rota.wire.link import apart
 
 NAME = (("grpc.ssl_target_name_override", "controller.rota"),)
 WAIT_S_MAX = 20.0
@@ -150,6 +151,8 @@ class PlayedNode:
         self.channel = channel
         self.link = link_pb2_grpc.LinkServiceStub(channel)
         self.call = self.link.Connect()
+        self._heard: list[link_pb2.ConnectResponse] = []
+        self.envelope_count = 0
 
     async def say(self, **body: Any) -> None:
         await self.call.write(link_pb2.ConnectRequest(**body))
@@ -158,8 +161,14 @@ class PlayedNode:
         """The next message of this kind; others are passed over."""
         async with asyncio.timeout(WAIT_S_MAX):
             while True:
-                message: Any = await self.call.read()
-                assert message is not grpc.aio.EOF, f"{await self.call.code()} {await self.call.details()}"
+                while not self._heard:
+                    envelope: Any = await self.call.read()
+                    assert envelope is not grpc.aio.EOF, (
+                        f"{await self.call.code()} {await self.call.details()}"
+                    )
+                    self._heard += apart(envelope)
+                    self.envelope_count += 1
+                message = self._heard.pop(0)
                 if message.WhichOneof("body") == kind:
                     return getattr(message, kind)
 

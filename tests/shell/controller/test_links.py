@@ -305,6 +305,20 @@ async def test_a_node_that_stops_to_read_loses_its_session_though_it_goes_on_to_
         assert not stream.waiting
 
 
+async def test_what_a_turn_says_to_a_node_is_one_message_of_its_stream(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await node.come_up()
+        await node.beat(1)
+        before = node.envelope_count
+        carrier = run.controller._links
+        number = next(iter(carrier._streams))
+        for sent_ms in range(1000):
+            carrier.carry_out(Send(node.node, number, Down(1, 1, sent_ms, HeartbeatAck(sent_ms))))
+        assert [(await node.hear("heartbeat_ack")).sent_ms for _ in range(1000)] == list(range(1000))
+        assert node.envelope_count == before + 1
+
+
 async def test_what_was_sent_before_a_close_still_arrives(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         node = await run.join("n1")

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +38,7 @@ from rota.sim.edges.memory import Begun, Ends, Memory
 from rota.sim.edges.tasks import Tasks
 from rota.wire.convert import ConvertError
 from rota.wire.gen.v1 import link_pb2, link_pb2_grpc
-from rota.wire.link import DownReader, up_to_message
+from rota.wire.link import DownReader, apart, up_to_message
 
 CONNECT_S_MAX = 10.0
 # How long the controller may take to answer the greeting, and that nothing more comes.
@@ -131,7 +131,9 @@ class Fleet:
 
     # ------------------------------------------------------------ a node's steps
 
-    def _step(self, member: _Member, inputs: list[StreamOpened | StreamClosed | Received | Shutdown]) -> None:
+    def _step(
+        self, member: _Member, inputs: Sequence[StreamOpened | StreamClosed | Received | Shutdown]
+    ) -> None:
         edge = member.edge
         outcome = edge.step(inputs, _boot_ms(), time.time_ns() // 1_000_000)
         for happened in edge.happened:
@@ -250,14 +252,15 @@ class Fleet:
                     return
 
     def _take(self, member: _Member, data: bytes, reader: DownReader) -> bool:
-        """A message from the controller; False for what is none."""
+        """Messages from the controller; False for what is none."""
         try:
-            down = reader.read(link_pb2.ConnectResponse.FromString(data))
+            read = [reader.read(one) for one in apart(link_pb2.ConnectResponse.FromString(data))]
         except (ConvertError, ValueError) as wrong:
             _log.warning("%s: the controller sent what is no message: %s", member.identity.name, wrong)
             return False
-        if down is not None:
-            self._step(member, [Received(down)])
+        received = [Received(down) for down in read if down is not None]
+        if received:
+            self._step(member, received)
         return True
 
     async def _hang_up(self, member: _Member) -> None:
