@@ -1,26 +1,32 @@
 """Completions per second, counted and committed: tasks of no work that end in random order, 1 % failing.
 
-The whole path of the controller but gRPC, in one process: the bytes of nodes' messages, their checks, the
-loop and its turns, SQLite with full durability, and the bytes of what goes back. The nodes are played: all
-tasks of a grant end at once. What it costs to play them is measured, and taken off where the controller's CPU
+Over the real protocol (`rota sim edges`: gRPC, TLS, an identity a node; controller and nodes share the
+machine), and the controller's part alone, in one process: the bytes of nodes' messages, their checks, the loop
+and its turns, SQLite with full durability, and the bytes of what goes back. There the nodes are played: all
+tasks of a grant end at once; what it costs to play them is measured, and taken off where the controller's CPU
 is told.
 """
 
 import asyncio
 import shutil
+import subprocess
 import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-from bench.harness import Bar, Row, Size, in_turn, medians
+from bench.harness import ROTA, Bar, Cluster, Point, Row, Size, cluster
+from rota.client import messages
+from rota.client.client import Client
 from rota.controller.links import parse_up
 from rota.controller.loop import Clock, Loop
 from rota.core.cluster.inputs import Close, Enrol, FromNode, Order, PutToken, Submit, Submitted
@@ -48,7 +54,7 @@ from rota.store.sqlite import SqliteStore
 from rota.wire.link import down_to_messages, up_to_message
 
 TASKS = 1_000_000
-NODES = (1, 10, 1_000, 10_000)
+NODES = (10, 1, 1_000, 10_000)
 FAILED_PART = 0.01
 FAILED_CODE = 3
 REPORT_ROWS_MAX = 8_192
@@ -222,19 +228,75 @@ def _run(node_count: int, task_count: int) -> Found:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def rows(size: Size) -> Iterator[Row]:
-    """A row for each number of nodes."""
+def in_process(size: Size) -> Iterator[Row]:
+    """The controller's part alone: two rows for each number of nodes."""
     task_count = size.of(TASKS, 100_000)
-    for node_count in NODES[: size.of(len(NODES), 2)]:
-        found: list[Found] = []
+    for node_count in NODES[: size.of(len(NODES) - 1, 1)]:
+        found = [_run(node_count, task_count) for _ in range(size.rounds)]
+        what = f"{task_count} tasks, {node_count} nodes, core and store alone"
+        yield Row("control_plane", what, median(one.per_s for one in found), "1/s")
+        per_cpu_s = median(one.per_cpu_s for one in found)
+        yield Row("control_plane", f"{what}: a second of the controller's CPU", per_cpu_s, "1/s")
 
-        def once(node_count: int = node_count, found: list[Found] = found) -> float:
-            found.append(_run(node_count, task_count))
-            return found[-1].per_s
 
-        per_s = medians(in_turn(size.rounds, ours=once))["ours"]
-        per_cpu_s = sorted(one.per_cpu_s for one in found)[len(found) // 2]
-        what = f"completions, {task_count} tasks, {node_count} nodes"
-        bar = Bar(at_least=PER_SECOND_MIN) if node_count == 10 else None
-        yield Row("control_plane", what, per_s, "1/s", bar=bar)
-        yield Row("control_plane", f"{what}, of the controller's CPU", per_cpu_s, "1/s")
+# ---------------------------------------------------------------- over the real protocol
+
+
+def over_protocol(size: Size, node_count: int) -> Iterator[Row]:
+    """Real controller, simulated nodes in a process of their own."""
+    with cluster("--nodes", "0") as rota, _edges(rota, node_count), rota.client() as client:
+        while sum(node.silent_ms >= 0 for node in client.nodes()) < node_count:
+            time.sleep(0.2)
+        took_s, cpu_s = [], []
+        for _ in range(size.rounds):
+            before_s, began_s = rota.cpu_s("controller"), time.perf_counter()
+            job = _complete(client)
+            took_s.append(time.perf_counter() - began_s)
+            cpu_s.append(rota.cpu_s("controller") - before_s)
+            _look_at_some(rota, client, job)
+    what = f"{TASKS} tasks, {node_count} nodes over the real protocol"
+    bar = Bar(at_least=PER_SECOND_MIN) if node_count == 10 else None
+    point = Point("completions", node_count * TASKS, median(took_s))
+    yield Row("control_plane", what, TASKS / median(took_s), "1/s", bar=bar, point=point)
+    yield Row("control_plane", f"{what}: the controller's CPU", median(cpu_s), "s")
+
+
+@contextmanager
+def _edges(rota: Cluster, count: int) -> Iterator[None]:
+    failing = ("--fail", f"{FAILED_PART:%}", "--exit-code", str(FAILED_CODE), "--seed", "1")
+    process = subprocess.Popen(
+        [ROTA, "sim", "edges", "--count", str(count), *failing],
+        env=rota.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _complete(client: Client) -> messages.Job:
+    """Submits, and waits until every task is told as ended."""
+    number = client.submit([messages.JobSpec(command=["true"], array=f"0-{TASKS - 1}")]).ids[0]
+    *_, job = client.watch(number)
+    assert job.tasks.succeeded + job.tasks.failed == TASKS, job.tasks
+    assert 0 < job.tasks.failed < 2 * TASKS * FAILED_PART, job.tasks
+    return job
+
+
+def _look_at_some(rota: Cluster, client: Client, job: messages.Job) -> None:
+    """Every outcome can be asked for; those that failed are the ones that are counted."""
+    failed = client.failures(job.id)
+    assert [(group.code, group.count) for group in failed] == [(FAILED_CODE, job.tasks.failed)], failed
+    for index in range(0, TASKS, TASKS // 5):
+        (attempt,) = client.task(job.id, index).attempts
+        assert f"EXIT {attempt.code}" in rota("show", f"{job.id}/{index}")
+
+
+def rows(size: Size) -> Iterator[Row]:
+    """Over the real protocol with each number of nodes, and the controller's part alone."""
+    for node_count in (10,) if size.small else NODES:
+        yield from over_protocol(size, node_count)
+    yield from in_process(size)
