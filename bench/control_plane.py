@@ -1,10 +1,10 @@
 """Completions per second, counted and committed: tasks of no work that end in random order, 1 % failing.
 
-Over the real protocol (`rota sim edges`: gRPC, TLS, an identity a node; controller and nodes share the
-machine), and the controller's part alone, in one process: the bytes of nodes' messages, their checks, the loop
-and its turns, SQLite with full durability, and the bytes of what goes back. There the nodes are played: all
-tasks of a grant end at once; what it costs to play them is measured, and taken off where the controller's CPU
-is told.
+Over the real protocol: `rota sim edges` with gRPC, TLS and an identity a node, which shares the machine with
+the controller. And the controller's part alone, in one process: the bytes of nodes' messages, their checks,
+the loop and its turns, SQLite with full durability, and the bytes of what goes back. There the nodes are
+played: all tasks of a grant end at once. What it costs to play them is measured, and taken off where the
+controller's CPU is told.
 """
 
 import asyncio
