@@ -34,6 +34,7 @@ def _info(found: GetClusterResponse, address: str) -> str:
         ("capacity", formats.resources(found.capacity)),
         ("charged", formats.resources(found.charged)),
         ("you are", found.principal),
+        ("pauses", f"{found.pace.pause_us_max / 1000:.0f}ms at most, {found.pace.pauses_long:,} over 20ms"),
         ("term", str(found.term)),
         ("incarnation", str(found.incarnation)),
     ]

@@ -18,6 +18,7 @@ FILE_BYTES_MAX = 10 * 1024 * 1024
 FILES_COUNT_MAX = 10
 
 _log = logging.getLogger(__name__)
+_json = json.JSONEncoder(ensure_ascii=True, check_circular=False).encode
 
 
 class Audit:
@@ -27,6 +28,7 @@ class Audit:
         self._path = path
         self._descriptor = self._open()
         self._wall_ms = wall_ms
+        self._size = os.fstat(self._descriptor).st_size
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -37,10 +39,10 @@ class Audit:
         line = {"at": at, "who": who, "address": address, "what": what, "of": of, "outcome": outcome}
         if problem:
             line["problem"] = problem
-        text = json.dumps(line, ensure_ascii=True)
+        text = _json(line)
         try:
-            os.write(self._descriptor, text.encode() + b"\n")
-            if os.fstat(self._descriptor).st_size >= FILE_BYTES_MAX:
+            self._size += os.write(self._descriptor, text.encode() + b"\n")
+            if self._size >= FILE_BYTES_MAX:
                 self._begin_anew()
         except OSError as failed:
             _log.error("the audit log cannot be written (%s): %s", failed.strerror, text)
@@ -54,6 +56,7 @@ class Audit:
         fresh = self._open()
         os.close(self._descriptor)
         self._descriptor = fresh
+        self._size = 0
 
     def close(self) -> None:
         """Closes the file."""

@@ -65,7 +65,7 @@ class Enrolment(enrol_pb2_grpc.EnrolServiceServicer):
         return answer
 
     async def _enrol(self, request: enrol_pb2.EnrolRequest, secret: Secret | None) -> enrol_pb2.EnrolResponse:
-        check(request)
+        await check(request)
         if not request.name:
             raise error(grpc.StatusCode.INVALID_ARGUMENT, "is missing: a node needs a name", "name")
         if secret is None:

@@ -13,13 +13,16 @@ Cluster time is the last committed `now_ms` and the time on the boot clock since
 """
 
 import asyncio
+import gc
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any, Literal, Protocol, TypeVar
 
+from rota.controller.pace import Pace
 from rota.controller.turn import Turn
 from rota.core.cluster.inputs import (
     Done,
@@ -34,13 +37,19 @@ from rota.core.cluster.inputs import (
     StreamClosed,
     Submitted,
 )
-from rota.core.cluster.records import SCHEMA
+from rota.core.cluster.records import SCHEMA, UserConfig
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.state import Cluster
 from rota.core.cluster.step import Machine, StepFailed
 from rota.store.port import Store, StoreError
 
 INBOX_COUNT_MAX = 10_000
+# So much of the inbox is taken by one turn, so that who comes first does not wait for all.
+TURN_COUNT_MAX = 1_024
+# So often, ahead of a turn, all who are ready may run: no longer than they add to the inbox.
+GATHER_ROUNDS_MAX = 8
+# A step that has computed for so long lets others be served before it goes on.
+PIECE_NS_MAX = 4_000_000
 RETRY_S_MIN = 0.1
 RETRY_S_MAX = 5.0
 # A leadership of so long was a good one: after it, trying again begins with RETRY_S_MIN.
@@ -123,13 +132,18 @@ class _Waiting:
 class Loop:
     """Drives the machine over one store. `cluster` is the UUID of a cluster that is new."""
 
-    def __init__(self, store: Store, clock: Clock, settings: Settings, cluster: str) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, settings: Settings, cluster: str, pace: Pace | None = None
+    ) -> None:
         self._store = store
         self._clock = clock
         self._settings = settings
         self._new_cluster = cluster
+        self.pace = pace or Pace()
+        self._piece_began_ns = 0
         self._nodes: Nodes | None = None
         self._machine: Machine | None = None
+        self._users: Mapping[str, UserConfig] = {}
         self._turning = False
         self._leading = False
         self._retired = False
@@ -192,6 +206,15 @@ class Loop:
         found: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.reads.append((look, found))
         return await found
+
+    def users(self) -> Mapping[str, UserConfig]:
+        """The users as of the last commit; unlike `read`, nobody waits for the turn under way.
+
+        Raises Unavailable.
+        """
+        if self._machine is None:
+            raise Unavailable(self._why_not)
+        return self._users
 
     @contextmanager
     def watch_job(self, job: int) -> Iterator[News]:
@@ -265,6 +288,7 @@ class Loop:
             except Exception:  # noqa: BLE001 (a restart would not mend it either)
                 _log.exception("a bug: the controller goes on from its store")
                 self._drop("the controller failed, and goes on from its store; try again")
+            gc.collect()  # the machine that was dropped is full of cycles
             if self._clock.boot_ms() - began_ms >= GOOD_MS_MIN:
                 retry_s = RETRY_S_MIN
             await self._read_only(retry_s)
@@ -281,7 +305,8 @@ class Loop:
         self._time_base_ms = machine.cluster.commit.now_ms
         self._boot_base_ms = self._clock.boot_ms()
         self._machine = machine
-        return Turn(machine, self._store, loaded.fence)
+        self._users = machine.cluster.users
+        return Turn(machine, self._store, loaded.fence, due=self._due)
 
     async def _lead(self, turn: Turn) -> None:
         first: list[Input] = [Lead()]
@@ -289,29 +314,54 @@ class Loop:
             first.insert(0, Found(self._new_cluster))
         self._wake.set()
         await self._turn(turn, first)
+        self.pace.begin()
         self._leading = True
 
     async def _turns(self, turn: Turn) -> None:
         wake_at_ms: int | None = 0
         while not self._stopping:
             await self._sleep(wake_at_ms)
+            await self._gather()
             wake_at_ms = await self._turn(turn, self._arrived())
 
     async def _turn(self, turn: Turn, arrived: list[Input]) -> int | None:
         self._turning = True
+        began_ns = self._piece_began_ns = time.perf_counter_ns()
         try:
             outcome = await turn.run(arrived, self.now_ms(), self._clock.wall_ms(), self._speak)
         finally:
             self._turning = False
+        self.pace.turns += 1
+        self.pace.turn_ns_max = max(self.pace.turn_ns_max, time.perf_counter_ns() - began_ns)
+        self._users = turn.machine.cluster.users
         self._answer_reads(turn.machine)
         self._tell_watchers(turn.machine.cluster, outcome)
         return outcome.wake_at_ms
 
-    def _arrived(self) -> list[Input]:
-        self._wake.clear()
-        arrived = [self._inbox.get_nowait() for _ in range(self._inbox.qsize())]
-        arrived += self._closings
-        self._closings.clear()
+    async def _gather(self) -> None:
+        """Lets what is about to arrive do so: one commit for many costs little more than for one."""
+        for _ in range(GATHER_ROUNDS_MAX):
+            count = self._inbox.qsize()
+            await asyncio.sleep(0)
+            if self._inbox.qsize() == count:
+                return
+
+    def _due(self) -> bool:
+        """Whether the step under way has computed for long without a break."""
+        now_ns = time.perf_counter_ns()
+        if now_ns - self._piece_began_ns < PIECE_NS_MAX:
+            return False
+        self._piece_began_ns = now_ns
+        return True
+
+    def _arrived(self, count_max: int = TURN_COUNT_MAX) -> list[Input]:
+        count = self._inbox.qsize()
+        arrived = [self._inbox.get_nowait() for _ in range(min(count, count_max))]
+        if count <= count_max:
+            # What a stream brought goes before its end.
+            arrived += self._closings
+            self._closings.clear()
+            self._wake.clear()
         return arrived
 
     async def _sleep(self, wake_at_ms: int | None) -> None:
@@ -374,7 +424,7 @@ class Loop:
         self._why_not = why
         assert self._nodes is not None
         self._nodes.close_all(why)
-        self._arrived()
+        self._arrived(INBOX_COUNT_MAX)
         waiting = [*self._waiting.tickets.values(), *(found for _, found in self._waiting.reads)]
         self._waiting.reads.clear()
         for future in waiting:
@@ -394,7 +444,7 @@ class Loop:
             async with asyncio.timeout(seconds):
                 while not self._stopping:
                     await self._wake.wait()
-                    self._arrived()
+                    self._arrived(INBOX_COUNT_MAX)
         except TimeoutError:
             return
 

@@ -36,6 +36,7 @@ from rota.controller.housekeeping import keep_archive_small
 from rota.controller.links import Links
 from rota.controller.loop import Clock, Loop
 from rota.controller.output import Outputs
+from rota.controller.pace import Pace
 from rota.controller.ports import Listen, PortError
 from rota.core.cluster.inputs import PutUser
 from rota.core.cluster.records import UserConfig
@@ -73,6 +74,7 @@ class Controller:
         clock: Clock,
         listen: Listen = Listen(),  # noqa: B008 (it is frozen)
         settings: Settings = Settings(),  # noqa: B008 (it is frozen)
+        pace: Pace | None = None,
     ) -> None:
         private_directory(home)
         now = datetime.now(UTC)
@@ -81,7 +83,7 @@ class Controller:
         self.listen = ports.choose(home, listen)
         self._store = store
         self._audit = Audit(home / "audit.log", clock.wall_ms)
-        self.loop = Loop(store, clock, settings, self.authority.cluster)
+        self.loop = Loop(store, clock, settings, self.authority.cluster, pace)
         self._outputs = Outputs()
         inputs = Inputs()
         self._links = Links(self.loop, self._outputs, inputs.taken)

@@ -3,7 +3,8 @@
 (etcd's raft library calls the outcome of a step Ready, and what follows here Advance.)
 """
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Callable, Generator, Iterable
 
 from rota.core.cluster.inputs import Input, Outcome
 from rota.core.cluster.records import META_COMMIT, Commit
@@ -17,16 +18,23 @@ AMBIGUOUS_TRIES_MAX = 8
 class Turn:
     """One leader's turns over one store. `fence` is the revision of `meta/commit` that it goes on from.
 
-    `changes` makes what is committed; the simulator's is not encoded.
+    `changes` makes what is committed; the simulator's is not encoded. `due` says, between the pieces of a
+    step, whether others on the event loop have waited for long enough.
     """
 
     def __init__(
-        self, machine: Machine, store: Store, fence: int, changes: Callable[[], Changes] = Changes
+        self,
+        machine: Machine,
+        store: Store,
+        fence: int,
+        changes: Callable[[], Changes] = Changes,
+        due: Callable[[], bool] = lambda: False,
     ) -> None:
         self.machine = machine
         self._store = store
         self._fence = fence
         self._changes = changes
+        self._due = due
 
     async def run(
         self, arrived: Iterable[Input], now_ms: int, wall_ms: int, speak: Callable[[Outcome], None]
@@ -38,12 +46,23 @@ class Turn:
         and must be thrown away and loaded again; nothing has been said of the step.
         """
         changes = self._changes()
-        outcome = self.machine.step(arrived, now_ms, wall_ms, changes.encode)
+        pieces = self.machine.pieces(arrived, now_ms, wall_ms, changes.encode)
+        outcome = await self._whole(pieces)
         if outcome.changes:
             changes.records, changes.blocks = outcome.changes, outcome.blocks
             await self._commit(changes)
         speak(outcome)
         return outcome
+
+    async def _whole(self, pieces: Generator[None, None, Outcome]) -> Outcome:
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+            if self._due():
+                await asyncio.sleep(0)
 
     async def _commit(self, changes: Changes) -> None:
         wanted = changes.records[META_COMMIT]

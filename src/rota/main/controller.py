@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from rota.first import first_of
 from rota.main.daemon import say_ready
 from rota.main.home import Home
 from rota.main.options import home_option, lost_after_option, ready_option
+
+if TYPE_CHECKING:
+    from rota.controller.pace import Pace
 
 STOP_GRACE_S = 5.0
 # How often it is looked whether the home is still there.
@@ -81,8 +85,14 @@ def controller(
     # A terminal that is closed is no reason to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log_to_stderr(home.log)
+    # Here, so that no other command pays for the imports.
+    from rota.controller.pace import Pace, tend_garbage, timed_loop
+
+    tend_garbage()
+    pace = Pace()
     try:
-        return asyncio.run(_serve(home, listen, join_port, lost_after, ready_fd))
+        with asyncio.Runner(loop_factory=lambda: timed_loop(pace)) as runner:
+            return runner.run(_serve(home, listen, join_port, lost_after, ready_fd, pace))
     except _Failed as failed:
         raise click.ClickException(str(failed)) from failed
 
@@ -92,7 +102,7 @@ class _Failed(Exception):
 
 
 async def _serve(
-    home: Home, listen: tuple[str, int], join_port: int, lost_after: int, ready_fd: int | None
+    home: Home, listen: tuple[str, int], join_port: int, lost_after: int, ready_fd: int | None, pace: "Pace"
 ) -> int:
     """Until it is asked to end, or ends by itself; the exit code. Raises _Failed."""
     # Here, so that no other command pays for the imports.
@@ -114,6 +124,7 @@ async def _serve(
                 clock,
                 Listen(listen[0], listen[1], join_port),
                 Settings().scaled(lost_after / LOST_AFTER_MS_DEFAULT),
+                pace,
             )
             await controller.start()
             _log.info(

@@ -1,7 +1,8 @@
 """The one thread that writes to a database: many callers' work in one transaction, answered together.
 
 Group commit: while one transaction goes to the disk, the next callers queue, and share the next one. Each
-caller's work runs in a savepoint of its own, so that a failure of one undoes nothing of another.
+caller's work runs in a savepoint of its own, so that a failure of one undoes nothing of another; who is
+alone needs none.
 """
 
 import asyncio
@@ -108,7 +109,10 @@ class GroupWriter:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             for call in calls:
-                self._try(call)
+                self._try(call, alone=len(calls) == 1)
+            if len(calls) == 1 and calls[0].failure is not None:
+                self._connection.execute("ROLLBACK")
+                return
             committing = True
             self._connection.execute("COMMIT")
         except apsw.Error as error:
@@ -117,8 +121,10 @@ class GroupWriter:
             for call in calls:
                 call.failure = call.failure or translate(error, self._name, committing)
 
-    def _try(self, call: _Call) -> None:
-        self._connection.execute("SAVEPOINT call")
+    def _try(self, call: _Call, *, alone: bool) -> None:
+        """One caller's work; what fails is undone, unless it is `alone` in its transaction."""
+        if not alone:
+            self._connection.execute("SAVEPOINT call")
         try:
             call.result = call.work(self._connection)
         except apsw.Error as error:
@@ -127,6 +133,8 @@ class GroupWriter:
             call.failure = translate(error, self._name)
         except Exception as error:  # noqa: BLE001 the caller's, whatever it is: the thread serves others too
             call.failure = error
+        if alone:
+            return
         if call.failure is not None:
             self._connection.execute("ROLLBACK TO call")
         self._connection.execute("RELEASE call")

@@ -46,8 +46,9 @@ class Changes:
 
     records: dict[str, Record | None] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
-    # By key, with the record that they are of; by the block's identity.
-    _encoded: dict[str, tuple[Record, bytes]] = field(default_factory=dict, repr=False)
+    # The bytes of a record, by its identity, which it has for as long as it is kept beside them: one that is
+    # put under many keys is encoded once. Those of a block, alike.
+    _encoded: dict[int, tuple[Record, bytes]] = field(default_factory=dict, repr=False)
     _encoded_blocks: dict[int, tuple[Block, bytes]] = field(default_factory=dict, repr=False)
 
     def encode(self, records: Mapping[str, Record | None], blocks: Iterable[Block]) -> None:
@@ -55,21 +56,18 @@ class Changes:
 
         Raises ValueError or TypeError for a value that its field cannot hold.
         """
-        for key, record in records.items():
-            if record is not None:
-                self._encoded[key] = record, wire.encode(record)
+        known = self._encoded
+        for record in records.values():
+            if record is not None and id(record) not in known:
+                known[id(record)] = record, wire.encode(record)
         for block in blocks:
             self._encoded_blocks[id(block)] = block, wire.encode_block(block)
 
     def values(self) -> dict[str, bytes | None]:
         """The records' bytes. Raises as `encode` does."""
-        return {
-            key: None if record is None else self._value(key, record) for key, record in self.records.items()
-        }
-
-    def _value(self, key: str, record: Record) -> bytes:
-        known = self._encoded.get(key)
-        return known[1] if known is not None and known[0] is record else wire.encode(record)
+        self.encode(self.records, ())
+        known = self._encoded
+        return {key: None if record is None else known[id(record)][1] for key, record in self.records.items()}
 
     def block_values(self) -> list[bytes]:
         """The blocks' bytes. Raises as `encode` does."""

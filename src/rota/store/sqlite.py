@@ -134,23 +134,24 @@ class SqliteStore:
             for block, data in zip(changes.blocks, changes.block_values(), strict=True)
         ]
 
+        put = [(key, value, fence + 1) for key, value in values.items() if value is not None]
+        gone = [(key,) for key, value in values.items() if value is None]
+
         def write(connection: apsw.Connection) -> int:
             found = _fence(connection)
             if found != fence:
                 raise Fenced(f"the fence is revision {found} and no longer {fence}: another has committed")
-            revision = fence + 1
             connection.executemany(
                 "INSERT INTO records VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?2, revision = ?3",
-                [(key, value, revision) for key, value in values.items() if value is not None],
+                put,
             )
-            connection.executemany(
-                "DELETE FROM records WHERE key = ?",
-                [(key,) for key, value in values.items() if value is None],
-            )
-            connection.executemany(
-                "REPLACE INTO blocks (job, first, last, at_ms, data) VALUES (?, ?, ?, ?, ?)", rows
-            )
-            return revision
+            if gone:
+                connection.executemany("DELETE FROM records WHERE key = ?", gone)
+            if rows:
+                connection.executemany(
+                    "REPLACE INTO blocks (job, first, last, at_ms, data) VALUES (?, ?, ?, ?, ?)", rows
+                )
+            return fence + 1
 
         return await self._writer.run(write, lambda revision: self._history.append(revision, values))
 

@@ -1,8 +1,9 @@
 """Values of the core to protobuf messages and back, field by field, by name.
 
 A codec is made once for a pair of a dataclass and a message, from the dataclass's type hints and the
-message's descriptor: a row of functions that write a field, and a row of functions that read one. A pair
-that does not fit together is a TypeError when the codec is made.
+message's descriptor: for each field how it is written, how it is read, and what it is where it is absent.
+Only what is there is looked at: most fields of most messages are absent. A pair that does not fit together is
+a TypeError when the codec is made.
 
 How values look on both sides:
 
@@ -22,7 +23,7 @@ anything else                         the same; where zero is not the field's de
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from enum import IntEnum
 from itertools import chain
 from operator import attrgetter
@@ -45,7 +46,23 @@ Write = Callable[[Any, Any], None]
 """Writes a field of a message, given the message and the field's value."""
 
 Read = Callable[[Any], Any]
-"""Reads a field's value from a message."""
+"""Reads a field's value from what the message has in the field."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """How a field is converted. Raises ConvertError where it is absent and must not be.
+
+    `write` is None for what is set as it is; what is zero or empty is written only where `always` is.
+    `fresh`: the value of an absent field is not to be shared, and is made by `absent` for each message.
+    """
+
+    write: Write | None
+    read: Read
+    absent: Any
+    always: bool = False
+    fresh: bool = False
+
 
 # Descriptors of fields are `Any` below: their published types differ between protobuf's implementations.
 
@@ -105,24 +122,59 @@ def _make(value_type: Any, message_type: Any) -> Codec[Any, Any]:
     differing = {field.name for field in of_dataclass} ^ set(of_message)
     if differing:
         raise TypeError(f"{value_type.__name__} and {message_type.__name__} differ: {sorted(differing)}")
-    writers: list[tuple[str, Write]] = []
-    readers: list[Read] = []
+    parts: list[_Field] = []
     for field in of_dataclass:
         try:
-            write, read = _field(hints[field.name], _default(field), of_message[field.name])
+            parts.append(_field(hints[field.name], _default(field), of_message[field.name]))
         except TypeError as error:
             raise TypeError(f"{value_type.__name__}.{field.name}: {error}") from error
-        writers.append((field.name, write))
-        readers.append(read)
+    names = [field.name for field in of_dataclass]
+    read = _reader(value_type, of_message, names, parts)
+    return Codec(value_type, message_type, _writer(names, parts), read)
+
+
+def _writer(names: list[str], parts: list[_Field]) -> Write:
+    """Writes all fields of a value into a message."""
+    rows = tuple((name, part.write, part.always) for name, part in zip(names, parts, strict=True))
+    values_of = attrgetter(*names) if len(names) > 1 else lambda value: (getattr(value, names[0]),)
 
     def write_all(message: Any, value: Any) -> None:
-        for name, write in writers:
-            write(message, getattr(value, name))
+        for one, (name, write, always) in zip(values_of(value), rows, strict=True):
+            if one or always:
+                if write is None:
+                    setattr(message, name, one)
+                else:
+                    write(message, one)
+
+    return write_all if names else lambda message, value: None
+
+
+def _reader(value_type: Any, of_message: Any, names: list[str], parts: list[_Field]) -> Read:
+    """Makes a value of a message."""
+    rows = {
+        of_message[name].number: (place, name, part.read)
+        for place, (name, part) in enumerate(zip(names, parts, strict=True))
+    }
+    absent = [None if part.fresh else part.absent for part in parts]
+    fresh = [(place, part.absent) for place, part in enumerate(parts) if part.fresh]
+    required = [(place, name) for place, name in enumerate(names) if absent[place] is MISSING]
 
     def read_all(message: Any) -> Any:
-        return value_type(*[read(message) for read in readers])
+        found = absent.copy()
+        for place, make in fresh:
+            found[place] = make()
+        for field, raw in message.ListFields():
+            place, name, read = rows[field.number]
+            try:
+                found[place] = read(raw)
+            except ConvertError as error:
+                raise error.within(name) from None
+        for place, name in required:
+            if found[place] is MISSING:
+                raise ConvertError("is not set", name)
+        return value_type(*found)
 
-    return Codec(value_type, message_type, write_all, read_all)
+    return read_all
 
 
 def _default(field: Field[Any]) -> Any:
@@ -135,7 +187,7 @@ def _default(field: Field[Any]) -> Any:
 # ---------------------------------------------------------------- a field
 
 
-def _field(hint: Any, default: Any, field: Any) -> tuple[Write, Read]:
+def _field(hint: Any, default: Any, field: Any) -> _Field:
     """How a field is written and read."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -177,58 +229,36 @@ _SCALARS = {
 }
 
 
-def _setter(name: str) -> Write:
-    def write(message: Any, value: Any) -> None:
-        setattr(message, name, value)
-
-    return write
+def _same(raw: Any) -> Any:
+    return raw
 
 
-def _scalar(hint: Any, default: Any, field: Any) -> tuple[Write, Read]:
+def _scalar(hint: Any, default: Any, field: Any) -> _Field:
     _expect(_SCALARS.get(field.type) is hint, hint, field)
-    name = field.name
     if field.has_presence:
         _expect(default is not MISSING, hint, field)
-
-        def read_or_default(message: Any) -> Any:
-            return getattr(message, name) if message.HasField(name) else default
-
-        return _setter(name), read_or_default
-    if hint is not bool and default is not MISSING and default != field.default_value:
-
-        def read_default_for_zero(message: Any) -> Any:
-            return getattr(message, name) or default
-
-        return _setter(name), read_default_for_zero
-    return _setter(name), attrgetter(name)
+        return _Field(None, _same, default, always=True)
+    # Zero means the default where there is another.
+    return _Field(None, _same, field.default_value if default is MISSING or hint is bool else default)
 
 
-def _optional(hint: Any, field: Any) -> tuple[Write, Read]:
+def _optional(hint: Any, field: Any) -> _Field:
     """A field that may be None: absent then, and there, however empty, otherwise."""
     name = field.name
     _expect(field.has_presence or field.enum_type is not None, hint, field)
     if field.enum_type is not None:
-        write_value, read_value = _enum(hint, None, field)
-    elif field.message_type is not None:
-        write_value, read_value = _message(hint, MISSING, field)
-    else:
-        write_value, read_value = _scalar(hint, 0, field)
+        return _enum(hint, None, field)
+    if field.message_type is not None:
+        # No value of a message is false; None alone is passed over.
+        inner = _message(hint, MISSING, field)
+        return _Field(inner.write, inner.read, None)
+    inner = _scalar(hint, 0, field)
 
     def write(message: Any, value: Any) -> None:
         if value is not None:
-            write_value(message, value)
+            setattr(message, name, value)
 
-    def write_message(message: Any, value: Any) -> None:
-        if value is not None:
-            getattr(message, name).SetInParent()
-            write_value(message, value)
-
-    def read(message: Any) -> Any:
-        return read_value(message) if message.HasField(name) else None
-
-    if field.message_type is not None:
-        return write_message, read
-    return write, read if field.has_presence else read_value
+    return _Field(write, inner.read, None, always=True)
 
 
 # ---------------------------------------------------------------- enums
@@ -240,20 +270,16 @@ def _members(hint: type[IntEnum], field: Any) -> dict[int, IntEnum]:
     return {member.value: member for member in hint}
 
 
-def _enum(hint: type[IntEnum], default: Any, field: Any) -> tuple[Write, Read]:
-    name = field.name
-    members: dict[int, IntEnum | None] = {**_members(hint, field)}
-    if default is not MISSING:
-        members[0] = default
+def _enum(hint: type[IntEnum], default: Any, field: Any) -> _Field:
+    members = _members(hint, field)
 
-    def read(message: Any) -> Any:
-        number = getattr(message, name)
+    def read(raw: Any) -> Any:
         try:
-            return members[number]
+            return members[raw]
         except KeyError:
-            raise _no_member(hint, number).within(name) from None
+            raise _no_member(hint, raw) from None
 
-    return _setter(name), read
+    return _Field(None, read, default)
 
 
 def _no_member(hint: type[IntEnum], number: int) -> ConvertError:
@@ -263,22 +289,22 @@ def _no_member(hint: type[IntEnum], number: int) -> ConvertError:
 # ---------------------------------------------------------------- messages
 
 
-def _message(hint: Any, default: Any, field: Any) -> tuple[Write, Read]:
+def _message(hint: Any, default: Any, field: Any) -> _Field:
     name = field.name
     inner = _inner(hint, field)
     write_inner = inner.write
-    read_inner = _resources_reader(default) if hint is Resources and default is not MISSING else inner.read
+    read = _resources_reader(default) if hint is Resources and default is not MISSING else inner.read
 
     def write(message: Any, value: Any) -> None:
-        write_inner(getattr(message, name), value)
+        part = getattr(message, name)
+        part.SetInParent()
+        write_inner(part, value)
 
-    def read(message: Any) -> Any:
-        try:
-            return read_inner(getattr(message, name))
-        except ConvertError as error:
-            raise error.within(name) from None
-
-    return write, read
+    try:
+        absent = read(inner.message_type())
+    except ConvertError:
+        absent = MISSING
+    return _Field(write, read, absent)
 
 
 def _inner(hint: type, field: Any) -> Codec[Any, Any]:
@@ -311,19 +337,14 @@ def _resources_reader(default: Resources) -> Read:
 # ---------------------------------------------------------------- sets of indices
 
 
-def _ranges(name: str) -> tuple[Write, Read]:
+def _ranges(name: str) -> _Field:
     def write(message: Any, value: Ranges) -> None:
-        if value:
-            getattr(message, name).bounds.extend(chain.from_iterable(value))
+        getattr(message, name).bounds.extend(chain.from_iterable(value))
 
-    def read(message: Any) -> Ranges:
-        bounds = getattr(message, name).bounds
-        try:
-            return ranges(bounds) if bounds else ()
-        except ConvertError as error:
-            raise error.within(name) from None
+    def read(raw: Any) -> Ranges:
+        return ranges(raw.bounds)
 
-    return write, read
+    return _Field(write, read, ())
 
 
 def ranges(bounds: Sequence[int]) -> Ranges:
@@ -340,19 +361,11 @@ def ranges(bounds: Sequence[int]) -> Ranges:
     return result
 
 
-def _bitmap(name: str) -> tuple[Write, Read]:
+def _bitmap(name: str) -> _Field:
     def write(message: Any, value: BitMap) -> None:
-        if value:
-            setattr(message, name, bitmap_to_bytes(value))
+        setattr(message, name, bitmap_to_bytes(value))
 
-    def read(message: Any) -> BitMap:
-        data = getattr(message, name)
-        try:
-            return bitmap_from_bytes(data) if data else empty()
-        except ConvertError as error:
-            raise error.within(name) from None
-
-    return write, read
+    return _Field(write, bitmap_from_bytes, empty())
 
 
 def bitmap_to_bytes(value: BitMap) -> bytes:
@@ -379,7 +392,7 @@ def bitmap_from_bytes(data: bytes) -> BitMap:
 # ---------------------------------------------------------------- many of one
 
 
-def _repeated(container: type, item: Any, field: Any) -> tuple[Write, Read]:
+def _repeated(container: type, item: Any, field: Any) -> _Field:
     name = field.name
     _expect(field.is_repeated, container, field)
     if item is BitMap:
@@ -400,53 +413,46 @@ def _repeated(container: type, item: Any, field: Any) -> tuple[Write, Read]:
     _expect(_SCALARS.get(field.type) is item, item, field)
 
     def write(message: Any, value: Any) -> None:
-        if value:
-            getattr(message, name).extend(value)
+        getattr(message, name).extend(value)
 
-    def read(message: Any) -> Any:
-        return container(getattr(message, name))
-
-    return write, read
+    return _contained(container, write, container)
 
 
-def _repeated_by(name: str, container: type, to_wire: Read, from_wire: Read) -> tuple[Write, Read]:
+def _contained(container: type, write: Write, read: Read) -> _Field:
+    """A tuple, or a list or dict, which whoever gets it may change."""
+    return _Field(write, read, () if container is tuple else container, fresh=container is not tuple)
+
+
+def _repeated_by(name: str, container: type, to_wire: Read, from_wire: Read) -> _Field:
     def write(message: Any, value: Any) -> None:
-        if value:
-            getattr(message, name).extend([to_wire(item) for item in value])
+        getattr(message, name).extend([to_wire(item) for item in value])
 
-    def read(message: Any) -> Any:
-        return container(_each(name, from_wire, getattr(message, name)))
-
-    return write, read
+    return _contained(container, write, lambda raw: container(_each(from_wire, raw)))
 
 
-def _repeated_messages(container: type, item: Any, field: Any) -> tuple[Write, Read]:
+def _repeated_messages(container: type, item: Any, field: Any) -> _Field:
     name = field.name
     inner = _inner(item, field)
     write_inner, read_inner = inner.write, inner.read
 
     def write(message: Any, value: Any) -> None:
-        if value:
-            add = getattr(message, name).add
-            for one in value:
-                write_inner(add(), one)
+        add = getattr(message, name).add
+        for one in value:
+            write_inner(add(), one)
 
-    def read(message: Any) -> Any:
-        return container(_each(name, read_inner, getattr(message, name)))
-
-    return write, read
+    return _contained(container, write, lambda raw: container(_each(read_inner, raw)))
 
 
-def _each(name: str, read: Read, items: Sequence[Any]) -> Iterator[Any]:
+def _each(read: Read, items: Sequence[Any]) -> Iterator[Any]:
     number = 0
     try:
         for number, item in enumerate(items):  # noqa: B007 the number is for the error
             yield read(item)
     except ConvertError as error:
-        raise error.within(f"[{number}]").within(name) from None
+        raise error.within(f"[{number}]") from None
 
 
-def _map(origin: Any, arguments: tuple[Any, ...], field: Any) -> tuple[Write, Read]:
+def _map(origin: Any, arguments: tuple[Any, ...], field: Any) -> _Field:
     """Pairs in a tuple, or a dict."""
     name = field.name
     pair = typing.get_args(arguments[0]) if origin is tuple else arguments
@@ -455,14 +461,9 @@ def _map(origin: Any, arguments: tuple[Any, ...], field: Any) -> tuple[Write, Re
         _expect(_SCALARS.get(entry[side].type) is hint, hint, field)
 
     def write(message: Any, value: Any) -> None:
-        if value:
-            getattr(message, name).update(value)
+        getattr(message, name).update(value)
 
-    def read_pairs(message: Any) -> Any:
-        pairs = getattr(message, name)
-        return tuple(sorted(pairs.items())) if pairs else ()
+    def read_pairs(raw: Any) -> Any:
+        return tuple(sorted(raw.items()))
 
-    def read_dict(message: Any) -> Any:
-        return dict(getattr(message, name))
-
-    return write, read_dict if origin is dict else read_pairs
+    return _contained(origin, write, dict if origin is dict else read_pairs)

@@ -38,12 +38,17 @@ HINT_LENGTH_MAX = 64
 def submission(request: job_service_pb2.SubmitJobsRequest) -> list[Problem]:
     """What is wrong with jobs as a whole, and among them."""
     problems = []
+    depends = False
     for number, job in enumerate(request.jobs):
-        for check, reads in _CHECKS.items():
+        given = {field.name for field, _ in job.ListFields()}
+        depends = depends or "after" in given
+        for check, of, reads in _CHECKS:
+            if of and given.isdisjoint(of):
+                continue
             for path, says in check(job):
                 beside = tuple(("jobs", number, name) for name in reads)
                 problems.append(Problem(("jobs", number, *path), says, beside=beside))
-    return problems + _dependencies(request.jobs)
+    return problems + (_dependencies(request.jobs) if depends else [])
 
 
 _Found = list[tuple[Path, str]]
@@ -138,18 +143,22 @@ def _size(job: job_pb2.JobSpec) -> _Found:
     return [((), f"is {size:,} bytes in all; at most {most} are allowed: put what is large into a file")]
 
 
-_CHECKS: dict[Callable[[job_pb2.JobSpec], _Found], Sequence[str]] = {
-    _command: ("command", "script", "path"),
-    _lines: ("array", "lines"),
-    _stdin: ("array", "lines"),
-    _stdin_again: ("stdin",),
-    _kind: ("kind",),
-    _environment: (),
-    _output: (),
-    _signal: ("time_limit",),
-    _size: (),
-}
-"""With the fields that each looks at beside the one that it finds wrong."""
+_Fields = frozenset[str]
+
+_CHECKS: Sequence[tuple[Callable[[job_pb2.JobSpec], _Found], _Fields, Sequence[str]]] = (
+    (_command, frozenset(), ("command", "script", "path")),
+    (_lines, frozenset({"lines"}), ("array", "lines")),
+    (_stdin, frozenset({"stdin"}), ("array", "lines")),
+    (_stdin_again, frozenset({"stdin"}), ("stdin",)),
+    (_kind, frozenset({"kind", "replicas"}), ("kind",)),
+    (_environment, frozenset({"env"}), ()),
+    (_output, frozenset({"stdout", "stderr"}), ()),
+    (_signal, frozenset({"signal"}), ("time_limit",)),
+    (_size, frozenset(), ()),
+)
+"""With the fields of which one must be set for it to find anything wrong, where there are some, and those
+that it looks at beside the one that it finds wrong.
+"""
 
 
 # ---------------------------------------------------------------- dependencies

@@ -5,9 +5,10 @@ is required: in proto3, an empty text and a zero are the same as nothing.
 """
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -52,18 +53,19 @@ def _item(problem: Problem) -> int:
 @cache
 def _message(descriptor: Any) -> Check:
     """The check of a message type: of its fields that are set, and for those that must be."""
-    checks: dict[int, Check] = {}
+    checks: dict[int, tuple[str, Check]] = {}
     required: list[tuple[str, str]] = []
     for field in descriptor.fields:
         rules = rules_of(field)
-        checks[field.number] = _field(field, rules)
+        checks[field.number] = field.name, _field(field, rules)
         if rules.required:
             required.append((field.name, _missing(field)))
 
     def check(message: Any, path: Path, problems: list[Problem]) -> None:
         given = message.ListFields()
         for field, value in given:
-            checks[field.number](value, (*path, field.name), problems)
+            name, one = checks[field.number]
+            one(value, (*path, name), problems)
         if required:
             there = {field.name for field, _ in given}
             problems.extend(Problem((*path, name), says) for name, says in required if name not in there)
@@ -109,20 +111,23 @@ def _one(field: Any, rules: rules_pb2.Rules) -> Check:
 def _list(one: Check, field: Any, rules: rules_pb2.Rules) -> Check:
     are_texts = field.type == FieldDescriptor.TYPE_STRING
     are_plain = are_texts and not (rules.HasField("pattern") or rules.unit or rules.HasField("length_min"))
+    items_max, total_bytes_max = _limit(rules, "items_max"), _limit(rules, "total_bytes_max")
+    # A character has four bytes at most.
+    short_max = min(_limit(rules, "bytes_max") // 4, _limit(rules, "length_max"))
 
     def check(values: Sequence[Any], path: Path, problems: list[Problem]) -> None:
-        if rules.HasField("items_max") and len(values) > rules.items_max:
-            problems.append(
-                Problem(path, f"has {len(values):,} items; at most {rules.items_max:,} are allowed")
-            )
+        if len(values) > items_max:
+            problems.append(Problem(path, f"has {len(values):,} items; at most {items_max:,} are allowed"))
             return
-        joined = "".join(values) if are_texts else ""
-        if rules.HasField("total_bytes_max") and (size := len(joined.encode())) > rules.total_bytes_max:
-            most = bytes_text(rules.total_bytes_max)
-            problems.append(Problem(path, f"is {size:,} bytes in all; at most {most} are allowed"))
-            return
-        if are_plain and "\0" not in joined and _all_short(values, rules):
-            return  # the usual case, without a call for each of a million lines
+        if are_texts:
+            joined = "".join(values)
+            # Most are short, and need not be encoded to know it.
+            if len(joined) * 4 > total_bytes_max and (size := len(joined.encode())) > total_bytes_max:
+                most = bytes_text(total_bytes_max)
+                problems.append(Problem(path, f"is {size:,} bytes in all; at most {most} are allowed"))
+                return
+            if are_plain and "\0" not in joined and max(map(len, values), default=0) <= short_max:
+                return  # the usual case, without a call for each of a million lines
         for number, value in enumerate(values):
             if len(problems) >= PROBLEMS_MAX:
                 return
@@ -131,11 +136,12 @@ def _list(one: Check, field: Any, rules: rules_pb2.Rules) -> Check:
     return check
 
 
-def _all_short(values: Sequence[str], rules: rules_pb2.Rules) -> bool:
-    longest = max(map(len, values), default=0)
-    # A character has four bytes at most.
-    bytes_short = not rules.HasField("bytes_max") or longest * 4 <= rules.bytes_max
-    return bytes_short and (not rules.HasField("length_max") or longest <= rules.length_max)
+_Limit = Literal["items_max", "total_bytes_max", "bytes_max", "length_max"]
+
+
+def _limit(rules: rules_pb2.Rules, name: _Limit) -> int:
+    """A limit of the rules, or one that nothing reaches."""
+    return getattr(rules, name) if rules.HasField(name) else sys.maxsize
 
 
 def _map(entry: Any, rules: rules_pb2.Rules) -> Check:
@@ -214,15 +220,19 @@ def _bytes(rules: rules_pb2.Rules) -> Check:
 def _text(rules: rules_pb2.Rules) -> Check:
     pattern = re.compile(rules.pattern) if rules.HasField("pattern") else None
     of_unit = _UNITS.get(rules.unit)
+    length_min = rules.length_min if rules.HasField("length_min") else 0
+    length_max, bytes_max = _limit(rules, "length_max"), _limit(rules, "bytes_max")
+    nul_allowed = rules.nul_allowed
 
     def wrong(value: str) -> str | None:
-        if rules.HasField("length_max") and len(value) > rules.length_max:
-            return f"is {len(value):,} characters long; at most {rules.length_max:,} are allowed"
-        if rules.HasField("bytes_max") and (size := len(value.encode())) > rules.bytes_max:
-            return f"is {size:,} bytes long; at most {rules.bytes_max:,} are allowed"
-        if rules.HasField("length_min") and len(value) < rules.length_min:
-            return f"is {len(value)} characters long; at least {rules.length_min} are needed"
-        if "\0" in value and not rules.nul_allowed:
+        length = len(value)
+        if length > length_max:
+            return f"is {length:,} characters long; at most {length_max:,} are allowed"
+        if length * 4 > bytes_max and (size := len(value.encode())) > bytes_max:
+            return f"is {size:,} bytes long; at most {bytes_max:,} are allowed"
+        if length < length_min:
+            return f"is {length} characters long; at least {length_min} are needed"
+        if not nul_allowed and "\0" in value:
             return f"has a NUL character at position {value.index(chr(0))}; remove it"
         if pattern is not None and not pattern.fullmatch(value):
             return f"{quoted(value)} is not allowed; use {rules.pattern_says}"

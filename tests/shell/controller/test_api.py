@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from rota.controller.api import writing
 from rota.controller.api.auth import ACTIONS, ROLES, Action, Caller, authorize
-from rota.controller.api.errors import DETAILS_BYTES_MAX, DETAILS_KEY, ApiError
+from rota.controller.api.errors import DETAILS_BYTES_MAX, DETAILS_KEY, SMALL_BYTES_MAX, ApiError
 from rota.core.cluster import feeding
 from rota.core.cluster.inputs import Fed
 from rota.wire.gen.v1 import (
@@ -119,6 +119,31 @@ async def test_a_repeated_request_is_the_same_request(tmp_path: Path) -> None:
         assert list((await someone.jobs.SubmitJobs(submit(TRUE, key="k"))).ids) == [2], (
             "keys are each user's own"
         )
+
+
+async def test_a_large_submission_is_checked_and_taken_like_a_small_one(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        jobs = run.admin().jobs
+        many = [
+            job_pb2.JobSpec(command=["echo", str(number % 7)], name=f"n-{number}") for number in range(1_000)
+        ]
+        request = submit(*many, key="k")
+        assert request.ByteSize() > SMALL_BYTES_MAX
+        answer = await jobs.SubmitJobs(request)
+        assert list(answer.ids) == list(range(1, 1_001))
+        assert (await jobs.SubmitJobs(request)).repeated_request
+        shown = (await jobs.GetJob(job_service_pb2.GetJobRequest(id=1_000))).job
+        assert (shown.spec.name, list(shown.spec.command)) == ("n-999", ["echo", str(999 % 7)])
+        failed = await refusal(jobs.SubmitJobs(submit(*many, job_pb2.JobSpec())))
+        assert [path for path, _ in violations(failed)] == ["jobs[1000].command"]
+
+
+async def test_how_the_leader_keeps_up_is_told(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        await run.admin().jobs.SubmitJobs(submit(TRUE))
+        pace = (await run.admin().cluster.GetCluster(cluster_pb2.GetClusterRequest())).pace
+        assert pace.turns >= 1
+        assert pace.turn_us_max > 0
 
 
 async def test_pages_of_jobs_and_tasks_leave_nothing_out(tmp_path: Path) -> None:

@@ -7,11 +7,36 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from rota.controller.loop import INBOX_COUNT_MAX, Loop, SchemaTooNew, Unable, Unavailable
+from rota.controller import loop as loop_module
+from rota.controller.loop import (
+    INBOX_COUNT_MAX,
+    TURN_COUNT_MAX,
+    Loop,
+    SchemaTooNew,
+    Unable,
+    Unavailable,
+)
 from rota.core.cluster import step
-from rota.core.cluster.inputs import Done, FromNode, Order, PutQueue, StreamClosed, Submit, Submitted
+from rota.core.cluster.inputs import (
+    Done,
+    FromNode,
+    Order,
+    PutQueue,
+    PutUser,
+    StreamClosed,
+    Submit,
+    Submitted,
+)
 from rota.core.cluster.placing import Placing
-from rota.core.cluster.records import META_CLUSTER, META_COMMIT, ClusterMeta, Commit, QueueConfig, queue_key
+from rota.core.cluster.records import (
+    META_CLUSTER,
+    META_COMMIT,
+    ClusterMeta,
+    Commit,
+    QueueConfig,
+    UserConfig,
+    queue_key,
+)
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.work import Work
 from rota.core.model.protocol import Heartbeat
@@ -157,6 +182,47 @@ async def test_what_arrives_during_a_commit_is_taken_by_one_next_turn() -> None:
         it.store.gate.set()
         assert await asyncio.gather(first, *more) == [(number,) for number in range(1, 52)]
         assert it.store.commits - before == 2
+
+
+async def test_a_turn_takes_a_bounded_part_of_what_waits() -> None:
+    async with leading() as it:
+        it.store.close_gate()
+        first = asyncio.create_task(it.submit())
+        await it.store.asked.wait()
+        more = [asyncio.create_task(it.submit()) for _ in range(2 * TURN_COUNT_MAX + 1)]
+        await asyncio.sleep(0)
+        before = it.store.commits
+        it.store.gate.set()
+        await asyncio.gather(first, *more)
+        assert it.store.commits - before == 4
+
+
+async def test_others_are_served_between_the_pieces_of_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "PIECE_NS_MAX", 0)
+    async with leading() as it:
+        specs = (JobSpec(command=("true",)),) * 1_000
+        submitted = asyncio.create_task(it.loop.ask(lambda ticket: Submit(ticket, "ann", specs)))
+        served = 0
+        while not submitted.done():
+            await asyncio.sleep(0)
+            served += 1
+        assert served > 20
+        assert it.store.commits == 2
+        assert len(await it.jobs()) == 1_000
+
+
+async def test_who_a_user_is_can_be_told_while_a_commit_is_under_way() -> None:
+    async with leading() as it:
+        await it.loop.ask(lambda ticket: PutUser(ticket, "admin", "ann", UserConfig("admin")))
+        it.store.close_gate()
+        changed = asyncio.create_task(
+            it.loop.ask(lambda ticket: PutUser(ticket, "admin", "ann", UserConfig("viewer")))
+        )
+        await it.store.asked.wait()
+        assert it.loop.users()["ann"].role == "admin", "as committed"
+        it.store.gate.set()
+        await changed
+        assert it.loop.users()["ann"].role == "viewer"
 
 
 async def test_a_failed_commit_is_as_if_nothing_was_asked() -> None:

@@ -6,9 +6,11 @@ and, one way for all, the trailing metadata `grpc-status-details-bin`: a `google
 about no field).
 """
 
+import asyncio
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -23,9 +25,13 @@ from rota.wire.validate import validate
 DETAILS_KEY = "grpc-status-details-bin"
 # Trailing metadata may have 8 KiB in all, and binary values travel as base64.
 DETAILS_BYTES_MAX = 4 * 1024
+# What is computed of so little takes some milliseconds at most.
+SMALL_BYTES_MAX = 16 * 1024
 _PROBLEM_CHARACTERS_MAX = 400
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Of the contract's fields: `jobs[0].resources.memory`, `idempotency_key`.
 _PATH = re.compile(r"(jobs\[\d+\][.\w\[\]]*|[a-z]+_[a-z_]+)")
@@ -77,9 +83,16 @@ def error(code: grpc.StatusCode, says: str, path: str = "") -> ApiError:
     return ApiError(code, [(path, says)])
 
 
-def check(message: Message) -> None:
+async def aside(message: Message, compute: Callable[[], T]) -> T:
+    """What is computed of a message; of a large one on a thread, so that others are served meanwhile."""
+    if message.ByteSize() <= SMALL_BYTES_MAX:
+        return compute()
+    return await asyncio.to_thread(compute)
+
+
+async def check(message: Message) -> None:
     """Raises ApiError with everything that is wrong with a message by the contract's rules."""
-    problems = validate(message)
+    problems = await aside(message, lambda: validate(message))
     if problems:
         found = [(path_text(problem.path), problem.says) for problem in problems]
         raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, found)

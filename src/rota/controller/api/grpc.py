@@ -75,7 +75,7 @@ class Face:
     def _unary(self, name: str, carry_out: Callable[..., Any]) -> Callable[..., Any]:
         async def handle(request: Message, context: Context) -> Message:
             async def work(call: Call) -> Message:
-                check(request)
+                await check(request)
                 answer: Message = await carry_out(request, call)
                 return answer
 
@@ -86,7 +86,7 @@ class Face:
     def _answers(self, name: str, carry_out: Callable[..., Any]) -> Callable[..., Any]:
         async def handle(request: Message, context: Context) -> None:
             async def work(call: Call) -> None:
-                check(request)
+                await check(request)
                 async with aclosing(carry_out(request, call)) as answers:
                     async for answer in answers:
                         await send(context, answer)
@@ -109,7 +109,7 @@ class Face:
         """Admits the caller, works, writes the audit log, and turns errors into the call's status."""
         call = Call(Caller("", "", "", context.peer()))
         try:
-            call.caller = await self._caller(context)
+            call.caller = self._caller(context)
             authorize(call.caller, ACTIONS.get(name))
             answer = await work(call)
         except asyncio.CancelledError:
@@ -134,14 +134,14 @@ class Face:
                 problem=problem,
             )
 
-    async def _caller(self, context: Context) -> Caller:
+    def _caller(self, context: Context) -> Caller:
         """Who asks, by certificate and record. Raises ApiError for anybody who is no user."""
         peer = peer_of(context.auth_context(), context.peer())
         if peer is None or peer.kind != "user":
             raise error(
                 grpc.StatusCode.UNAUTHENTICATED, "the API is for users: connect with a user's certificate"
             )
-        user = await self._desk.read(lambda machine: machine.cluster.users.get(peer.name))
+        user = self._desk.loop.users().get(peer.name)
         if user is None:
             raise error(grpc.StatusCode.PERMISSION_DENIED, f"'{peer.name}' is no user of this cluster")
         return Caller(peer.name, user.role, user.account, peer.address)
@@ -149,7 +149,7 @@ class Face:
 
 async def _checked(requests: AsyncIterator[Message]) -> AsyncGenerator[Message]:
     async for request in requests:
-        check(request)
+        await check(request)
         yield request
 
 

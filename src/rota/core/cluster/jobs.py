@@ -1,5 +1,6 @@
 """What users ask of jobs: submit, cancel, hold, release, retry; and how long ended ones are kept."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from pyroaring import BitMap
@@ -24,7 +25,7 @@ from rota.core.cluster.records import (
     version_key,
 )
 from rota.core.cluster.settling import arm_retry, cannot_be_met, stop_rest
-from rota.core.cluster.state import Job
+from rota.core.cluster.state import Job, Node
 from rota.core.cluster.tasks import (
     TaskWriter,
     ask_stop,
@@ -33,7 +34,7 @@ from rota.core.cluster.tasks import (
     put_job_status,
     untally,
 )
-from rota.core.cluster.work import Work, tasks_text
+from rota.core.cluster.work import PIECE_JOBS, Work, tasks_text
 from rota.core.model import indexset
 from rota.core.model.protocol import RECALL_ALL, Forget, Recall
 from rota.core.model.resources import BUILT_IN, Resources, amount_text
@@ -41,6 +42,10 @@ from rota.core.model.spec import JobSpec
 from rota.core.model.states import EventKind, JobKind, JobState, StopReason, TaskState
 
 IDEMPOTENCY_MS = 2 * 86_400_000
+# Of the jobs of one submission, so many have an event each, and the rest one together.
+EVENTS_OF_SUBMISSION_MAX = 100
+
+_NEW = JobStatus()
 
 
 def begin(work: Work) -> None:
@@ -54,52 +59,79 @@ def begin(work: Work) -> None:
 # ---------------------------------------------------------------- submit
 
 
-def submit(work: Work, item: Submit) -> None:
-    """Accepts all the jobs, or none with every reason."""
-    key = idempotency_key(item.principal, item.key) if item.key else ""
-    if key:
-        known = work.cluster.idempotency.get(key.removeprefix("idem/"))
-        if known is not None:
-            if known.digest != item.digest:
-                work.refuse(
-                    item.ticket,
-                    Why.CONFLICT,
-                    f"idempotency_key: '{item.key}' was used for another submission (job {known.jobs[0]}); "
-                    "take another key",
-                )
-            else:
-                work.reply(item.ticket, Submitted(known.jobs, repeated=True))
-            return
+def submit(work: Work, item: Submit) -> Iterator[None]:
+    """Accepts all the jobs, or none with every reason; in pieces."""
+    if _repeated(work, item):
+        return
     first = work.cluster.meta.next_job
     numbers = {spec.name: first + place for place, spec in enumerate(item.specs) if spec.name}
     problems: list[str] = []
-    configs = []
+    afters = []
+    taken: set[_Asked] = set()
     for place, spec in enumerate(item.specs):
         path = f"jobs[{place}]"
-        after = _after(work, spec, path, numbers, problems)
-        problems += _impossible(work, spec, path)
-        configs.append(
-            JobConfig(
-                item.principal, spec.kind, 1, submitted_at_ms=work.wall_ms, account=item.account, after=after
-            )
-        )
+        afters.append(_after(work, spec, path, numbers, problems) if spec.after else ())
+        asked = _asked(spec)
+        if asked not in taken:
+            found = _impossible(work, spec, path)
+            problems += found
+            if not found:
+                taken.add(asked)
+        if (place + 1) % PIECE_JOBS == 0:
+            yield
     if problems:
         work.refuse(item.ticket, Why.INVALID, *problems)
         return
     work.put(META_CLUSTER, replace(work.cluster.meta, next_job=first + len(item.specs)))
-    for place, (spec, config) in enumerate(zip(item.specs, configs, strict=True)):
+    plain = JobConfig(item.principal, submitted_at_ms=work.wall_ms, account=item.account)
+    versions: dict[int, JobVersion] = {}
+    for place, (spec, after) in enumerate(zip(item.specs, afters, strict=True)):
         number = first + place
-        work.put(job_key(number), config)
-        work.put(version_key(number, 1), JobVersion(spec))
-        work.put(job_status_key(number), JobStatus())
+        # What is equal is kept, and encoded, once.
+        work.put(job_key(number), replace(plain, after=after) if after else plain)
+        work.put(version_key(number, 1), versions.setdefault(id(spec), JobVersion(spec)))
+        work.put(job_status_key(number), _NEW)
         job = work.cluster.jobs[number]
-        work.event(EventKind.JOB_SUBMITTED, job=number, by=item.principal, message=tasks_text(len(job.all)))
+        if place < EVENTS_OF_SUBMISSION_MAX:
+            by, count = item.principal, len(job.all)
+            work.event(EventKind.JOB_SUBMITTED, job=number, by=by, message=tasks_text(count))
         work.touch(job)
+        if (place + 1) % PIECE_JOBS == 0:
+            yield
     jobs = tuple(range(first, first + len(item.specs)))
-    if key:
+    if len(jobs) > EVENTS_OF_SUBMISSION_MAX:
+        rest = indexset.text(jobs[EVENTS_OF_SUBMISSION_MAX:])
+        work.event(EventKind.JOB_SUBMITTED, by=item.principal, message=f"and jobs {rest}")
+    if item.key:
+        key = idempotency_key(item.principal, item.key)
         work.put(key, Idempotency(jobs, item.digest, work.wall_ms + IDEMPOTENCY_MS))
         work.soft.timers.arm_earlier("expiry", "", work.now_ms + IDEMPOTENCY_MS)
     work.reply(item.ticket, Submitted(jobs))
+
+
+def _repeated(work: Work, item: Submit) -> bool:
+    """Whether the key was used before, which is answered."""
+    known = work.cluster.idempotency.get(f"{item.principal}/{item.key}") if item.key else None
+    if known is None:
+        return False
+    if known.digest != item.digest:
+        work.refuse(
+            item.ticket,
+            Why.CONFLICT,
+            f"idempotency_key: '{item.key}' was used for another submission (job {known.jobs[0]}); "
+            "take another key",
+        )
+    else:
+        work.reply(item.ticket, Submitted(known.jobs, repeated=True))
+    return True
+
+
+_Asked = tuple[JobKind, bool, str, int, Resources, str]
+
+
+def _asked(spec: JobSpec) -> _Asked:
+    """Jobs alike in this are possible alike."""
+    return (spec.kind, spec.name.isdecimal(), spec.queue, spec.priority, spec.resources, spec.node)
 
 
 def _after(
@@ -148,14 +180,21 @@ def _impossible(work: Work, spec: JobSpec, path: str) -> list[str]:
                         f"{path}.resources.{_field(name)}: asks {asked}; "
                         f"queue '{spec.queue}' has {most} in all"
                     )
-    known_nodes = [node for node in work.cluster.nodes.values() if not node.config.removed]
     if spec.node:
-        known_nodes = [node for node in known_nodes if node.config.name == spec.node]
-        if not known_nodes:
+        named = work.cluster.find_node(spec.node)
+        if named is None or named.config.name != spec.node:
             problems.append(f"{path}.node: there is no node '{spec.node}'; see: rota node ls")
             return problems
-    pools = [(node.config.name, pool.resources) for node in known_nodes for pool in node.pools]
-    if pools and all(spec.resources.missing_in(have) for _, have in pools):
+        known_nodes: Iterable[Node] = (named,)
+    else:
+        known_nodes = (node for node in work.cluster.nodes.values() if not node.config.removed)
+    pools = []
+    for node in known_nodes:
+        for pool in node.pools:
+            if not spec.resources.missing_in(pool.resources):
+                return problems
+            pools.append((node.config.name, pool.resources))
+    if pools:
         problems += _too_large(spec.resources, path, pools)
     return problems
 

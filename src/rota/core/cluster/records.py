@@ -6,6 +6,7 @@ A record is never changed, and no bitmap within one is: a changed record is a ne
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from pyroaring import BitMap
 
@@ -438,8 +439,7 @@ def idempotency_key(principal: str, key: str) -> str:
     return f"idem/{principal}/{key}"
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """A key taken apart: the type of its record and the ids in it."""
 
     kind: type

@@ -1,10 +1,12 @@
 """Jobs as wholes: when they end, stop, wait, and go on. Runs at the end of each step over what moved."""
 
+from collections.abc import Iterator
+
 from rota.core.cluster import lost
 from rota.core.cluster.records import After
 from rota.core.cluster.state import Cluster, Job
 from rota.core.cluster.tasks import TaskWriter, ask_stop, put_job_status, supersede
-from rota.core.cluster.work import Work
+from rota.core.cluster.work import PIECE_JOBS, Work
 from rota.core.model.states import (
     JOB_ENDS,
     Cause,
@@ -23,13 +25,15 @@ def begin(work: Work) -> None:
         work.touch(job)
 
 
-def settle(work: Work) -> None:
-    """Concludes what follows from the tasks that moved, until nothing more does."""
+def settle(work: Work) -> Iterator[None]:
+    """Concludes what follows from the tasks that moved, until nothing more does; in pieces."""
     while work.touched:
         touched, work.touched = work.touched, {}
-        for job in touched.values():
+        for count, job in enumerate(touched.values(), 1):
             if job.id in work.cluster.jobs and not job.ended:
                 _settle_job(work, job)
+            if count % PIECE_JOBS == 0:
+                yield
 
 
 def _settle_job(work: Work, job: Job) -> None:

@@ -10,6 +10,7 @@ Records must come in an order in which what they refer to is there: that of thei
 
 import heapq
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 from pyroaring import BitMap
@@ -51,6 +52,8 @@ from rota.core.model.states import JOB_ENDS, NodeState
 _NO_STATUS = AllocationStatus()
 _NO_SEGMENT = Segment()
 _EMPTY = BitMap()
+# Sets of indices that are remembered by their text: many jobs have the same ones.
+INDICES_KNOWN_MAX = 1_024
 
 
 def expiry_ms(record: TokenConfig | Idempotency) -> int:
@@ -61,10 +64,18 @@ def expiry_ms(record: TokenConfig | Idempotency) -> int:
 
 
 def indices_of(spec: JobSpec) -> BitMap:
-    """The task indices of a job."""
-    if spec.array:
-        return indexset.parse(spec.array, indexset.TASK_COUNT_MAX)
-    return indexset.full(max(len(spec.lines), 1))
+    """The task indices of a job; jobs share them, so they must not be changed."""
+    return _indices(spec.array, 0 if spec.array else max(len(spec.lines), 1))
+
+
+@lru_cache(maxsize=INDICES_KNOWN_MAX)
+def _indices(array: str, count: int) -> BitMap:
+    return indexset.parse(array, indexset.TASK_COUNT_MAX) if array else indexset.full(count)
+
+
+def _own(found: BitMap, shared: BitMap = _EMPTY) -> BitMap:
+    """A set that may be changed, of one that was perhaps shared until now: most sets of most jobs are."""
+    return found.copy() if found is shared else found
 
 
 class Allocation:
@@ -205,17 +216,18 @@ class Job:
         # Open allocations, and those of them whose node was called lost.
         self.allocations: dict[int, Allocation] = {}
         self.lost: dict[int, Allocation] = {}
-        self.all = BitMap()
+        # What is empty, and pending where it is all, is shared until it changes: see `_own`.
+        self.all = _EMPTY
         # In the segments; owned by allocations; neither.
-        self.finals = BitMap()
-        self.owned = BitMap()
-        self.pending = BitMap()
+        self.finals = _EMPTY
+        self.owned = _EMPTY
+        self.pending = _EMPTY
         # With ended attempts; with a time to wait for, of which some for an earlier attempt's certain end;
         # held for an operator.
-        self.attempted = BitMap()
-        self.delayed = BitMap()
-        self.fenced = BitMap()
-        self.held = BitMap()
+        self.attempted = _EMPTY
+        self.delayed = _EMPTY
+        self.fenced = _EMPTY
+        self.held = _EMPTY
         # Tasks by their end, in segments and allocations; started ones that have not ended.
         self.count_succeeded = 0
         self.count_failed = 0
@@ -251,8 +263,10 @@ class Job:
 
     def moved(self, changed: BitMap) -> None:
         """Decides anew for these indices whether they are pending."""
-        self.pending -= changed
-        self.pending |= (changed & self.all) - self.finals - self.owned
+        pending = _own(self.pending, self.all)
+        pending -= changed
+        pending |= (changed & self.all) - self.finals - self.owned
+        self.pending = pending
 
     def segment(self, number: int) -> Segment:
         return self.segments.get(number, _NO_SEGMENT)
@@ -317,7 +331,7 @@ class Cluster:
             NodeTally: self._drop_tally,
             QueueConfig: self._drop_queue,
             TokenConfig: lambda key: self._forget(self.tokens, key.name),
-            UserConfig: lambda key: self._forget(self.users, key.name),
+            UserConfig: self._drop_user,
             NodeConfig: self._drop_node,
             NodeInventory: self._drop_inventory,
             NodeStatus: self._drop_node_status,
@@ -374,7 +388,11 @@ class Cluster:
         self.tokens[key.name] = record
 
     def _put_user(self, key: Key, record: UserConfig) -> None:
-        self.users[key.name] = record
+        # A new table each time: who was handed the one before sees it as it was.
+        self.users = {**self.users, key.name: record}
+
+    def _drop_user(self, key: Key) -> None:
+        self.users = {name: user for name, user in self.users.items() if name != key.name}
 
     def _put_event(self, key: Key, record: EventRecord) -> None:
         self.events[key.number] = record
@@ -442,7 +460,8 @@ class Cluster:
         if key.number == job.config.version:
             job.spec = record.spec
             job.all = indices_of(record.spec)
-            job.pending = job.all - job.finals - job.owned
+            taken = job.finals or job.owned
+            job.pending = job.all - job.finals - job.owned if taken else job.all
 
     def _drop_version(self, key: Key) -> None:
         job = self.jobs.get(key.job)
@@ -482,9 +501,11 @@ class Cluster:
         after = record.succeeded | record.failed | record.cancelled
         changed = before ^ after
         if changed:
+            job.finals = _own(job.finals)
             job.finals ^= changed
             job.moved(changed)
         if record.attempts != old.attempts:
+            job.attempted = _own(job.attempted)
             job.attempted -= planes.any_of(old.attempts)
             job.attempted |= planes.any_of(record.attempts)
 
@@ -496,6 +517,7 @@ class Cluster:
     def _set_exceptions(self, job: Job, number: int, record: Exceptions) -> None:
         self.news.jobs[job.id] = None
         old = job.exceptions.pop(number, NO_EXCEPTIONS)
+        job.delayed, job.fenced, job.held = _own(job.delayed), _own(job.fenced), _own(job.held)
         for one in (*old.backoffs, *old.fences):
             job.delayed -= one.indices
         for one in old.fences:
@@ -679,6 +701,7 @@ class Cluster:
     @staticmethod
     def _own(job: Job, changed: BitMap) -> None:
         if changed:
+            job.owned = _own(job.owned)
             job.owned ^= changed
             job.moved(changed)
 

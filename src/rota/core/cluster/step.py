@@ -1,6 +1,6 @@
 """One step of the cluster: inputs in, an outcome out. Everything that can happen is listed here."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from rota.core.cluster import admin, feeding, jobs, nodes, placing, settling, streams
@@ -34,7 +34,8 @@ from rota.core.cluster.state import Cluster
 from rota.core.cluster.work import Work
 from rota.core.model.states import EventKind
 
-_HANDLERS: dict[type, Callable[[Work, Any], None]] = {
+# What takes long comes in pieces: such a handler is a generator.
+_HANDLERS: dict[type, Callable[[Work, Any], Iterator[None] | None]] = {
     Submit: jobs.submit,
     CancelJob: jobs.cancel,
     HoldJob: jobs.hold,
@@ -94,7 +95,22 @@ class Machine:
     def step(
         self, inputs: Iterable[Input], now_ms: int, wall_ms: int, proof: Proof = lambda records, blocks: None
     ) -> Outcome:
+        """Takes what happened: all the pieces at once."""
+        pieces = self.pieces(inputs, now_ms, wall_ms, proof)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+
+    def pieces(
+        self, inputs: Iterable[Input], now_ms: int, wall_ms: int, proof: Proof = lambda records, blocks: None
+    ) -> Generator[None, None, Outcome]:
         """Takes what happened. `now_ms` is cluster time and never goes back; `wall_ms` is for display.
+
+        Between the pieces others may be served, but nobody may look at the machine: what the whole of them
+        does is one step.
 
         Raises StepFailed, which names the input, where one cannot be taken because of a bug, or `proof`
         refuses what has followed from it.
@@ -114,21 +130,28 @@ class Machine:
             elif isinstance(item, Lead):
                 self._lead(work)
             else:
-                self._take(work, item, proof)
+                yield from self._take(work, item, proof)
+            yield
         for kind, name in self.soft.timers.due(work.now_ms):
             _TIMERS[kind](work, name)
+            yield
         if self.soft.leading:
-            settling.settle(work)
+            yield from settling.settle(work)
             self.placing.place(work)
         return self._outcome(work)
 
-    def _take(self, work: Work, item: Input, proof: Proof) -> None:
+    def _take(self, work: Work, item: Input, proof: Proof) -> Iterator[None]:
         assert self.soft.leading, item
         outcome = work.outcome
         changes, outcome.changes = outcome.changes, {}
         block_count = len(outcome.blocks)
         try:
-            _HANDLERS[type(item)](work, item)
+            for _ in _HANDLERS[type(item)](work, item) or ():
+                # A key is put once in a piece and again in another, or not: the last one counts.
+                proof(outcome.changes, ())
+                changes.update(outcome.changes)
+                outcome.changes = {}
+                yield
             proof(outcome.changes, outcome.blocks[block_count:])
         except Exception as bug:
             raise StepFailed(item) from bug

@@ -9,6 +9,8 @@ from rota.core.model.states import Cause, EventKind
 
 EVENTS_KEPT_MAX = 10_000
 EVENTS_OF_ENDS_MAX = 100
+# Of many jobs, so many are looked at before others may be served.
+PIECE_JOBS = 128
 
 
 class Work:

@@ -24,4 +24,10 @@ class Clusters:
         answer.now_ms = self._desk.loop.now_ms()
         answer.principal = call.caller.name
         answer.leader = self._leader
+        pace = self._desk.loop.pace
+        answer.pace.turns = pace.turns
+        answer.pace.turn_us_max = pace.turn_ns_max // 1000
+        answer.pace.pause_us_max = pace.pause_ns_max // 1000
+        answer.pace.busy_us_max = pace.busy_ns_max // 1000
+        answer.pace.pauses_long = pace.pauses_long
         return answer

@@ -10,7 +10,7 @@ from pyroaring import BitMap
 
 from rota.controller.api import views
 from rota.controller.api.desk import Call, Desk, find_job
-from rota.controller.api.errors import ApiError, error
+from rota.controller.api.errors import ApiError, aside, error
 from rota.controller.api.reading import OutputReader
 from rota.controller.api.writing import InputWriter
 from rota.core.cluster.inputs import CancelJob, Done, HoldJob, Input, ReleaseJob, RetryJob, Submit, Submitted
@@ -49,11 +49,8 @@ class Jobs:
         self, request: job_service_pb2.SubmitJobsRequest, call: Call
     ) -> job_service_pb2.SubmitJobsResponse:
         """Accepts all jobs or none."""
-        specs = tuple(_spec(f"jobs[{number}]", message) for number, message in enumerate(request.jobs))
-        key = request.idempotency_key
-        body = job_service_pb2.SubmitJobsRequest(jobs=request.jobs)
-        digest = hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
-        caller = call.caller
+        key, caller = request.idempotency_key, call.caller
+        specs, digest = await aside(request, lambda: _read(request))
         answer = await self._desk.change(
             lambda ticket: Submit(ticket, caller.name, specs, caller.account, key, digest), Submitted
         )
@@ -269,6 +266,20 @@ class Jobs:
     ) -> job_service_pb2.WriteInputResponse:
         """Standard input."""
         return await self._writer.write(requests, call)
+
+
+def _read(request: job_service_pb2.SubmitJobsRequest) -> tuple[tuple[JobSpec, ...], bytes]:
+    """The jobs, equal ones as one object, and the digest of all of them. Raises ApiError."""
+    body = job_service_pb2.SubmitJobsRequest(jobs=request.jobs).SerializeToString(deterministic=True)
+    known: dict[bytes, JobSpec] = {}
+    specs = []
+    for number, message in enumerate(request.jobs):
+        data = message.SerializeToString(deterministic=True)
+        spec = known.get(data)
+        if spec is None:
+            spec = known[data] = _spec(f"jobs[{number}]", message)
+        specs.append(spec)
+    return tuple(specs), hashlib.sha256(body).digest()
 
 
 def _spec(path: str, message: job_pb2.JobSpec) -> JobSpec:

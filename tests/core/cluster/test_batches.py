@@ -1,0 +1,84 @@
+"""Many jobs in one submission: in pieces, and whole none the less; what is equal is kept and encoded once."""
+
+import pytest
+
+from rota.core.cluster.inputs import Found, Lead, Refusal, Submit, Submitted
+from rota.core.cluster.jobs import EVENTS_OF_SUBMISSION_MAX
+from rota.core.cluster.records import JobConfig, JobStatus, JobVersion, Record
+from rota.core.cluster.step import Machine
+from rota.core.cluster.work import PIECE_JOBS
+from rota.core.model.spec import JobSpec
+from rota.core.model.states import EventKind
+from rota.store.port import Changes
+from rota.wire import records as wire
+
+COUNT = 1_000
+TRUE = JobSpec(command=("true",))
+
+
+@pytest.fixture
+def machine() -> Machine:
+    made = Machine()
+    made.step([Found("3f2504e0-4f89-41d3-9a0c-0305e82c3301"), Lead()], 1, 1)
+    return made
+
+
+def test_others_are_served_while_a_large_submission_is_taken(machine: Machine) -> None:
+    pieces = sum(1 for _ in machine.pieces([Submit(1, "ann", (TRUE,) * COUNT)], 2, 2))
+    # Looked at, put, and settled: each in pieces.
+    assert pieces >= 3 * (COUNT // PIECE_JOBS)
+    assert len(machine.cluster.jobs) == COUNT
+
+
+def test_a_large_submission_is_refused_whole(machine: Machine) -> None:
+    specs = (*(TRUE,) * COUNT, JobSpec(command=("true",), queue="none"))
+    outcome = machine.step([Submit(1, "ann", specs)], 2, 2)
+    answer = outcome.replies[0].answer
+    assert isinstance(answer, Refusal)
+    assert [problem.partition(":")[0] for problem in answer.problems] == [f"jobs[{COUNT}].queue"]
+    assert (machine.cluster.jobs, outcome.changes) == ({}, {})
+
+
+def test_equal_jobs_share_their_records_which_are_encoded_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[type] = []
+    encode = wire.encode
+
+    def counted(record: Record) -> bytes:
+        encoded.append(type(record))
+        return encode(record)
+
+    monkeypatch.setattr(wire, "encode", counted)
+    changes = Changes()
+    outcome = machine.step([Submit(1, "ann", (TRUE,) * COUNT)], 2, 2, changes.encode)
+    changes.records = outcome.changes
+    values = changes.values()
+    assert len(values) > 3 * COUNT
+    for kind in (JobConfig, JobVersion, JobStatus):
+        assert encoded.count(kind) == 1
+    for key, record in outcome.changes.items():
+        assert record is not None
+        assert values[key] == encode(record)
+
+
+def test_the_first_jobs_of_a_submission_have_an_event_each_and_the_rest_one(machine: Machine) -> None:
+    outcome = machine.step([Submit(1, "ann", (TRUE,) * COUNT)], 2, 2)
+    assert outcome.replies[0].answer == Submitted(tuple(range(1, COUNT + 1)))
+    found = [event for event in outcome.events if event.kind is EventKind.JOB_SUBMITTED]
+    assert [event.job for event in found] == [*range(1, EVENTS_OF_SUBMISSION_MAX + 1), 0]
+    assert found[-1].message == f"and jobs {EVENTS_OF_SUBMISSION_MAX + 1}-{COUNT}"
+
+
+def test_what_jobs_share_at_first_is_each_ones_own_once_it_changes(machine: Machine) -> None:
+    spec = JobSpec(command=("true",), array="0-9")
+    machine.step([Submit(1, "ann", (spec, spec))], 2, 2)
+    first, second = machine.cluster.jobs.values()
+    assert first.pending is second.pending
+    loaded = Machine(records=sorted(machine.cluster.records.items())).cluster
+    for one in (first, loaded.jobs[1]):
+        changed = one.all & one.all
+        one.owned = changed
+        one.moved(changed)
+        assert not one.pending
+    assert len(second.pending) == len(second.all) == len(loaded.jobs[2].pending) == 10
