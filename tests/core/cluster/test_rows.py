@@ -1,6 +1,8 @@
 """Attempts in packed columns: made with the standard library, read with NumPy, and the other way."""
 
 import dataclasses
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +11,10 @@ from hypothesis import strategies as st
 from pyroaring import BitMap
 
 from rota.core.cluster import rows
-from rota.core.cluster.records import ResultBlock
+from rota.core.cluster.records import EventRecord, ResultBlock, allocation_key
 from rota.core.model import columns
 from rota.core.model.protocol import AllocationReport, Ended, Grant
-from rota.core.model.states import Cause, EventKind, JobState
+from rota.core.model.states import Cause, EventKind, JobState, OnNodeLoss
 from tests.core.cluster.scene import WALL_MS, Scene, exits
 
 NUMBERS = st.integers(0, 300) | st.integers(0, columns.NUMBER_MAX)
@@ -150,3 +152,29 @@ def test_exits_with_other_codes_are_judged_by_their_failures_each() -> None:
         (4, 1),
         (5, 1),
     ]
+
+
+def test_a_report_costs_as_many_records_and_blocks_for_thousands_of_ends_as_for_a_few() -> None:
+    """What is counted is the structure: nothing is made for each task, and the columns are not made anew."""
+    found = []
+    for count in (8, 8_000):
+        scene = Scene()
+        node = scene.node("n", 4)
+        job = scene.submit(array="0-99999", retries=1, backoff=60_000, on_node_loss=OnNodeLoss.HOLD)
+        (allocation,) = scene.job(job).allocations.values()
+        # As if the leader had queued much work; one in four fails.
+        whole = replace(allocation.desired, indices=BitMap(range(10_000)))
+        scene.machine.cluster.put(allocation_key(node, allocation.id), whole)
+        ends = [
+            Ended(index, Cause.EXIT, int(index % 4 == 3), started_at_ms=WALL_MS) for index in range(count)
+        ]
+        told = columns.columns_of(ends)
+        outcome = scene.report(node, AllocationReport(allocation.id, exits=told))
+        (block,) = outcome.blocks
+        assert isinstance(block, ResultBlock)
+        assert block.columns is told
+        kinds = Counter(type(record) for record in outcome.changes.values())
+        found.append({kind: number for kind, number in kinds.items() if kind is not EventRecord})
+        assert scene.job(job).count_succeeded == count * 3 // 4
+        assert len(scene.job(job).delayed) == count // 4
+    assert found[0] == found[1]
