@@ -26,6 +26,9 @@ STANDING: Mapping[tuple[str, str], Bar] = {
     ("placement", "placements, 1000 nodes, 2000 tasks, 1000 shapes"): Bar(at_least=2_000),  # 10,000
     ("placement", "placements, 1000 nodes, 2000 tasks, 2000 shapes"): Bar(at_least=1_500),  # 10,000
     ("placement", "one pass, 1000 nodes, 100000 equal tasks, longest step"): Bar(at_most=100),  # 20
+    ("submission", "separate jobs, 8 clients"): Bar(at_least=1_000),  # 2,000
+    ("submission", "separate jobs, 32 clients"): Bar(at_least=1_000),  # 2,000
+    ("submission", "jobs in one call"): Bar(at_least=10_000),  # 20,000
     ("one_job", "server side, p50"): Bar(at_most=10),  # 5
     ("one_job", "server side, p99"): Bar(at_most=30),  # 20
 }
