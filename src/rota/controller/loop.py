@@ -41,11 +41,15 @@ from rota.core.cluster.records import SCHEMA, UserConfig
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.state import Cluster
 from rota.core.cluster.step import Machine, StepFailed
+from rota.core.model.protocol import Heartbeat
 from rota.store.port import Store, StoreError
 
 INBOX_COUNT_MAX = 10_000
 # So much of the inbox is taken by one turn, so that who comes first does not wait for all.
 TURN_COUNT_MAX = 1_024
+# A heartbeat asks for nothing but an answer, and waits this share of the shortest time between two for
+# company: one turn answers many.
+BEAT_WAIT_SHARE = 50
 # So often, ahead of a turn, all who are ready may run: no longer than they add to the inbox.
 GATHER_ROUNDS_MAX = 8
 # A step that has computed for so long lets others be served before it goes on.
@@ -153,6 +157,8 @@ class Loop:
         self._boot_base_ms = 0
         self._inbox: asyncio.Queue[Input] = asyncio.Queue(INBOX_COUNT_MAX)
         self._closings: list[StreamClosed] = []
+        self._beat_wait_s = settings.heartbeat_ms_min / 1000 / BEAT_WAIT_SHARE
+        self._beats_wait = False
         self._wake = asyncio.Event()
         self._waiting = _Waiting()
         self._tickets = count(1)
@@ -190,7 +196,19 @@ class Loop:
 
     async def tell(self, message: FromNode) -> None:
         """Takes a node's message, once there is room."""
-        await self._put(message)
+        match message.message:
+            case Heartbeat(leaving=False):
+                await self._inbox.put(message)
+                if not self._beats_wait:
+                    self._beats_wait = True
+                    asyncio.get_running_loop().call_later(self._beat_wait_s, self._answer_beats)
+            case _:
+                await self._put(message)
+
+    def _answer_beats(self) -> None:
+        self._beats_wait = False
+        if not self._inbox.empty():
+            self._wake.set()
 
     def closed(self, stream: StreamClosed) -> None:
         """Takes the end of a node's stream."""

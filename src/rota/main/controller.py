@@ -15,6 +15,7 @@ from rota.agent.log import log_to_stderr
 from rota.first import first_of
 from rota.main.daemon import say_ready
 from rota.main.home import Home
+from rota.main.open_files import allow
 from rota.main.options import home_option, lost_after_option, ready_option
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ LOOK_S = 2.0
 # begin a new one.
 EXIT_HOMELESS = 5
 LOST_AFTER_MS_DEFAULT = 300_000
+# With fewer, a cluster of ordinary size may find the controller without a file to open.
+CONNECTIONS_MIN = 1_000
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +118,13 @@ async def _serve(
     from rota.store.sqlite import SqliteStore
 
     clock = Clock(boot_ms=_boot_ms, wall_ms=_wall_ms)
+    connections = allow()
+    if connections < CONNECTIONS_MIN:
+        _log.warning(
+            "this process may have %d connections open, one for each node and user; raise its limit of open "
+            "files (ulimit -Hn, LimitNOFILE=)",
+            connections,
+        )
     try:
         store = await SqliteStore.open(home.path, clock.wall_ms)
         try:

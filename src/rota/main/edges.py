@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import resource
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from rota.client.texts import set_named, set_text
 from rota.client.units import UnitError, parse_milliseconds
 from rota.main.controller import Address
 from rota.main.home import Home
+from rota.main.open_files import allow
 from rota.main.options import home_option
 from rota.wire.gen.v1.enrol_pb2 import EnrolRequest
 from rota.wire.gen.v1.node_pb2 import Inventory
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from rota.sim.edges.identities import Identities
 
 COUNT_MAX = 100_000
-# What the process needs of descriptors beside its connections.
-FILES_BESIDE = 100
 # For as long as enrolling so many may take.
 TOKEN_TTL_MS = 3_600_000
 PROGRESS_S = 1.0
@@ -248,15 +246,12 @@ def _split(text: str, example: str) -> tuple[str, str]:
 
 def _allow_files(count: int) -> None:
     """A connection is an open file. Raises Refused where there may not be so many."""
-    needed = count + FILES_BESIDE
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and needed > hard:
+    most = allow(count)
+    if count > most:
         raise Refused(
-            f"{count:,} nodes need {needed:,} open files, and this process may have {hard:,}; start fewer of "
-            "them in several processes (--first), or raise the limit (ulimit -Hn, LimitNOFILE=)"
+            f"{count:,} nodes are as many open files, and this process may have {most:,} for them; run them "
+            "in several processes (--first), or raise the limit (ulimit -Hn, LimitNOFILE=)"
         )
-    if soft != resource.RLIM_INFINITY and needed > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 # ---------------------------------------------------------------- enrolling

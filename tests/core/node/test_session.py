@@ -146,12 +146,14 @@ def test_a_leader_with_older_records_sends_nobody_away_and_is_not_asked_again_at
 def test_silence_ends_the_stream() -> None:
     scene = Scene()
     scene.connect()
-    assert scene.outcome.wake_at_ms == 6_000
-    assert scene.step(after_ms=5_000).messages == [Heartbeat(6_000, 0)]
-    scene.down(HeartbeatAck(6_000))
-    assert scene.step(after_ms=5_000).messages == [Heartbeat(11_000, 0)]
-    scene.step(after_ms=5_000)
-    assert scene.step(after_ms=4_999).commands == []
+    beat_at_ms = scene.outcome.wake_at_ms
+    assert beat_at_ms is not None
+    assert 1_000 + 4_500 <= beat_at_ms <= 1_000 + 5_500
+    assert scene.step(after_ms=5_500).messages == [Heartbeat(6_500, 0)]
+    scene.down(HeartbeatAck(6_500))
+    assert scene.step(after_ms=5_500).messages == [Heartbeat(12_000, 0)]
+    scene.step(after_ms=5_500)
+    assert scene.step(after_ms=3_999).commands == []
     assert scene.step(after_ms=1).commands == [CloseStream(1, "the controller has fallen silent")]
 
 
@@ -332,3 +334,22 @@ def test_a_closed_stream_is_deaf(body: Refused | Lease) -> None:
     scene.connect()
     scene.disconnect()
     only(scene.down(body))
+
+
+def test_nodes_that_began_together_do_not_beat_together() -> None:
+    """Each heartbeat comes earlier or later by a tenth of the time between two, and no two nodes alike."""
+    times: dict[int, list[int]] = {}
+    for number in range(50):
+        scene = Scene()
+        scene.crash(boot_id=f"boot-{number}", journal_id=f"journal of {number}")
+        scene.connect()
+        for _ in range(3):
+            beat_at_ms = scene.outcome.wake_at_ms
+            assert beat_at_ms is not None
+            times.setdefault(number, []).append(beat_at_ms - scene.now_ms)
+            assert scene.step(after_ms=beat_at_ms - scene.now_ms).messages == [Heartbeat(beat_at_ms, 0)]
+            scene.down(HeartbeatAck(beat_at_ms))
+    every = [time_ms for of_node in times.values() for time_ms in of_node]
+    assert 4_500 <= min(every) < 4_700
+    assert 5_300 < max(every) <= 5_500
+    assert len({tuple(of_node) for of_node in times.values()}) == len(times)

@@ -346,6 +346,29 @@ async def test_the_inbox_has_a_limit_and_loses_nothing() -> None:
             await asyncio.gather(*beats)
 
 
+async def test_heartbeats_wait_for_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with leading() as it:
+        await it.submit()
+        for _ in range(100):  # until it is idle
+            await asyncio.sleep(0)
+        waited: list[float] = []
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "call_later", lambda delay_s, act: waited.append(delay_s))
+        for stream in range(5):
+            await it.loop.tell(FromNode("n", stream, Heartbeat(0, 0)))
+        # One time is set for all of them, well below the time between two.
+        (delay_s,) = waited
+        assert delay_s * 1000 * 10 <= Settings().heartbeat_ms_min
+        assert it.loop._inbox.qsize() == 5
+        assert not it.loop._wake.is_set()
+        # One that leaves is not kept waiting, nor is what came before it.
+        await it.loop.tell(FromNode("n", 6, Heartbeat(0, 0, leaving=True)))
+        assert it.loop._wake.is_set()
+        monkeypatch.undo()
+        await it.submit()
+        assert it.loop._inbox.empty()
+
+
 async def test_watchers_hear_of_their_job_and_of_events_alone() -> None:
     async with leading() as it:
         await it.submit()

@@ -30,7 +30,8 @@ def begin(work: Work) -> None:
     for node in work.cluster.nodes.values():
         if not node.config.removed:
             work.soft.heard_ms[node.id] = work.now_ms
-            look(work, node.id)
+            # Of thousands, each in its turn: none has a stream.
+            work.soft.timers.arm("node", node.id, work.now_ms)
             if node.config.draining and node.config.drain_deadline_ms is not None:
                 work.soft.timers.arm("drain", node.id, node.config.drain_deadline_ms)
     forget_removed(work, list(work.cluster.nodes))

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Generic
+from zlib import crc32
 
 from rota.core.model.protocol import (
     PROTOCOL_VERSION,
@@ -38,6 +39,8 @@ REPORTS_IN_FLIGHT_MAX = 4
 REPORT_WAIT_MS_MAX = 10
 # Acknowledgements are written down when so many entries can be forgotten, or all.
 ACKNOWLEDGED_COUNT_MIN = 256
+# A heartbeat comes earlier or later by up to this share: nodes that began together do not go on so.
+JITTER_SHARE = 10
 
 
 class Talk(Generic[M]):
@@ -77,7 +80,8 @@ class Talk(Generic[M]):
         self._acknowledged = 0
         self._in_flight: deque[int] = deque()
         self._reported_ms = 0
-        self._heartbeat_sent_ms = 0
+        self._heartbeat_sent_ms = -1
+        self._beat_at_ms = 0
         self._said_leaving = False
 
     # ------------------------------------------------------------ the stream
@@ -199,7 +203,7 @@ class Talk(Generic[M]):
         self.lost_after_ms = welcome.lost_after_ms
         self._alive_ms = self._book.now_ms
         # The first one is due at once.
-        self._heartbeat_sent_ms = self._book.now_ms - welcome.heartbeat_ms
+        self._beat_at_ms = self._book.now_ms
         self._sent_sequence = max(welcome.acknowledged, held.acknowledged)
         self._acknowledge(self._sent_sequence)
         return True
@@ -249,9 +253,10 @@ class Talk(Generic[M]):
         if now_ms >= self._silence_ms:
             self.hang_up("the controller has fallen silent")
             return
-        if now_ms >= self._heartbeat_sent_ms + self._heartbeat_ms or self._leaving > self._said_leaving:
+        if now_ms >= self._beat_at_ms or self._leaving > self._said_leaving:
             # Ahead of the reports: what they give back must not be granted to one that leaves.
             self._heartbeat_sent_ms = now_ms
+            self._beat_at_ms = now_ms + self._jittered(self._heartbeat_ms)
             self._said_leaving = self._leaving
             self._book.say(Heartbeat(now_ms, self._sent_sequence, leaving=self._leaving))
         while self._report_ms() is not None and self._report_due(now_ms):
@@ -260,6 +265,12 @@ class Talk(Generic[M]):
     @property
     def _silence_ms(self) -> int:
         return self._alive_ms + SILENT_HEARTBEATS_MAX * self._heartbeat_ms
+
+    def _jittered(self, beat_ms: int) -> int:
+        """Another time for each heartbeat of each node, drawn by a checksum: there is no chance in here."""
+        spread_ms = beat_ms // JITTER_SHARE
+        drawn = crc32(f"{self._held.journal_id} {self._heartbeat_sent_ms}".encode())
+        return beat_ms - spread_ms + drawn % (2 * spread_ms + 1)
 
     def _report_ms(self) -> int | None:
         """When the next report may go; None where nothing is to be said, or too much is on its way."""
@@ -296,7 +307,7 @@ class Talk(Generic[M]):
             return self._hello_ms + GREETING_MS_MAX
         if not self.open:
             return None
-        times = [self._silence_ms, self._heartbeat_sent_ms + self._heartbeat_ms]
+        times = [self._silence_ms, self._beat_at_ms]
         report_ms = self._report_ms()
         if report_ms is not None:
             times.append(report_ms)
