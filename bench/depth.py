@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from itertools import cycle
 
-from bench.harness import Bar, Cluster, Point, Row, Size, cluster, memory_kib, quantile, seconds
+from bench.harness import Bar, Cluster, Point, Row, Size, cluster, memory_kib, pause_row, quantile, seconds
 from rota.client.client import Client
 from rota.client.messages import JobSpec
 
@@ -36,6 +36,7 @@ def rows(size: Size) -> Iterator[Row]:
                 run(client)
                 yield from _calls(client, jobs, size)
             yield from _weight(rota, jobs)
+            yield pause_row("depth", rota, f"{jobs} jobs waiting")
             yield from _restart(rota, jobs)
 
 

@@ -23,6 +23,8 @@ from rota.client.client import Client
 from rota.client.context import load_context
 
 ROTA = str(Path(sys.executable).parent / "rota")
+# What anybody may have to wait because the controller is at something else.
+PAUSE_MS_MAX = 20
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -236,6 +238,17 @@ class Cluster:
     def pss_mib(self, *names: str) -> float:
         """Proportional memory of these parts, or of all."""
         return sum(memory_kib(pid)[1] for pid in self.processes(*names)) / 1024
+
+
+def pause_row(bench: str, rota: Cluster, under: str) -> Row:
+    """The longest that the controller computed without looking at what else waits, since it leads, in ms.
+
+    By its own CPU time: on a machine that others use too, the clock on the wall tells of them.
+    """
+    with rota.client() as client:
+        longest_us = client.cluster().pace.busy_us_max
+    what = f"longest pause of the controller, {under}"
+    return Row(bench, what, longest_us / 1000, "ms", bar=Bar(at_most=PAUSE_MS_MAX))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ One node with two cores. Each is measured in turn with the bare loop that is the
 from collections.abc import Callable, Iterator
 from statistics import median
 
-from bench.harness import Bar, Cluster, Row, Size, cluster, in_turn, medians, ratios, seconds
+from bench.harness import Bar, Cluster, Row, Size, cluster, in_turn, medians, pause_row, ratios, seconds
 from bench.limits import spawns
 from rota.client.client import Client
 from rota.client.messages import EventKind, JobSpec
@@ -29,6 +29,7 @@ def rows(size: Size) -> Iterator[Row]:
         }
         for what, (work, bar) in tries.items():
             yield from beside_bare_loops(rota, size, what, work, count, bar)
+        yield pause_row("processes", rota, "processes")
 
 
 def beside_bare_loops(

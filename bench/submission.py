@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc.aio
 
-from bench.harness import Bar, Cluster, Row, Size, cluster, in_turn, medians, ratios
+from bench.harness import Bar, Cluster, Row, Size, cluster, in_turn, medians, pause_row, ratios
 from bench.limits import commits_per_s
 from rota.client import methods
 from rota.client.connection import SERVER_NAME
@@ -42,9 +42,11 @@ def rows(size: Size) -> Iterator[Row]:
             jobs = count // 5 if clients == 1 else count
             bar = Bar(at_least=PER_SECOND_MIN) if clients > 1 else None
             yield from _rows(rota, size, what, jobs, partial(apart, rota, clients, jobs), bar)
+        yield pause_row("submission", rota, "separate jobs")
         batch = size.of(BATCH_JOBS, 2_000)
         bar = Bar(at_least=IN_BATCH_PER_SECOND_MIN)
         yield from _rows(rota, size, "jobs in one call", batch, partial(together, rota, batch), bar)
+        yield pause_row("submission", rota, "jobs in one call")
 
 
 def _rows(
