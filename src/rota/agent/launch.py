@@ -11,19 +11,21 @@ import pwd
 import re
 import signal
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from rota.agent import gpus, output
+from rota.agent.kept import Keeper, Kept
 from rota.agent.obeyed import obeyed
-from rota.agent.spawn_frames import Launch, Prepare, Setup
+from rota.agent.spawn_frames import Prepare, Setup
+from rota.core.node.inputs import Part
 
 PATH_DEFAULT = "/usr/local/bin:/usr/bin:/bin"
-# What tasks have of the agent's own environment.
 # So much of a name that is not found is said.
 SHOWN_LENGTH_MAX = 200
+# What tasks have of the agent's own environment.
 INHERITED = ("PATH", "HOME", "USER", "LANG")
 
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
@@ -40,35 +42,81 @@ class StartFailed(Exception):
 
 @dataclass(slots=True)
 class Task:
-    """A process that runs. `files` are those that Rota keeps; `stdin` the end that feeds it, or -1."""
+    """A process that runs. `kept` are its files that Rota keeps; `stdin` the end that feeds it, or -1."""
 
     pid: int
-    files: tuple[str, ...]
+    kept: list[Kept]
     stdin: int = -1
+
+    def show_output(self) -> None:
+        """Its files are there to be read."""
+        for kept in self.kept:
+            # Tried again at its end.
+            with suppress(OSError):
+                kept.show()
+
+    def settle_output(self) -> None:
+        """It has ended: its empty files go, and what is too much."""
+        largest = 0
+        for kept in self.kept:
+            with suppress(OSError):
+                largest = max(largest, kept.settle())
+        if largest > output.STREAM_BYTES_MIN:
+            # Where holes cannot be punched, the agent's warnings say so from its start.
+            with suppress(OSError):
+                output.hold_to_limit([kept.path for kept in self.kept], slack_bytes=0)
 
 
 class Files:
     """The descriptors that a task begins with: 0, 1, 2 and, for a script of another user's, 3."""
 
-    def __init__(self, closing: ExitStack) -> None:
-        self.closing = closing
+    def __init__(self) -> None:
         self.descriptors = [_DEV_NULL, _DEV_NULL, _DEV_NULL]
         # To be opened by the task's user.
         self.wanted: dict[int, str] = {}
-        self.kept: list[str] = []
+        self.kept: list[Kept] = []
         self.feed = -1
+        self._opened: list[int] = []
 
     def add(self, at: int, descriptor: int) -> None:
         """This one is at that place."""
         self.descriptors[at] = descriptor
-        self.closing.callback(os.close, descriptor)
+        self._opened.append(descriptor)
+
+    def close(self) -> None:
+        """The task has its own by now."""
+        for descriptor in self._opened:
+            os.close(descriptor)
+        self._opened.clear()
 
     def give_up(self) -> None:
         """Nothing was started."""
+        self.close()
         if self.feed >= 0:
             os.close(self.feed)
-        for path in self.kept:
-            Path(path).unlink(missing_ok=True)
+        for kept in self.kept:
+            with suppress(OSError):
+                kept.settle()
+
+
+@dataclass(slots=True)
+class Plan:
+    """How the tasks of a part are started, as far as that is the same for all.
+
+    `environment` is of bytes, which the system takes as they are. `program` is empty where each task has its
+    own.
+    """
+
+    job: Prepare
+    part: Part
+    account: pwd.struct_passwd | None
+    environment: dict[bytes, bytes]
+    search: str
+    cwd: str
+    argv: list[str]
+    program: str = ""
+    # Whether some argument is another one for each task.
+    differs: bool = False
 
 
 class Launcher:
@@ -81,63 +129,80 @@ class Launcher:
         self._inherited = {**_of_account(os.geteuid()), **dict(setup.environment)}
         self._programs: dict[tuple[str, str], str] = {}
         self._map_user = dict(setup.map_user)
+        self._keeper = Keeper(self._home)
 
-    def start(self, job: Prepare, launch: Launch, entering: Callable[[], None]) -> Task:
-        """Starts an attempt, and calls `entering` before, in its parent.
+    def plan(self, job: Prepare, part: Part, devices: tuple[str, ...]) -> Plan:
+        """How a part's tasks are to be started. Raises StartFailed where none of them can be."""
+        account = self._account(job)
+        environment = self._environment(job, part, devices, account)
+        cwd = job.cwd or environment.get("HOME", "/")
+        argv = self._argv(job, own=account is None)
+        search = environment.get("PATH", PATH_DEFAULT)
+        try:
+            encoded = {os.fsencode(name): os.fsencode(value) for name, value in environment.items()}
+        except ValueError as error:
+            raise StartFailed(self._trouble(error, job, argv[0], cwd)) from None
+        plan = Plan(job, part, account, encoded, search, cwd, argv)
+        plan.differs = any("{" in word for word in argv)
+        return plan
+
+    def start(self, plan: Plan, index: int, line: str | None, entering: Callable[[], None]) -> Task:
+        """Starts a task, and calls `entering` before, in its parent.
 
         Raises StartFailed, and what `entering` raises.
         """
-        account = self._account(job)
-        environment = self._environment(job, launch, account)
-        cwd = job.cwd or environment.get("HOME", "/")
-        argv = self._argv(job, launch, own=account is None)
-        if account is None:
+        job, cwd, own = plan.job, plan.cwd, plan.account is None
+        argv = [_put(word, index, line) for word in plan.argv] if plan.differs else plan.argv
+        if own:
             try:
                 os.chdir(cwd)
             except (OSError, ValueError) as error:
                 raise StartFailed(self._trouble(error, job, "", cwd)) from None
-        program = self._program(argv[0], cwd, environment.get("PATH", PATH_DEFAULT))
+        program = plan.program or self._program(argv[0], cwd, plan.search)
+        if not plan.differs:
+            plan.program = program
         self._check_scripts_dir(job, argv, program, cwd)
+        environment = plan.environment
+        environment[b"ROTA_TASK_INDEX"] = b"%d" % index
+        environment[b"ROTA_LINE"] = os.fsencode(line) if line else b""
         entering()
-        with ExitStack() as closing:
-            files = Files(closing)
-            try:
-                self._open(files, job, launch, own=account is None)
-                if account is None:
-                    pid = _spawn(program, argv, environment, files)
-                else:
-                    pid = _fork(program, argv, environment, files, account, cwd)
-            except (OSError, ValueError) as error:
-                files.give_up()
-                raise StartFailed(self._trouble(error, job, program, cwd)) from None
-        return Task(pid, tuple(files.kept), files.feed)
+        files = Files()
+        try:
+            self._open(files, plan, index, line)
+            if plan.account is None:
+                pid = _spawn(program, argv, environment, files)
+            else:
+                pid = _fork(program, argv, environment, files, plan.account, cwd)
+        except (OSError, ValueError) as error:
+            files.give_up()
+            raise StartFailed(self._trouble(error, job, program, cwd)) from None
+        files.close()
+        return Task(pid, files.kept, files.feed)
 
-    def _open(self, files: Files, job: Prepare, launch: Launch, *, own: bool) -> None:
+    def _open(self, files: Files, plan: Plan, index: int, line: str | None) -> None:
         """Opens what the task begins with; what another user is to open is named instead. Raises OSError."""
+        job, own = plan.job, plan.account is None
         if job.stdin:
-            files.descriptors[0], files.feed = os.pipe2(os.O_CLOEXEC)
-            files.closing.callback(os.close, files.descriptors[0])
+            reading, files.feed = os.pipe2(os.O_CLOEXEC)
+            files.add(0, reading)
         for stream, asked in ((1, job.stdout), (2, job.stderr)):
-            path = self._put(asked, launch)
+            if asked == "none":
+                continue
             if not asked:
-                path = str(output.path(self._home, launch.job, *launch.attempt[:2], launch.number, stream))
-                files.add(stream, self._keep(path))
-                files.kept.append(path)
-            elif asked != "none" and own:
-                files.add(stream, os.open(path, _APPEND, 0o666))
-            elif asked != "none":
-                files.wanted[stream] = path
+                kept, descriptor = self._keeper.open(self._path(plan, index, stream), own=own)
+                files.kept.append(kept)
+                files.add(stream, descriptor)
+            elif own:
+                files.add(stream, os.open(_put(asked, index, line), _APPEND, 0o666))
+            else:
+                files.wanted[stream] = _put(asked, index, line)
         if job.script and not own:
             files.descriptors.append(-1)
             files.add(_SCRIPT_DESCRIPTOR, os.open(job.script, os.O_RDONLY | os.O_CLOEXEC))
 
-    def _keep(self, path: str) -> int:
-        """Opens a file for output that is kept here."""
-        try:
-            return os.open(path, _APPEND, 0o600)
-        except FileNotFoundError:
-            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return os.open(path, _APPEND, 0o600)
+    def _path(self, plan: Plan, index: int, stream: int) -> str:
+        part = plan.part
+        return str(output.path(self._home, part.job, part.allocation, index, part.number, stream))
 
     def _trouble(self, error: OSError | ValueError, job: Prepare, program: str, cwd: str) -> str:
         """What is wrong, where, and what mends it."""
@@ -189,41 +254,35 @@ class Launcher:
 
     # ------------------------------------------------------------ what to run
 
-    def _argv(self, job: Prepare, launch: Launch, *, own: bool) -> list[str]:
-        words = [self._put(word, launch) for word in job.command]
+    def _argv(self, job: Prepare, *, own: bool) -> list[str]:
+        """The arguments as the job has them."""
+        words = list(job.command)
         if job.script:
             script = job.script if own else f"/proc/self/fd/{_SCRIPT_DESCRIPTOR}"
             words = [script, *words] if job.executable else ["/bin/sh", script, *words]
         if job.path:
-            words.append(self._put(job.path, launch))
+            words.append(job.path)
         if not words:
             raise StartFailed("the job has no command")
         return words
 
-    def _put(self, word: str, launch: Launch) -> str:
-        """`{index}` and `{line}` replaced."""
-        if "{" not in word:
-            return word
-        index, line = str(launch.attempt[1]), launch.line
-        return _PLACE.sub(
-            lambda match: index if match[1] == "index" else match[0] if line is None else line, word
-        )
-
-    def _environment(self, job: Prepare, launch: Launch, account: pwd.struct_passwd | None) -> dict[str, str]:
+    def _environment(
+        self, job: Prepare, part: Part, devices: tuple[str, ...], account: pwd.struct_passwd | None
+    ) -> dict[str, str]:
         environment = dict(self._inherited)
         if account is not None:
             environment.update(HOME=account.pw_dir, USER=account.pw_name)
         environment.update(job.environment)
         # Whatever the job says: others run on the devices beside its own.
-        environment.update(gpus.environment(launch.devices, has_some=self._setup.has_gpus))
+        environment.update(gpus.environment(devices, has_some=self._setup.has_gpus))
         environment.update(
             ROTA_JOB_ID=str(job.job),
-            ROTA_TASK_INDEX=str(launch.attempt[1]),
+            ROTA_TASK_INDEX="",
             ROTA_TASK_COUNT=str(job.task_count),
-            ROTA_ATTEMPT=str(launch.number),
+            ROTA_ATTEMPT=str(part.number),
             ROTA_NODE_NAME=self._setup.node_name,
             ROTA_NODE_ID=self._setup.node_id,
-            ROTA_LINE=launch.line or "",
+            ROTA_LINE="",
         )
         return environment
 
@@ -297,6 +356,15 @@ class Launcher:
         return account
 
 
+def _put(word: str, index: int, line: str | None) -> str:
+    """`{index}` and `{line}` replaced."""
+    if "{" not in word:
+        return word
+    return _PLACE.sub(
+        lambda match: str(index) if match[1] == "index" else match[0] if line is None else line, word
+    )
+
+
 def _of_account(uid: int) -> dict[str, str]:
     """HOME and USER of an account, as a login sets them: a container may have been given none."""
     try:
@@ -323,7 +391,7 @@ def _begins(path: Path, count: int) -> bytes:
 # ---------------------------------------------------------------- the process itself
 
 
-def _spawn(program: str, argv: list[str], environment: dict[str, str], files: Files) -> int:
+def _spawn(program: str, argv: list[str], environment: dict[bytes, bytes], files: Files) -> int:
     """The ordinary way. Raises OSError, and ValueError for what no program can be given."""
     return os.posix_spawn(
         program,
@@ -341,7 +409,7 @@ def _spawn(program: str, argv: list[str], environment: dict[str, str], files: Fi
 def _fork(
     program: str,
     argv: list[str],
-    environment: dict[str, str],
+    environment: dict[bytes, bytes],
     files: Files,
     account: pwd.struct_passwd,
     cwd: str,
@@ -373,7 +441,7 @@ def _fork(
 def _become(
     program: str,
     argv: list[str],
-    environment: dict[str, str],
+    environment: dict[bytes, bytes],
     files: Files,
     account: pwd.struct_passwd,
     cwd: str,

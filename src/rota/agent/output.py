@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,17 +86,15 @@ def hold_to_limit(paths: Iterable[str], slack_bytes: int = SLACK_BYTES) -> int:
     return written
 
 
-def settle(paths: Sequence[str]) -> None:
-    """Of an attempt that has ended: empty files go, and what is too much. Raises OSError."""
-    large = False
-    for name in paths:
-        with contextlib.suppress(FileNotFoundError):
-            size = os.stat(name).st_size  # noqa: PTH116 - once for each attempt
-            if size == 0:
-                os.unlink(name)  # noqa: PTH108
-            large = large or size > STREAM_BYTES_MIN
-    if large:
-        hold_to_limit(paths, slack_bytes=0)
+def remove_empty(name: str) -> int:
+    """Of an attempt that has ended: an empty file goes. How large it is. Raises OSError."""
+    try:
+        size = os.stat(name).st_size  # noqa: PTH116 - once for each attempt
+    except FileNotFoundError:
+        return 0
+    if size == 0:
+        Path(name).unlink()
+    return size
 
 
 def _punch(name: str, limit: int) -> None:

@@ -1,13 +1,13 @@
 """What the supervisor and its spawners say to each other, as frames of `rota.agent.codec`.
 
-Up go the machine's own inputs, Spawned, SpawnFailed, Exited and InputLost, and Stuck.
+Up go the machine's own inputs, Spawned, SpawnFailed, Exited, Ran, Returned and InputLost, and Stuck.
 """
 
 from dataclasses import dataclass
 
 from rota.core.model.resources import Resources
 from rota.core.node.entries import Attempt
-from rota.core.node.inputs import Exited, InputLost, Spawned, SpawnFailed
+from rota.core.node.inputs import Exited, InputLost, Part, Ran, Returned, Spawned, SpawnFailed
 
 # What is logged where nobody knows any more whose processes they are.
 STUCK = (
@@ -62,20 +62,17 @@ class Prepare:
 
 @dataclass(slots=True)
 class Launch:
-    """Starts an attempt; answered by Spawned or SpawnFailed, and after Spawned by Exited.
+    """Runs tasks in a slot, one after the other; see `rota.core.node.inputs.Spawn`.
 
-    `cgroup` is the slot's, empty where there is none; `shape` what the slot may use, `devices` the GPUs
-    that are its own.
+    Each task is answered by SpawnFailed, Exited or Ran, the last two after Spawned where it lasts, or it is
+    Returned. `cgroup` is the slot's, empty where there is none; `shape` what the slot may use, `devices` the
+    GPUs that are its own.
     """
 
-    attempt: Attempt
-    job: int
-    version: int
-    number: int
+    parts: tuple[Part, ...]
     cgroup: str
     shape: Resources
     devices: tuple[str, ...]
-    line: str | None = None
     start_before_ms: int | None = None
 
 
@@ -103,8 +100,9 @@ class Stuck:
     """An attempt's processes that go on though they were killed; it goes on with them."""
 
     attempt: Attempt
+    job: int
     pids: tuple[int, ...]
 
 
 ToSpawner = Setup | Prepare | Launch | Kill | Feed
-FromSpawner = Spawned | SpawnFailed | Exited | Stuck | InputLost
+FromSpawner = Spawned | SpawnFailed | Exited | Ran | Returned | Stuck | InputLost

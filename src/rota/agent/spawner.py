@@ -4,6 +4,9 @@ Where there are cgroups a spawner has many attempts at a time, each in its slot'
 are none it has one at a time, and the attempt's tree is all that hangs below the spawner, which is a
 sub-reaper. An attempt's result is its main process's; when that has ended, what is left of the tree
 is killed, and the attempt has ended when nothing is left.
+
+What it is given is a run of tasks for one slot: it goes from one to the next without asking, and tells of
+those that are over soon together, at the run's end or when one lasts.
 """
 
 import os
@@ -11,24 +14,40 @@ import select
 import signal
 import socket
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import repeat
+from math import ceil
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage, struct_rusage
 from typing import assert_never
 
 from rota.agent import cgroups, files, output, tree
 from rota.agent.codec import Codec, Frames, frame
-from rota.agent.launch import Launcher, StartFailed, Task
+from rota.agent.launch import Launcher, Plan, StartFailed, Task
 from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, Stuck, ToSpawner
 from rota.core.model.states import Cause
 from rota.core.node.entries import Attempt
-from rota.core.node.inputs import Exited, InputLost, Spawned, SpawnFailed
+from rota.core.node.indices import each, joined
+from rota.core.node.inputs import (
+    RUN_MS_MAX,
+    Exited,
+    InputLost,
+    Part,
+    Ran,
+    Returned,
+    Spawned,
+    SpawnFailed,
+)
 
 RECEIVE_BYTES = 256 * 1024
 # How long an ending tree is left alone before it is killed again: twice as long each time.
 AGAIN_MS_MIN = 5
 AGAIN_MS_MAX = 500
+# An attempt that lasts so long is told of.
+TELL_S = 0.005
+RUN_S_MAX = RUN_MS_MAX / 1000
 # How often outputs are measured: after a start and while they grow fast, and at length. What is written in
 # between is on the disk for so long.
 MEASURE_MS_MIN = 50
@@ -47,12 +66,65 @@ class SupervisorGone(Exception):
     """The socket has ended."""
 
 
+class _Run:
+    """What is left to start of a Launch. Times in seconds of the monotonic clock."""
+
+    def __init__(self, launch: Launch, jobs: list[Prepare]) -> None:
+        self.launch = launch
+        self._jobs = jobs
+        self._todo = deque(
+            (number, index, line)
+            for number, part in enumerate(launch.parts)
+            for index, line in zip(each(part.indices), part.lines or repeat(None), strict=False)
+        )
+        self._planned = -1
+        self._plan: Plan | StartFailed | None = None
+        self.until_s = time.monotonic() + RUN_S_MAX
+
+    def __bool__(self) -> bool:
+        return bool(self._todo)
+
+    def next(self) -> tuple[Part, int, str | None]:
+        """The next task: its part, index and line."""
+        number, index, line = self._todo.popleft()
+        self._number = number
+        return self.launch.parts[number], index, line
+
+    def plan(self, launcher: Launcher) -> Plan:
+        """How the tasks of the part that `next` gave last are started. Raises StartFailed."""
+        if self._planned != self._number:
+            self._planned = self._number
+            try:
+                self._plan = launcher.plan(
+                    self._jobs[self._number], self.launch.parts[self._number], self.launch.devices
+                )
+            except StartFailed as failed:
+                self._plan = failed
+        if isinstance(self._plan, StartFailed):
+            raise self._plan
+        assert self._plan is not None
+        return self._plan
+
+    def rest(self) -> Returned:
+        """What was not started; none of it will be."""
+        parts: dict[int, list[int]] = {}
+        for number, index, _ in self._todo:
+            parts.setdefault(number, []).append(index)
+        self._todo.clear()
+        return Returned(
+            tuple((self.launch.parts[number].allocation, joined(some)) for number, some in parts.items())
+        )
+
+
 @dataclass(slots=True)
 class _Live:
     """An attempt whose tree is not gone. Times in seconds of the monotonic clock."""
 
-    launch: Launch
+    attempt: Attempt
+    job: int
+    run: _Run
     task: Task
+    at_ms: int
     started_s: float
     slot: cgroups.Slot | None
     oom_kills: int
@@ -65,6 +137,8 @@ class _Live:
     # When its tree was killed first; and whether that it lives on has been said.
     killed_s: float | None = None
     stuck: bool = False
+    told: bool = False
+    over: bool = False
     feeds: bool = False
     fed: int = 0
     # What is to be fed cannot be read.
@@ -81,6 +155,15 @@ class Spawner:
         self._end = end
         self._frames = Frames()
         self._answers: list[bytes] = []
+        # Ends that are not among the answers yet, by allocation: the columns of Ran.
+        self._ran: dict[int, tuple[list[int], ...]] = {}
+        # Whether the supervisor is to have the answers now: it has something to do.
+        self._tell = False
+        # Those whose start is not told, and runs whose time is not over; the oldest first.
+        self._fresh: deque[_Live] = deque()
+        self._runs: deque[_Run] = deque()
+        # Its place is for what a process is looked up with, which must not fail.
+        self._spare = -1
         self._setup: Setup | None = None
         self._launcher: Launcher | None = None
         self._jobs: dict[tuple[int, int], Prepare] = {}
@@ -121,21 +204,40 @@ class Spawner:
         self._reap()
         for live in list(self._ending.values()):
             self._finish(live)
-        self._measure()
-        self._look_for_stuck()
-        if self._answers:
-            answers = b"".join(self._answers)
-            self._answers.clear()
-            try:
-                self._end.sendall(answers)
-            except OSError:
-                raise SupervisorGone from None
+        now_s = time.monotonic()
+        self._tell_fresh(now_s)
+        self._end_runs(now_s)
+        if self._live:
+            self._measure(now_s)
+            self._look_for_stuck(now_s)
+        if self._tell:
+            self._send()
+
+    def _send(self) -> None:
+        self._tell = False
+        self._seal()
+        answers = b"".join(self._answers)
+        self._answers.clear()
+        try:
+            self._end.sendall(answers)
+        except OSError:
+            raise SupervisorGone from None
 
     def _timeout_ms(self) -> int | None:
+        if not self._live:
+            return None
+        wait_ms = self._measure_ms
         if self._ending:
             self._again_ms = min(2 * self._again_ms, AGAIN_MS_MAX)
-            return self._again_ms
-        return self._measure_ms if self._live else None
+            wait_ms = self._again_ms
+        times = []
+        if self._fresh:
+            times.append(self._fresh[0].started_s + TELL_S)
+        if self._runs:
+            times.append(self._runs[0].until_s)
+        if times:
+            wait_ms = min(wait_ms, max(ceil((min(times) - time.monotonic()) * 1000), 0))
+        return wait_ms
 
     def _receive(self) -> None:
         try:
@@ -146,8 +248,6 @@ class Spawner:
             raise SupervisorGone
         for one in self._frames.feed(data):
             self._obey(_TO_SPAWNER.decode(one))
-        # No directory is to be kept from being removed or unmounted.
-        os.chdir("/")
 
     def _obey(self, order: ToSpawner) -> None:
         match order:
@@ -170,50 +270,109 @@ class Spawner:
         self._jobs.clear()
 
     def _answer(self, answer: FromSpawner) -> None:
+        """Says something, behind what ended before."""
+        self._seal()
         self._answers.append(frame(_FROM_SPAWNER.encode(answer)))
+        self._tell = True
+
+    def _seal(self) -> None:
+        """What has ended is among the answers."""
+        for allocation, columns in self._ran.items():
+            self._answers.append(frame(_FROM_SPAWNER.encode(Ran(allocation, *map(tuple, columns)))))
+        self._ran.clear()
 
     # ------------------------------------------------------------ starting
 
     def _launch(self, launch: Launch) -> None:
+        run = _Run(launch, [self._jobs[part.job, part.version] for part in launch.parts])
+        self._go_on(run)
+        if run:
+            self._runs.append(run)
+
+    def _go_on(self, run: _Run) -> None:
+        """Starts what is next of a run, or has the supervisor go on with its slot."""
+        if run and not self._start(run, *run.next()):
+            self._give_back(run)
+        elif not run:
+            self._tell = True
+
+    def _give_back(self, run: _Run) -> None:
+        """Nothing more of it is started here."""
+        if run:
+            self._answer(run.rest())
+
+    def _end_runs(self, now_s: float) -> None:
+        """Gives back what was not started in time."""
+        runs = self._runs
+        while runs and (not runs[0] or runs[0].until_s <= now_s):
+            self._give_back(runs.popleft())
+
+    def _start(self, run: _Run, part: Part, index: int, line: str | None) -> bool:
+        """Starts a task; whether it could be."""
         assert self._launcher is not None
-        now_s = time.monotonic()
-        late = launch.start_before_ms is not None and _boot_ms() >= launch.start_before_ms
-        if late:
+        launch = run.launch
+        attempt = (part.allocation, index, 1)
+        now_s, at_ms = time.monotonic(), _boot_ms()
+        if launch.start_before_ms is not None and at_ms >= launch.start_before_ms:
             message = "the node was out of contact for too long"
-            self._answer(SpawnFailed(launch.attempt, message, Cause.NODE_LOST))
-            return
-        spare = -1
+            self._answer(SpawnFailed(attempt, message, Cause.NODE_LOST))
+            return False
         try:
-            # Its place is for what the new process is looked up with, which must not fail then.
-            spare = os.dup(self._end.fileno())
+            self._renew_spare()
             slot = self._slot(launch)
             oom_kills = slot.oom_kills() if slot is not None else 0
-            job = self._jobs[launch.job, launch.version]
-            task = self._launcher.start(job, launch, slot.enter if slot is not None else lambda: None)
+            plan = run.plan(self._launcher)
+            task = self._launcher.start(plan, index, line, slot.enter if slot is not None else lambda: None)
         except StartFailed as failed:
-            self._answer(SpawnFailed(launch.attempt, _printable(str(failed))))
-            return
+            self._answer(SpawnFailed(attempt, _printable(str(failed))))
+            return False
         except OSError as error:
             where = f" in the cgroup {launch.cgroup}" if launch.cgroup else ""
             message = f"the agent cannot start it{where}: {error.strerror}"
-            self._answer(SpawnFailed(launch.attempt, message, Cause.AGENT_ERROR))
-            return
+            self._answer(SpawnFailed(attempt, message, Cause.AGENT_ERROR))
+            return False
         finally:
-            if spare >= 0:
-                os.close(spare)
             if self._rest >= 0:
                 # One that cannot leave the slot's cgroup would be killed with it.
                 os.write(self._rest, b"0")
+            # No directory is to be kept from being removed or unmounted.
+            os.chdir("/")
         self._childless = False
-        live = _Live(launch, task, now_s, slot, oom_kills, getrusage(RUSAGE_SELF).ru_maxrss)
-        self._live[launch.attempt] = self._mains[task.pid] = live
-        self._measure_ms = MEASURE_MS_MIN
-        found = tree.process(task.pid)
-        assert found is not None, task
-        self._answer(Spawned(launch.attempt, task.pid, found.start_ticks))
+        floor_kib = getrusage(RUSAGE_SELF).ru_maxrss
+        live = _Live(attempt, part.job, run, task, at_ms, now_s, slot, oom_kills, floor_kib)
+        self._live[attempt] = self._mains[task.pid] = live
+        self._fresh.append(live)
         if task.stdin >= 0:
             live.feeds = True
             os.set_blocking(task.stdin, False)
+        return True
+
+    def _renew_spare(self) -> None:
+        """Raises OSError where no descriptor can be opened."""
+        self._give_spare()
+        self._spare = os.dup(self._end.fileno())
+
+    def _give_spare(self) -> None:
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+
+    def _tell_fresh(self, now_s: float) -> None:
+        """Says of those that last that they were started, and has their output where it is looked for."""
+        fresh = self._fresh
+        while fresh and (fresh[0].over or fresh[0].started_s + TELL_S <= now_s):
+            live = fresh.popleft()
+            if live.over:
+                continue
+            self._give_spare()
+            found = tree.process(live.task.pid)
+            assert found is not None, live.task
+            self._answer(Spawned(live.attempt, live.task.pid, found.start_ticks, live.at_ms))
+            with suppress(OSError):
+                self._renew_spare()
+            live.told = True
+            live.task.show_output()
+            self._measure_ms = MEASURE_MS_MIN
 
     def _slot(self, launch: Launch) -> cgroups.Slot | None:
         """The cgroup to start in, and to come back from. Raises OSError."""
@@ -225,7 +384,7 @@ class Spawner:
             self._rest = os.open(f"{self._setup.rest}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         if name not in self._slots:
             if len(self._slots) >= SLOTS_COUNT_MAX:
-                used = {live.launch.cgroup for live in self._live.values()}
+                used = {live.run.launch.cgroup for live in self._live.values()}
                 for unused in set(self._slots) - used:
                     self._slots.pop(unused).close()
             self._slots[name] = cgroups.Slot(Path(name), launch.shape, frozenset(self._setup.controllers))
@@ -245,26 +404,31 @@ class Spawner:
             live = self._mains.pop(pid, None)
             if live is not None:
                 live.status, live.usage, live.ended_s = status, usage, time.monotonic()
-                self._ending[live.launch.attempt] = live
+                self._ending[live.attempt] = live
                 self._again_ms = AGAIN_MS_MIN
 
     def _finish(self, live: _Live) -> None:
         """Says that an attempt has ended, if nothing of its tree is left; else kills that."""
-        if not (self._childless if live.slot is None else live.slot.empty()):
+        # What is in a cgroup descends from this process, where nobody else moved it there.
+        if not self._childless and (live.slot is None or not live.slot.empty()):
             self._kill_tree(live)
             return
-        del self._live[live.launch.attempt], self._ending[live.launch.attempt]
+        live.over = True
+        del self._live[live.attempt], self._ending[live.attempt]
         if live.feeds:
             self._close_input(live)
             with suppress(OSError):
                 # It goes with the job's output.
                 files.unspool(self._input_path(live))
-        with suppress(OSError):
-            # Where holes cannot be punched, the agent's warnings say so from its start.
-            output.settle(live.task.files)
-        self._answer(self._result(live))
+        live.task.settle_output()
+        self._tell_end(live)
+        if not live.status:
+            self._go_on(live.run)
+        else:
+            self._give_back(live.run)
+            self._tell = True
 
-    def _result(self, live: _Live) -> Exited:
+    def _tell_end(self, live: _Live) -> None:
         assert live.status is not None
         assert live.usage is not None
         cause, code = Cause.EXIT, os.waitstatus_to_exitcode(live.status)
@@ -275,18 +439,34 @@ class Spawner:
         with suppress(OSError):
             if failed and live.slot is not None and live.slot.oom_kills() > live.oom_kills:
                 cause = Cause.OOM
-        return Exited(
-            live.launch.attempt,
-            cause,
-            code,
-            duration_ms=round((live.ended_s - live.started_s) * 1000),
-            cpu_user_ms=round(live.usage.ru_utime * 1000),
-            cpu_system_ms=round(live.usage.ru_stime * 1000),
+        numbers = (
+            round((live.ended_s - live.started_s) * 1000),
+            round(live.usage.ru_utime * 1000),
+            round(live.usage.ru_stime * 1000),
             # A process begins with its parent's peak in this count: what is not above it is unknown. Nor is
             # it told otherwise: of one that has ended, and is not reaped, /proc has no VmHWM any more, and
             # to stop each task at its exit (ptrace) costs more than the number is worth.
-            memory_peak_kib=live.usage.ru_maxrss if live.usage.ru_maxrss > live.floor_kib else 0,
-            ended_before_signal=not live.signalled,
+            live.usage.ru_maxrss if live.usage.ru_maxrss > live.floor_kib else 0,
+        )
+        if cause is Cause.EXIT and not live.signalled:
+            allocation, index, _ = live.attempt
+            columns = self._ran.get(allocation)
+            if columns is None:
+                columns = self._ran[allocation] = tuple([] for _ in range(7))
+            for column, number in zip(columns, (index, code, live.at_ms, *numbers), strict=True):
+                column.append(number)
+            # What was over at once is told of with others; should the supervisor die first, it runs again.
+            self._tell = self._tell or live.told
+            return
+        self._answer(
+            Exited(
+                live.attempt,
+                cause,
+                code,
+                *numbers,
+                ended_before_signal=not live.signalled,
+                at_ms=live.at_ms,
+            )
         )
 
     def _kill(self, kill: Kill) -> None:
@@ -314,9 +494,8 @@ class Spawner:
         else:
             tree.kill_below(os.getpid())
 
-    def _look_for_stuck(self) -> None:
+    def _look_for_stuck(self, now_s: float) -> None:
         """Says of which attempts the processes do not end."""
-        now_s = time.monotonic()
         if now_s < self._looked_s + MEASURE_MS_MAX / 1000:
             return
         self._looked_s = now_s
@@ -324,7 +503,7 @@ class Spawner:
             if live.stuck or live.killed_s is None or now_s < live.killed_s + STUCK_S_MIN:
                 continue
             live.stuck = True
-            self._answer(Stuck(live.launch.attempt, tuple(self._processes(live))))
+            self._answer(Stuck(live.attempt, live.job, tuple(self._processes(live))))
 
     @staticmethod
     def _processes(live: _Live) -> list[int]:
@@ -334,6 +513,8 @@ class Spawner:
 
     def _kill_all(self) -> None:
         """There is nobody left to tell."""
+        for live in self._live.values():
+            live.run.rest()
         deadline_s = time.monotonic() + END_S_MAX
         while self._live and time.monotonic() < deadline_s:
             for live in self._live.values():
@@ -348,7 +529,7 @@ class Spawner:
 
     def _feed(self, feed: Feed) -> None:
         for live in self._live.values():
-            if live.launch.attempt[:2] == (feed.allocation, feed.index):
+            if live.attempt[:2] == (feed.allocation, feed.index):
                 live.input = feed
                 self._pump(live)
                 return
@@ -380,7 +561,7 @@ class Spawner:
             live.starved = True
             self._stop_feeding(stdin)
             message = f"its standard input cannot be read on the node: {error.strerror}"
-            self._answer(InputLost(*live.launch.attempt[:2], message))
+            self._answer(InputLost(*live.attempt[:2], message))
             return
         if waits and stdin not in self._feeding:
             self._poll.register(stdin, select.POLLOUT)
@@ -392,7 +573,7 @@ class Spawner:
 
     def _input_path(self, live: _Live) -> Path:
         assert self._setup is not None
-        return output.input_path(Path(self._setup.home), live.launch.job, *live.launch.attempt[:2])
+        return output.input_path(Path(self._setup.home), live.job, *live.attempt[:2])
 
     def _stop_feeding(self, stdin: int) -> None:
         if self._feeding.pop(stdin, None) is not None:
@@ -404,19 +585,18 @@ class Spawner:
             os.close(live.task.stdin)
             live.task.stdin = -1
 
-    def _measure(self) -> None:
+    def _measure(self, now_s: float) -> None:
         """Holds the output of what has run for a while to its limit."""
-        now_s = time.monotonic()
-        if not self._live or now_s < self._measured_s + self._measure_ms / 1000:
+        if now_s < self._measured_s + self._measure_ms / 1000:
             return
         self._measured_s = now_s
         grown = 0
         for live in self._live.values():
-            if live.task.files and now_s > live.started_s + MEASURE_MS_MIN / 1000:
+            if live.task.kept and now_s > live.started_s + MEASURE_MS_MIN / 1000:
                 # Tried again: there may be no descriptor just now. Where holes cannot be punched at all, the
                 # agent's warnings say so from its start.
                 with suppress(OSError):
-                    written = output.hold_to_limit(live.task.files)
+                    written = output.hold_to_limit([kept.path for kept in live.task.kept])
                     grown = max(grown, written - live.written)
                     live.written = written
         fast = grown > output.SLACK_BYTES

@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 from rota.agent import tree
 from rota.agent.spawn_frames import STUCK
@@ -87,7 +88,7 @@ class _Mother:
             _spawn_for(descriptor)
         os.close(descriptor)
         self._spawners[number] = pid
-        self._control.send(b"%d %d" % (number, pid))
+        self._answer(b"%d %d" % (number, pid))
 
     def _sweep(self) -> None:
         """Kills what dead spawners left, with them; says so once it is gone."""
@@ -102,8 +103,13 @@ class _Mother:
             if child.parent == os.getpid() and child.zombie and child.pid not in spared:
                 os.waitpid(child.pid, 0)
         for number in self._dead:
-            self._control.send(b"S%d" % number)
+            self._answer(b"S%d" % number)
         self._dead.clear()
+
+    def _answer(self, message: bytes) -> None:
+        """A supervisor that has died meanwhile is seen by its end of the socket."""
+        with suppress(BrokenPipeError):
+            self._control.send(message)
 
 
 def _spawn_for(descriptor: int) -> None:

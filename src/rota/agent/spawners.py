@@ -12,7 +12,8 @@ import os
 import selectors
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import rota
@@ -24,11 +25,21 @@ from rota.agent.facts import boot_ms
 from rota.agent.spawn_frames import STUCK, Feed, FromSpawner, Kill, Launch, Prepare, Setup, Stuck, ToSpawner
 from rota.core.model.states import Cause
 from rota.core.node.entries import Attempt
-from rota.core.node.inputs import Exited, InputLost, NodeInput, Spawned
+from rota.core.node.indices import each
+from rota.core.node.inputs import (
+    Exited,
+    InputLost,
+    NodeInput,
+    Part,
+    Ran,
+    Returned,
+    Spawned,
+    SpawnFailed,
+)
 
 SHARED_COUNT_MAX = 4
 # Templates that a spawner keeps before it is made to forget them all.
-JOBS_COUNT_MAX = 128
+JOBS_COUNT_MAX = 256
 # How long a mother that dies is left dead: not at all at first, and twice as long each time.
 RETRY_MS_MIN = 100
 RETRY_MS_MAX = 5_000
@@ -44,6 +55,14 @@ _TO_SPAWNER: Codec[ToSpawner] = Codec(ToSpawner)
 _FROM_SPAWNER: Codec[FromSpawner] = Codec(FromSpawner)
 
 
+@dataclass(slots=True)
+class _Run:
+    """What is left of a Launch."""
+
+    cgroup: str
+    left: int = 0
+
+
 class _Spawner:
     """One spawner. Its pid is known a little after it can be spoken to."""
 
@@ -51,7 +70,9 @@ class _Spawner:
         self.number = number
         self.channel: Channel[FromSpawner, ToSpawner] = Channel(end, _FROM_SPAWNER, _TO_SPAWNER)
         self.pid = 0
-        self.attempts: dict[Attempt, Launch] = {}
+        # What was launched and is not over, by allocation and index.
+        self.tasks: dict[tuple[int, int], _Run] = {}
+        self.run_count = 0
         self._jobs: set[tuple[int, int]] = set()
         self.set_up(setup)
 
@@ -59,16 +80,36 @@ class _Spawner:
         self._jobs.clear()
         self.channel.put(setup)
 
-    def launch(self, launch: Launch, prepare: Callable[[], Prepare], setup: Setup) -> None:
-        job = (launch.job, launch.version)
-        if job not in self._jobs:
-            prepared = prepare()
-            if len(self._jobs) >= JOBS_COUNT_MAX:
-                self.set_up(setup)
-            self._jobs.add(job)
+    def prepare(self, parts: Sequence[Part], prepare: Callable[[int, int], Prepare], setup: Setup) -> None:
+        """Has it know the templates of these. Raises OSError of `prepare`."""
+        jobs = dict.fromkeys((part.job, part.version) for part in parts)
+        fresh = [prepare(*job) for job in jobs if job not in self._jobs]
+        if len(self._jobs) + len(fresh) > JOBS_COUNT_MAX:
+            self.set_up(setup)
+            fresh = [prepare(*job) for job in jobs]
+        for prepared in fresh:
+            self._jobs.add((prepared.job, prepared.version))
             self.channel.put(prepared)
-        self.attempts[launch.attempt] = launch
+
+    def launch(self, launch: Launch) -> None:
+        run = _Run(launch.cgroup)
+        for part in launch.parts:
+            for index in each(part.indices):
+                self.tasks[part.allocation, index] = run
+                run.left += 1
+        self.run_count += 1
         self.channel.put(launch)
+
+    def over(self, allocation: int, indices: Iterable[int]) -> list[int]:
+        """These have ended or were not started; those that were known to be here."""
+        known = []
+        for index in indices:
+            run = self.tasks.pop((allocation, index), None)
+            if run is not None:
+                known.append(index)
+                run.left -= 1
+                self.run_count -= not run.left
+        return known
 
 
 class Spawners:
@@ -89,11 +130,11 @@ class Spawners:
         self._exclusive = not setup.rest
         self._count_max = min(os.cpu_count() or 1, SHARED_COUNT_MAX)
         self._spawners: list[_Spawner] = []
-        self._running: dict[Attempt, _Spawner] = {}
+        self._running: dict[tuple[int, int], _Spawner] = {}
         self._unsent: set[_Spawner] = set()
         self._numbers = itertools.count(1)
         # What dead spawners ran, by their numbers, until what they left is gone.
-        self._orphaned: dict[int, list[Attempt]] = {}
+        self._orphaned: dict[int, list[tuple[int, int]]] = {}
         # Of these the mother has swept what hung below her.
         self._swept: set[int] = set()
         self._sweep_ms = SWEEP_MS_MIN
@@ -115,14 +156,17 @@ class Spawners:
             spawner.set_up(setup)
             self._unsent.add(spawner)
 
-    def launch(self, launch: Launch, prepare: Callable[[], Prepare]) -> None:
-        """Starts an attempt; `prepare` gives its template where the spawner does not have it.
+    def launch(self, launch: Launch, prepare: Callable[[int, int], Prepare]) -> None:
+        """Starts a run; `prepare` gives the template of a job and version where the spawner has it not.
 
         Raises OSError, also that of `prepare`, and nothing is started.
         """
         spawner = self._choose()
-        spawner.launch(launch, prepare, self._setup)
-        self._running[launch.attempt] = spawner
+        spawner.prepare(launch.parts, prepare, self._setup)
+        spawner.launch(launch)
+        for part in launch.parts:
+            for index in each(part.indices):
+                self._running[part.allocation, index] = spawner
         self._unsent.add(spawner)
 
     def kill(self, attempt: Attempt, number: int, *, whole_tree: bool) -> None:
@@ -134,7 +178,7 @@ class Spawners:
         self._put(attempt, Feed(attempt[0], attempt[1], size, end))
 
     def _put(self, attempt: Attempt, message: ToSpawner) -> None:
-        spawner = self._running.get(attempt)
+        spawner = self._running.get(attempt[:2])
         if spawner is not None:
             spawner.channel.put(message)
             self._unsent.add(spawner)
@@ -150,10 +194,10 @@ class Spawners:
 
     def _choose(self) -> _Spawner:
         if self._exclusive:
-            return next((one for one in self._spawners if not one.attempts), None) or self._add()
-        if len(self._spawners) < self._count_max and all(one.attempts for one in self._spawners):
+            return next((one for one in self._spawners if not one.run_count), None) or self._add()
+        if len(self._spawners) < self._count_max and all(one.run_count for one in self._spawners):
             return self._add()
-        return min(self._spawners, key=lambda one: len(one.attempts))
+        return min(self._spawners, key=lambda one: one.run_count)
 
     # ------------------------------------------------------------ what they say
 
@@ -170,23 +214,39 @@ class Spawners:
         try:
             answers = spawner.channel.receive()
             for answer in answers or ():
-                if isinstance(answer, InputLost):
-                    self._inputs(answer)
-                    continue
-                launch = spawner.attempts.get(answer.attempt)
-                if launch is None:
-                    # An attempt that was given up with a spawner thought dead is not heard of again.
-                    continue
-                if isinstance(answer, Stuck):
-                    _tell_stuck(launch, answer.pids)
-                    continue
-                if not isinstance(answer, Spawned):
-                    del spawner.attempts[answer.attempt], self._running[answer.attempt]
-                self._inputs(answer)
+                self._take(spawner, answer)
         except Malformed:
             answers = None
         if answers is None:
             self._bury(spawner)
+
+    def _take(self, spawner: _Spawner, answer: FromSpawner) -> None:
+        """Passes on what is said. Raises Malformed for what cannot be of tasks that it was given."""
+        known = True
+        over: list[tuple[int, Iterable[int]]] = []
+        match answer:
+            case InputLost():
+                pass
+            case Stuck() | Spawned():
+                known = answer.attempt[:2] in spawner.tasks
+            case SpawnFailed() | Exited():
+                over = [(answer.attempt[0], answer.attempt[1:2])]
+            case Ran():
+                over = [(answer.allocation, answer.index)]
+                known = len(set(map(len, _columns(answer)))) == 1
+            case Returned():
+                over = [(allocation, each(indices)) for allocation, indices in answer.tasks]
+        for allocation, indices in over:
+            wanted = list(indices)
+            known = known and spawner.over(allocation, wanted) == wanted
+            for index in wanted:
+                self._running.pop((allocation, index), None)
+        if not known:
+            raise Malformed("what it tells of was not given to it")
+        if isinstance(answer, Stuck):
+            _tell_stuck(answer)
+        else:
+            self._inputs(answer)
 
     def _bury(self, spawner: _Spawner) -> None:
         """A spawner is dead: what it ran is killed, and ends as AGENT_ERROR when nothing of it is left."""
@@ -194,11 +254,11 @@ class Spawners:
         spawner.channel.close()
         self._spawners.remove(spawner)
         self._unsent.discard(spawner)
-        self._orphaned[spawner.number] = list(spawner.attempts)
-        for launch in spawner.attempts.values():
-            del self._running[launch.attempt]
-            if launch.cgroup:
-                cgroups.kill(Path(launch.cgroup))
+        self._orphaned[spawner.number] = list(spawner.tasks)
+        for task in spawner.tasks:
+            self._running.pop(task, None)
+        for cgroup in {run.cgroup for run in spawner.tasks.values() if run.cgroup}:
+            cgroups.kill(Path(cgroup))
         if self._control is not None:
             with contextlib.suppress(OSError):
                 self._control.send(b"S%d" % spawner.number)
@@ -241,8 +301,9 @@ class Spawners:
             return
         self._sweep_ms = SWEEP_MS_MIN
         for number in self._swept:
-            for attempt in self._orphaned.pop(number, ()):
-                self._inputs(Exited(attempt, Cause.AGENT_ERROR, message="the process that watched it died"))
+            for allocation, index in self._orphaned.pop(number, ()):
+                message = "the process that watched it died"
+                self._inputs(Exited((allocation, index, 1), Cause.AGENT_ERROR, message=message))
         self._swept.clear()
 
     def _start_mother(self) -> None:
@@ -318,11 +379,16 @@ class Spawners:
             self._control.close()
 
 
-def _tell_stuck(launch: Launch, pids: tuple[int, ...]) -> None:
+def _columns(ran: Ran) -> Iterable[tuple[int, ...]]:
+    """All of its columns."""
+    return (getattr(ran, one.name) for one in fields(ran) if one.name != "allocation")
+
+
+def _tell_stuck(stuck: Stuck) -> None:
     _log.error(
         "job %d, task %d: processes %s do not end though they were killed, which a disk or a device that "
         "hangs does to them; the task runs on, and keeps its slot, until they are gone",
-        launch.job,
-        launch.attempt[1],
-        pids_text(pids),
+        stuck.job,
+        stuck.attempt[1],
+        pids_text(stuck.pids),
     )

@@ -34,7 +34,8 @@ from rota.core.model.protocol import (
     Up,
 )
 from rota.core.model.states import Cause
-from rota.core.node.entries import Attempt, Drop, End, Entry, Resize
+from rota.core.node.entries import Attempt, Drop, End, Ends, Entry, Resize
+from rota.core.node.indices import Indices
 from rota.core.node.inputs import (
     CloseStream,
     Command,
@@ -45,6 +46,7 @@ from rota.core.node.inputs import (
     NodeInput,
     Outcome,
     Received,
+    Returned,
     SendOutput,
     Shutdown,
     Signal,
@@ -246,6 +248,9 @@ class Supervisor:
                 cgroups.remove(self._cgroups.slot(entry.lease, slot))
         elif isinstance(entry, End):
             self._unwatch((entry.allocation, entry.ended.index))
+        elif self._watched and isinstance(entry, Ends):
+            for index in entry.index:
+                self._unwatch((entry.allocation, index))
         elif self._watched and isinstance(entry, Drop):
             for allocation, index in list(self._watched):
                 if allocation == entry.allocation and any(a <= index <= b for a, b in entry.indices):
@@ -324,32 +329,33 @@ class Supervisor:
 
     def _spawn(self, spawn: Spawn) -> None:
         if self._unwritten:
-            message = "the journal could not be written"
-            self._inputs.append(SpawnFailed(spawn.attempt, message, Cause.AGENT_ERROR))
+            self._fail(spawn, "the journal could not be written")
             return
         lease = self._machine.held.leases[spawn.lease]
         cgroup = "" if self._cgroups is None else str(self._cgroups.slot(spawn.lease, spawn.slot))
         self._renew_setup()
-        launch = Launch(
-            spawn.attempt,
-            spawn.job,
-            spawn.version,
-            spawn.number,
-            cgroup,
-            lease.shape,
-            self._machine.slot(spawn.lease, spawn.slot).devices,
-            spawn.line,
-            spawn.start_before_ms,
-        )
+        devices = self._machine.slot(spawn.lease, spawn.slot).devices
+        launch = Launch(spawn.parts, cgroup, lease.shape, devices, spawn.start_before_ms)
         try:
-            self._spawners.launch(launch, lambda: self._prepare(spawn.job, spawn.version))
+            self._spawners.launch(launch, self._prepare)
         except OSError as error:
             # No descriptor for another spawner, no memory, or no room for a script: the others go on.
-            message = f"the agent cannot start it: {error.strerror}"
-            self._inputs.append(SpawnFailed(spawn.attempt, message, Cause.AGENT_ERROR))
+            self._fail(spawn, f"the agent cannot start it: {error.strerror}")
             return
-        if self._machine.template(spawn.job, spawn.version).spec.stdin:
-            self._feed(spawn.attempt, spawn.job)
+        # One that is fed is alone in its run.
+        part = spawn.parts[0]
+        if self._machine.template(part.job, part.version).spec.stdin:
+            self._feed((part.allocation, part.indices[0][0], 1), part.job)
+
+    def _fail(self, spawn: Spawn, message: str) -> None:
+        """The first of a run cannot be started, and the others with it are not."""
+        first = spawn.parts[0]
+        index = first.indices[0][0]
+        self._inputs.append(SpawnFailed((first.allocation, index, 1), message, Cause.AGENT_ERROR))
+        rest = Indices(first.indices)
+        rest.remove(((index, index),))
+        tasks = [(first.allocation, rest.ranges()), *((p.allocation, p.indices) for p in spawn.parts[1:])]
+        self._inputs.append(Returned(tuple((number, indices) for number, indices in tasks if indices)))
 
     def _prepare(self, job: int, version: int) -> Prepare:
         """Raises OSError where the job's script cannot be kept."""

@@ -1,7 +1,9 @@
 """A simulated node: the real node machine, a journal that survives crashes, processes that only take time."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from rota.core.cluster.check import InvariantBroken
 from rota.core.model.protocol import Down, Inventory, Pool
@@ -10,7 +12,9 @@ from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause
 from rota.core.node.check import sanity_check
 from rota.core.node.entries import Attempt, Drop, Entry, Granted, LeaseKept, TemplateKept
+from rota.core.node.indices import each, joined
 from rota.core.node.inputs import (
+    RUN_MS_MAX,
     CloseStream,
     Command,
     Exited,
@@ -18,7 +22,10 @@ from rota.core.node.inputs import (
     Leave,
     NodeInput,
     Outcome,
+    Part,
+    Ran,
     Received,
+    Returned,
     Shutdown,
     Signal,
     Spawn,
@@ -51,8 +58,19 @@ class Process:
     devices: tuple[str, ...]
     line: str | None
     started_at_ms: int
+    run: "Run | None" = None
     told: bool = False
+    signalled: bool = False
     over: bool = False
+
+
+@dataclass(slots=True)
+class Run:
+    """What is left to start of a Spawn."""
+
+    spawn: Spawn
+    todo: deque[tuple[Part, int, str | None]]
+    until_ms: int
 
 
 @dataclass(slots=True)
@@ -98,6 +116,8 @@ class Node:
     lives: int = 0
     entries: list[Entry] = field(default_factory=list)
     processes: dict[Attempt, Process] = field(default_factory=dict)
+    # Ends that are told later, together.
+    unsaid: list[tuple[Process, Exited]] = field(default_factory=list)
     removed: bool = False
     machine: Machine = field(init=False)
     _steps: int = 0
@@ -156,6 +176,7 @@ class Node:
         for process in list(self.processes.values()):
             self._end(process, None)
         self.processes.clear()
+        self.unsaid.clear()
         if self._stream is not None:
             self._stream.end_by_node()
             self._stream = None
@@ -280,8 +301,8 @@ class Node:
             case Spawn():
                 self._later(
                     self.world.chance.randint(0, 3),
-                    lambda: f"spawns {command.attempt}",
-                    lambda: self._spawn(command),
+                    lambda: f"runs {command.parts}",
+                    lambda: self._run(command),
                 )
             case Signal(attempt, signal, tree):
                 if tree:
@@ -307,28 +328,50 @@ class Node:
 
     # ------------------------------------------------------------ processes
 
-    def _spawn(self, spawn: Spawn) -> None:
-        behaviour = self.behaviour(spawn.job)
+    def _run(self, spawn: Spawn) -> None:
+        todo = deque(
+            (part, index, line)
+            for part in spawn.parts
+            for index, line in zip(each(part.indices), part.lines or repeat(None), strict=False)
+        )
+        run = Run(spawn, todo, self.world.now_ms + RUN_MS_MAX)
+        self._go_on(run)
+        if run.todo:
+            self._later(RUN_MS_MAX, "gives back", lambda: self._give_back(run))
+
+    def _go_on(self, run: Run) -> None:
+        """Starts what is next of a run, or has the machine go on with its slot."""
+        if not run.todo:
+            self._say([])
+            return
+        part, index, line = run.todo.popleft()
+        attempt = (part.allocation, index, 1)
+        behaviour = self.behaviour(part.job)
         chance = self.world.chance
-        if spawn.start_before_ms is not None and self.world.now_ms >= spawn.start_before_ms:
-            self.step([SpawnFailed(spawn.attempt, "too late", Cause.NODE_LOST)])
+        before_ms = run.spawn.start_before_ms
+        failed = None
+        if before_ms is not None and self.world.now_ms >= before_ms:
+            failed = SpawnFailed(attempt, "too late", Cause.NODE_LOST)
+        elif chance.random() < behaviour.unstartable:
+            failed = SpawnFailed(attempt, "no such program")
+        if failed is not None:
+            self._say([failed])
+            self._give_back(run)
             return
-        if chance.random() < behaviour.unstartable:
-            self.step([SpawnFailed(spawn.attempt, "no such program")])
-            return
-        spec = self.machine.template(spawn.job, spawn.version).spec
-        devices = self.machine.slot(spawn.lease, spawn.slot).devices
+        spec = self.machine.template(part.job, part.version).spec
+        devices = self.machine.slot(run.spawn.lease, run.spawn.slot).devices
         process = Process(
-            spawn.attempt,
-            spawn.job,
-            spawn.lease,
+            attempt,
+            part.job,
+            run.spawn.lease,
             spec,
             spec.resources,
             devices,
-            spawn.line,
+            line,
             self.world.now_ms,
+            run,
         )
-        self.processes[spawn.attempt] = process
+        self.processes[attempt] = process
         self.sights.started(self, process)
         code = chance.choice((1, 2, 3)) if chance.random() < behaviour.failing else 0
         longest_ms = behaviour.duration_ms_max if self.world.faults else LAST_MS_MAX
@@ -337,19 +380,38 @@ class Node:
             behaviour.quick_count -= 1
             duration_ms = duration_ms if behaviour.quick_count else SLOW_MS
             behaviour.quick_count = max(behaviour.quick_count, 1)
-        self._later(
-            duration_ms, lambda: f"ends {spawn.attempt}", lambda: self._finish(process, Cause.EXIT, code)
-        )
-        self._later(0, lambda: f"tells of {spawn.attempt}", lambda: self._tell(process))
+        self._later(duration_ms, lambda: f"ends {attempt}", lambda: self._finish(process, Cause.EXIT, code))
+        self._later(chance.randint(0, 5), lambda: f"tells of {attempt}", lambda: self._tell(process))
+
+    def _give_back(self, run: Run) -> None:
+        """Nothing more of it is started here."""
+        parts: dict[int, list[int]] = {}
+        for part, index, _ in run.todo:
+            parts.setdefault(part.allocation, []).append(index)
+        run.todo.clear()
+        tasks = tuple((allocation, joined(indices)) for allocation, indices in parts.items())
+        self._say([Returned(tasks)] if tasks else [])
+
+    def _say(self, news: list[NodeInput]) -> None:
+        """What has ended before, and then this."""
+        ran: dict[int, list[Exited]] = {}
+        for _, exited in self.unsaid:
+            ran.setdefault(exited.attempt[0], []).append(exited)
+        self.unsaid.clear()
+        together: list[NodeInput] = [_ran(allocation, some) for allocation, some in ran.items()]
+        if together or news:
+            self.step(together + news)
 
     def _tell(self, process: Process) -> None:
-        process.told = True
-        self.step([Spawned(process.attempt, 1000 + process.attempt[1], process.started_at_ms)])
+        if not process.over:
+            process.told = True
+            self._say([Spawned(process.attempt, 1000 + process.attempt[1], 1, process.started_at_ms)])
 
     def _signal(self, attempt: Attempt, signal: int) -> None:
         process = self.processes.get(attempt)
         if process is None or process.over:
             return
+        process.signalled = True
         stubborn = self.world.chance.random() < self.behaviour(process.job).stubborn
         if signal == SIGKILL or not stubborn:
             self._later(
@@ -361,19 +423,36 @@ class Node:
     def _finish(self, process: Process, cause: Cause, code: int) -> None:
         if process.over:
             return
-        if not process.told:
-            self._later(1, lambda: f"ends {process.attempt}", lambda: self._finish(process, cause, code))
-            return
         duration_ms = self.world.now_ms - process.started_at_ms
-        exited = Exited(process.attempt, cause, code, duration_ms, 1, 1, 100)
+        exited = Exited(process.attempt, cause, code, duration_ms, 1, 1, 100, at_ms=process.started_at_ms)
         self._end(process, exited)
         del self.processes[process.attempt]
-        self.step([exited])
+        lives = self.lives
+        if cause is Cause.EXIT and not process.signalled:
+            self.unsaid.append((process, exited))
+        else:
+            self._say([exited])
+        if self.lives == lives and self.on:
+            assert process.run is not None
+            (self._give_back if code else self._go_on)(process.run)
 
     def _end(self, process: Process, exited: Exited | None) -> None:
         if not process.over:
             process.over = True
             self.sights.ended(self, process, exited)
+
+
+def _ran(allocation: int, exits: list[Exited]) -> Ran:
+    return Ran(
+        allocation,
+        tuple(exited.attempt[1] for exited in exits),
+        tuple(exited.code for exited in exits),
+        tuple(exited.at_ms for exited in exits),
+        tuple(exited.duration_ms for exited in exits),
+        tuple(exited.cpu_user_ms for exited in exits),
+        tuple(exited.cpu_system_ms for exited in exits),
+        tuple(exited.memory_peak_kib for exited in exits),
+    )
 
 
 def _is_obedience(entry: Entry) -> bool:

@@ -1,5 +1,6 @@
 """A node in a test: its machine, its journal, and a leader's voice. Every step says all that followed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rota.core.model.protocol import (
@@ -23,10 +24,12 @@ from rota.core.model.states import Cause
 from rota.core.node.check import sanity_check
 from rota.core.node.entries import Attempt, Entry
 from rota.core.node.held import Held
+from rota.core.node.indices import each
 from rota.core.node.inputs import (
     Exited,
     NodeInput,
     Outcome,
+    Ran,
     Received,
     Spawn,
     Spawned,
@@ -144,7 +147,7 @@ class Scene:
 
     def birth(self, attempt: Attempt) -> Spawned:
         self.pids += 1
-        return Spawned(attempt, self.pids, 5_000)
+        return Spawned(attempt, self.pids, 5_000, self.now_ms)
 
     def exited(
         self, *attempts: Attempt, cause: Cause = Cause.EXIT, code: int = 0, after_ms: int = 0
@@ -155,12 +158,27 @@ class Scene:
         """Spawned and exited."""
         return self.step(self.birth(attempt), Exited(attempt, Cause.EXIT, code, 20))
 
+    def quick(
+        self, allocation: int, *indices: int, codes: tuple[int, ...] = (), after_ms: int = 0
+    ) -> Outcome:
+        """These were started and have ended, and are told of together: each took 1 ms."""
+        return self.step(ran(allocation, indices, self.now_ms + after_ms, codes), after_ms=after_ms)
+
     def failed(self, attempt: Attempt, message: str = "no such program") -> Outcome:
         return self.step(SpawnFailed(attempt, message))
 
 
 def welcome(hello_sent_ms: int, acknowledged: int = 0, heartbeat_ms: int = HEARTBEAT_MS) -> Welcome:
     return Welcome("uuid-1", "n1", "", 1, acknowledged, heartbeat_ms, LOST_AFTER_MS, hello_sent_ms)
+
+
+def ran(allocation: int, indices: Sequence[int], now_ms: int, codes: tuple[int, ...] = ()) -> Ran:
+    """These were started and have ended by now, all with code 0 where nothing else is said."""
+    count = len(indices)
+    ones = (1,) * count
+    return Ran(
+        allocation, tuple(indices), codes or (0,) * count, (now_ms - 1,) * count, ones, ones, ones, ones
+    )
 
 
 def only(
@@ -175,7 +193,17 @@ def only(
 
 def spawns(outcome: Outcome) -> list[Attempt]:
     """The attempts that were to be spawned."""
-    return [command.attempt for command in outcome.commands if isinstance(command, Spawn)]
+    return [attempt for run in runs(outcome) for attempt in run]
+
+
+def runs(outcome: Outcome) -> list[list[Attempt]]:
+    """The same, those of one slot together."""
+    return [attempts_of(command) for command in outcome.commands if isinstance(command, Spawn)]
+
+
+def attempts_of(spawn: Spawn) -> list[Attempt]:
+    """The attempts of a run."""
+    return [(part.allocation, index, 1) for part in spawn.parts for index in each(part.indices)]
 
 
 def reports(outcome: Outcome) -> list[Report]:

@@ -1,5 +1,7 @@
 """Whatever comes, and wherever the agent is cut off: a task has one outcome, and none starts twice."""
 
+from itertools import groupby
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -29,13 +31,14 @@ from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, OnNodeLoss, StopReason
 from rota.core.node.check import sanity_check
 from rota.core.node.entries import Attempt, Entry
-from rota.core.node.indices import each, normal
+from rota.core.node.indices import each, joined, normal
 from rota.core.node.inputs import (
     CloseStream,
     Exited,
     KillTree,
     NodeInput,
     Received,
+    Returned,
     Signal,
     Spawn,
     Spawned,
@@ -44,7 +47,7 @@ from rota.core.node.inputs import (
     StreamOpened,
 )
 from rota.core.node.recovery import recover
-from tests.core.node.scene import POOLS, SHAPE, replay, welcome
+from tests.core.node.scene import POOLS, SHAPE, attempts_of, ran, replay, welcome
 
 SPECS = [
     JobSpec(command=("a",)),
@@ -106,8 +109,10 @@ class Node(RuleBasedStateMachine):
         self.rebooted_at = 0
         self.grants = self.allocations = self.orders = self.pids = 0
         self.slots: dict[int, int] = {}
-        self.spawning: list[Attempt] = []
+        # Runs of which nothing runs; what runs, and what is to run behind it.
+        self.spawning: list[list[Attempt]] = []
         self.live: list[Attempt] = []
+        self.behind: dict[Attempt, list[Attempt]] = {}
         self.begun: set[Attempt] = set()
         self.signalled: set[Attempt] = set()
         self._recover()
@@ -121,7 +126,7 @@ class Node(RuleBasedStateMachine):
             self.journal = []
         self.journal += recovered.entries
         self.machine = recovered.machine
-        self.spawning, self.live, self.connected = [], [], False
+        self.spawning, self.live, self.behind, self.connected = [], [], {}, False
 
     def _step(self, *inputs: NodeInput, cut: int | None = None) -> list[Up]:
         """One step; with `cut` the agent dies after so many entries and commands of it."""
@@ -134,9 +139,10 @@ class Node(RuleBasedStateMachine):
         for command in commands:
             match command:
                 case Spawn():
-                    assert command.attempt not in self.begun, command
-                    self.begun.add(command.attempt)
-                    self.spawning.append(command.attempt)
+                    attempts = attempts_of(command)
+                    assert self.begun.isdisjoint(attempts), command
+                    self.begun.update(attempts)
+                    self.spawning.append(attempts)
                 case CloseStream():
                     self.connected = False
                 case Signal() | KillTree():
@@ -232,20 +238,60 @@ class Node(RuleBasedStateMachine):
     def spawn(self, data: st.DataObject, fails: bool, cut: int | None) -> None:
         news: list[NodeInput] = []
         for _ in range(data.draw(st.integers(1, len(self.spawning)))):
-            attempt = self.spawning.pop(data.draw(st.integers(0, len(self.spawning) - 1)))
-            if not fails:
-                self.live.append(attempt)
+            run = self.spawning.pop(data.draw(st.integers(0, len(self.spawning) - 1)))
+            attempt = run.pop(0)
             self.pids += 1
-            news.append(SpawnFailed(attempt, "no") if fails else Spawned(attempt, self.pids, 1))
+            if fails:
+                news += [SpawnFailed(attempt, "no"), *self._returned(run)]
+            else:
+                news.append(Spawned(attempt, self.pids, 1, self.now_ms))
+                self.live.append(attempt)
+                self.behind[attempt] = run
         self._step(*news, cut=cut)
+
+    @precondition(lambda self: self.spawning)
+    @rule(data=st.data(), count=st.integers(1, 80), code=st.sampled_from([0, 0, 0, 1]), cut=cuts)
+    def run(self, data: st.DataObject, count: int, code: int, cut: int | None) -> None:
+        run = self.spawning.pop(data.draw(st.integers(0, len(self.spawning) - 1)))
+        done, rest = run[:count], run[count:]
+        news: list[NodeInput] = []
+        for number, ones in groupby(done, lambda one: one[0]):
+            indices = [one[1] for one in ones]
+            last = code if (number, indices[-1], 1) == done[-1] else 0
+            news.append(ran(number, indices, self.now_ms, (0,) * (len(indices) - 1) + (last,)))
+        if code:
+            news += self._returned(rest)
+        elif rest:
+            self.spawning.append(rest)
+        self._step(*news, cut=cut)
+
+    @precondition(lambda self: any(self.behind.values()))
+    @rule(data=st.data(), cut=cuts)
+    def give_back(self, data: st.DataObject, cut: int | None) -> None:
+        attempt = data.draw(st.sampled_from([one for one, behind in self.behind.items() if behind]))
+        behind, self.behind[attempt] = self.behind[attempt], []
+        self._step(*self._returned(behind), cut=cut)
+
+    def _returned(self, run: list[Attempt]) -> list[NodeInput]:
+        """These were not started, and may be commanded again."""
+        self.begun.difference_update(run)
+        tasks = [
+            (number, joined(one[1] for one in ones)) for number, ones in groupby(run, lambda one: one[0])
+        ]
+        return [Returned(tuple(tasks))] if tasks else []
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), code=st.sampled_from([0, 0, 0, 1]), cut=cuts)
     def exit(self, data: st.DataObject, code: int, cut: int | None) -> None:
-        news = []
+        news: list[NodeInput] = []
         for _ in range(data.draw(st.integers(1, len(self.live)))):
             attempt = self.live.pop(data.draw(st.integers(0, len(self.live) - 1)))
             news.append(Exited(attempt, Cause.EXIT, code))
+            behind = self.behind.pop(attempt)
+            if code:
+                news += self._returned(behind)
+            elif behind:
+                self.spawning.append(behind)
         self._step(*news, cut=cut)
 
     @rule(ms=st.sampled_from([1, 50, 50, 1_000, 1_000, 5_000, 5_000, 400_000]))
@@ -284,14 +330,19 @@ class Node(RuleBasedStateMachine):
         if not self.connected:
             self.connect(None)
         while self.spawning or self.live or self.machine.held.allocations:
-            for attempt in self.spawning:
+            if self.spawning:
+                run = self.spawning.pop()
                 self.pids += 1
-                self.live.append(attempt)
-                self._step(Spawned(attempt, self.pids, 1))
-            self.spawning.clear()
+                self.live.append(run[0])
+                self.behind[run[0]] = run[1:]
+                self._step(Spawned(run[0], self.pids, 1, self.now_ms))
             if not self.live:
                 break
-            self._step(Exited(self.live.pop(), Cause.EXIT))
+            attempt = self.live.pop()
+            behind = self.behind.pop(attempt)
+            if behind:
+                self.spawning.append(behind)
+            self._step(Exited(attempt, Cause.EXIT))
         self._tell_all()
         outcomes = set(self.leader.outcomes) | self.leader.dropped
         held = {

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rota.core.model import columns
 from rota.core.model.columns import columns_of
 from rota.core.model.protocol import (
     PROTOCOL_VERSION,
@@ -29,8 +30,14 @@ from rota.core.model.states import Cause, StopReason
 from rota.core.node.entries import Acknowledged, LeaseKept, Session
 from rota.core.node.inputs import CloseStream, Received, Storage, StreamClosed, StreamOpened, TellOutput
 from rota.core.node.reporting import REPORT_ENTRIES_MAX
-from rota.core.node.talking import GREETING_MS_MAX, OLDER_RETRY_MS, REPORT_WAIT_MS_MAX, REPORTS_IN_FLIGHT_MAX
-from tests.core.node.scene import SHAPE, WALL_MS, Scene, only, reports, welcome
+from rota.core.node.talking import (
+    BUSY_WAIT_MS_MAX,
+    GREETING_MS_MAX,
+    OLDER_RETRY_MS,
+    REPORT_WAIT_MS_MAX,
+    REPORTS_IN_FLIGHT_MAX,
+)
+from tests.core.node.scene import SHAPE, WALL_MS, Scene, only, reports, runs, welcome
 
 
 def test_greets_with_all_that_it_holds() -> None:
@@ -353,3 +360,25 @@ def test_nodes_that_began_together_do_not_beat_together() -> None:
     assert 4_500 <= min(every) < 4_700
     assert 5_300 < max(every) <= 5_500
     assert len({tuple(of_node) for of_node in times.values()}) == len(times)
+
+
+def test_after_many_ends_the_next_report_waits_for_more() -> None:
+    scene = Scene()
+    scene.connect()
+    scene.lease(slots=1)
+    given = runs(scene.grant(((0, 999),)))
+    told: list[int] = []
+    sent = 0
+    while given:
+        indices = [index for _, index, _ in given.pop()]
+        outcome = scene.quick(10, *indices, after_ms=5)
+        given = runs(outcome)
+        for report in reports(outcome):
+            sent += 1
+            told += [index for part in report.allocations for index in columns.indices(part.exits)]
+            scene.down(Ack(report.last_sequence))
+    # The first few are told of one by one; then each report waits for the ends of BUSY_WAIT_MS_MAX.
+    assert sent < 12
+    for report in reports(scene.step(after_ms=BUSY_WAIT_MS_MAX)):
+        told += [index for part in report.allocations for index in columns.indices(part.exits)]
+    assert sorted(told) == list(range(1000))

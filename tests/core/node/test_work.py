@@ -24,7 +24,17 @@ from rota.core.model.protocol import (
 from rota.core.model.protocol import Template as TemplateMessage
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, OnNodeLoss, StopReason
-from rota.core.node.entries import Drop, End, Granted, Intent, LeaseKept, Start, TemplateKept
+from rota.core.node.entries import (
+    Attempt,
+    Drop,
+    End,
+    Ends,
+    Granted,
+    Intent,
+    LeaseKept,
+    Start,
+    TemplateKept,
+)
 from rota.core.node.entries import Resize as Resized
 from rota.core.node.granting import DROP_RANGES_MAX, FAILURES_MAX, START_FAILURES_MAX
 from rota.core.node.inputs import (
@@ -34,6 +44,8 @@ from rota.core.node.inputs import (
     InputLost,
     KillTree,
     Leave,
+    Part,
+    Returned,
     SendOutput,
     Shutdown,
     Signal,
@@ -42,7 +54,7 @@ from rota.core.node.inputs import (
 )
 from rota.core.node.machine import GOODBYE_MS_MAX
 from rota.core.node.running import INTENT_COUNT_MAX
-from tests.core.node.scene import LOST_AFTER_MS, SHAPE, WALL_MS, Scene, only, reports, spawns
+from tests.core.node.scene import LOST_AFTER_MS, SHAPE, WALL_MS, Scene, only, ran, reports, runs, spawns
 
 TERM = int(SIGTERM)
 
@@ -66,7 +78,10 @@ def test_a_grant_is_written_down_intended_and_spawned_into_free_slots(scene: Sce
         Granted(10, 1, 7, 1, 1, 1, ((0, 2),), (), False),
         Intent(10, ((0, 2),)),
     ]
-    assert outcome.commands == [Spawn((10, 0, 1), 1, 1, 7, 1, 1), Spawn((10, 1, 1), 1, 0, 7, 1, 1)]
+    assert outcome.commands == [
+        Spawn(1, 1, (Part(10, 7, 1, 1, ((0, 0),)),)),
+        Spawn(1, 0, (Part(10, 7, 1, 1, ((1, 1),)),)),
+    ]
 
 
 def test_a_free_slot_takes_the_next_index(scene: Scene) -> None:
@@ -77,7 +92,7 @@ def test_a_free_slot_takes_the_next_index(scene: Scene) -> None:
         Start(10, 0, 1, 1, 101, 5_000, at_ms),
         End(10, Ended(0, Cause.EXIT, 0, 1, "", at_ms, 20)),
     ]
-    assert outcome.commands == [Spawn((10, 2, 1), 1, 1, 7, 1, 1)]
+    assert outcome.commands == [Spawn(1, 1, (Part(10, 7, 1, 1, ((2, 2),)),))]
 
 
 def test_allocations_of_a_lease_run_in_order(scene: Scene) -> None:
@@ -144,10 +159,93 @@ def test_a_grant_without_its_template_ends_the_stream(scene: Scene) -> None:
 
 def test_a_grant_with_lines_gives_each_task_its_own(scene: Scene) -> None:
     outcome = scene.grant(((3, 3), (8, 8)), lines=("three", "eight"))
-    lines = [command.line for command in outcome.commands if isinstance(command, Spawn)]
-    assert lines == ["three", "eight"]
+    lines = [
+        part.lines for command in outcome.commands if isinstance(command, Spawn) for part in command.parts
+    ]
+    assert lines == [("three",), ("eight",)]
     (close,) = scene.grant(((0, 1),), lines=("one",), allocation=11).commands
     assert close == CloseStream(1, "allocation 11 has 2 tasks and 1 lines")
+
+
+# ---------------------------------------------------------------- runs
+
+
+def lengthen(scene: Scene, *, count: int = 100) -> list[list[Attempt]]:
+    """Grants allocation 10 and ends what is quick until runs are longer; what the two slots have then."""
+    given = runs(scene.grant(((0, count - 1),)))
+    assert list(map(len, given)) == [1, 1]
+    while len(given[-1]) < 8:
+        run = given.pop(0)
+        given += runs(scene.quick(10, *(index for _, index, _ in run), after_ms=2))
+    return given
+
+
+def test_slots_that_are_done_soon_get_more_at_once_and_tell_of_it_in_one_entry(scene: Scene) -> None:
+    first = lengthen(scene)[0]
+    indices = tuple(index for _, index, _ in first)
+    assert len(indices) > 1
+    outcome = scene.quick(10, *reversed(indices))
+    (ends,) = [entry for entry in outcome.entries if isinstance(entry, Ends)]
+    assert ends.index == indices
+    assert len(runs(outcome)) == 1
+
+
+def test_a_run_goes_on_with_the_next_allocations(scene: Scene) -> None:
+    given = lengthen(scene)
+    for number in range(11, 60):
+        scene.grant(((0, 0),), allocation=number, job=number)
+    over: list[Attempt] = []
+    while given:
+        run = given.pop(0)
+        by_allocation = {number: [one[1] for one in run if one[0] == number] for number, _, _ in run}
+        over += run
+        news = [ran(number, indices, scene.now_ms) for number, indices in by_allocation.items()]
+        given += runs(scene.step(*news))
+        if any(number > 10 for number, _, _ in run):
+            break
+    assert len({number for number, _, _ in over}) > 2, "one run has tasks of several"
+
+
+def test_when_little_is_left_each_slot_has_some_of_it(scene: Scene) -> None:
+    given = lengthen(scene, count=60)
+    lengths = []
+    while given:
+        lengths.append(len(given[0]))
+        given += runs(scene.quick(10, *(index for _, index, _ in given.pop(0))))
+    assert lengths[-4:] == [1, 1, 1, 1]
+
+
+def test_what_was_not_started_is_next_and_runs_get_shorter(scene: Scene) -> None:
+    run = lengthen(scene)[0]
+    scene.spawned(run[0])
+    only(scene.step(Returned(((10, ((run[1][1], run[-1][1]),)),))))
+    assert scene.machine.granting.draining is False
+    (again,) = runs(scene.exited(run[0], after_ms=5_000))
+    assert again == run[1:2]
+
+
+def test_what_was_not_started_of_a_stopped_job_is_given_back(scene: Scene) -> None:
+    run = lengthen(scene)[0]
+    scene.spawned(run[0])
+    scene.down(Stop(10, 1, (), StopReason.CANCEL, 1_000))
+    back = ((run[1][1], run[-1][1]),)
+    outcome = scene.step(Returned(((10, back),)))
+    assert outcome.entries == [Drop(10, back)]
+
+
+def test_what_was_not_started_on_a_draining_node_is_given_back(scene: Scene) -> None:
+    run = lengthen(scene)[0]
+    scene.spawned(run[0])
+    scene.down(Drain(draining=True))
+    back = ((run[1][1], run[-1][1]),)
+    assert Drop(10, back) in scene.step(Returned(((10, back),))).entries
+
+
+def test_a_spawner_that_dies_with_a_run_is_one_failed_start(scene: Scene) -> None:
+    run = lengthen(scene)[0]
+    outcome = scene.exited(*run, cause=Cause.AGENT_ERROR)
+    assert not any(isinstance(entry, Drop) for entry in outcome.entries)
+    assert runs(outcome), "the node goes on with the job"
 
 
 # ---------------------------------------------------------------- leases
@@ -172,10 +270,10 @@ def test_busy_slots_are_freed_as_tasks_end(scene: Scene) -> None:
     scene.grant(((0, 9),))
     scene.spawned((10, 0, 1), (10, 1, 1))
     only(scene.down(Resize(1, 1)))
-    outcome = scene.exited((10, 0, 1))
+    outcome = scene.exited((10, 0, 1), after_ms=1_000)
     assert outcome.entries[1:] == [Resized(1, (1,))]
     assert spawns(outcome) == []
-    assert spawns(scene.exited((10, 1, 1))) == [(10, 2, 1)]
+    assert spawns(scene.exited((10, 1, 1), after_ms=1_000)) == [(10, 2, 1)]
 
 
 def test_a_lease_without_slots_gives_its_work_back(scene: Scene) -> None:

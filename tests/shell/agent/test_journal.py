@@ -203,6 +203,7 @@ def test_the_numbers_of_the_kinds_stay() -> None:
         "Acknowledged",
         "AllocationKept",
         "Unacknowledged",
+        "Ends",
     ]
 
 

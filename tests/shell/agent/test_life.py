@@ -14,6 +14,7 @@ from rota.agent.link_frames import End as EndStream
 from rota.core.model.protocol import Goodbye, Hello, Holding, Refused
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, OnNodeLoss
+from rota.core.node.entries import Ends
 from tests.shell.agent.harness import Agent, agent
 from tests.support.files import WAIT_S_MAX, Gate, until, until_there, words
 from tests.support.processes import alive, kill, look_again, until_gone
@@ -241,7 +242,7 @@ def test_a_journal_that_cannot_be_written_loses_no_end(tmp_path: Path, gate: Gat
         resource.prlimit(node.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
 
         def ends() -> bool:
-            return len([entry for entry in node.entries() if hasattr(entry, "ended")]) >= 2
+            return sum(len(entry.index) for entry in node.entries() if isinstance(entry, Ends)) >= 2
 
         until(ends, "the ends are not written", node.home / "journal")
         node.connect()

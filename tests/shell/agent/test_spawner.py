@@ -1,5 +1,6 @@
 """A spawner by itself: what it is asked, and what it answers."""
 
+import os
 import resource
 import socket
 import subprocess
@@ -16,8 +17,8 @@ from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Se
 from rota.agent.spawner import MEASURE_MS_MIN
 from rota.core.model.resources import Resources
 from rota.core.model.states import Cause
-from rota.core.node.inputs import Exited, InputLost, Spawned, SpawnFailed
-from tests.support.files import WAIT_S_MAX, until
+from rota.core.node.inputs import Exited, InputLost, Part, Ran, Returned, Spawned, SpawnFailed
+from tests.support.files import WAIT_S_MAX
 from tests.support.processes import alive, look_again, until_gone
 
 
@@ -67,8 +68,10 @@ def prepare(*command: str, kept: str = "", stdin: bool = False) -> Prepare:
     return Prepare(7, 1, command, "", False, "", (), "/", kept, kept, stdin, 1, "")
 
 
-def launch(index: int, start_before_ms: int | None = None, cgroup: str = "") -> Launch:
-    return Launch((10, index, 1), 7, 1, 1, cgroup, Resources(), (), None, start_before_ms)
+def launch(index: int, start_before_ms: int | None = None, cgroup: str = "", count: int = 1) -> Launch:
+    """A run of so many tasks."""
+    part = Part(10, 7, 1, 1, ((index, index + count - 1),))
+    return Launch((part,), cgroup, Resources(), (), start_before_ms)
 
 
 @pytest.fixture
@@ -78,35 +81,85 @@ def spawner(tmp_path: Path) -> Iterator[Conversation]:
     made.close()
 
 
-def test_a_task_is_spawned_and_its_end_told(spawner: Conversation) -> None:
-    spawner.say(prepare("sh", "-c", "exit 5"), launch(0))
+def end_input(spawner: Conversation, home: Path, index: int) -> None:
+    """Says that the task has read all that there is."""
+    path = output.input_path(home, 7, 10, index)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    spawner.say(Feed(10, index, 0, True))
+
+
+def test_a_task_is_spawned_and_its_end_told(spawner: Conversation, tmp_path: Path) -> None:
+    spawner.say(prepare("sh", "-c", "read line; exit 5", stdin=True), launch(0))
     born = spawner.hear()
     assert isinstance(born, Spawned)
     assert born.attempt == (10, 0, 1)
+    end_input(spawner, tmp_path, 0)
     ended = spawner.hear()
-    assert isinstance(ended, Exited)
-    assert (ended.cause, ended.code, ended.ended_before_signal) == (Cause.EXIT, 5, True)
-    assert ended.memory_peak_kib == 0, "less than the spawner's own is not known"
+    assert isinstance(ended, Ran)
+    assert (ended.allocation, ended.index, ended.code) == (10, (0,), (5,))
+    assert ended.at_ms == (born.at_ms,)
+    assert ended.memory_peak_kib == (0,), "less than the spawner's own is not known"
+
+
+def codes(spawner: Conversation, count: int = 3) -> dict[int, int]:
+    """The exit codes of so many tasks; what a slow machine did not come to is launched again."""
+    found: dict[int, int] = {}
+    while len(found) < count:
+        answer = spawner.hear()
+        if isinstance(answer, Ran):
+            found |= dict(zip(answer.index, answer.code, strict=True))
+        elif isinstance(answer, Returned):
+            first, last = answer.tasks[0][1][0]
+            spawner.say(launch(first, count=last - first + 1))
+    return found
+
+
+def test_a_run_is_told_of_together_when_it_is_over(spawner: Conversation) -> None:
+    spawner.say(prepare("true"), launch(0, count=3))
+    assert codes(spawner) == {0: 0, 1: 0, 2: 0}
+
+
+def test_what_stands_behind_a_failure_comes_back(spawner: Conversation) -> None:
+    script = "test $ROTA_TASK_INDEX -ne 1"
+    spawner.say(prepare("sh", "-c", script), launch(0, count=4))
+    assert codes(spawner, 2) == {0: 0, 1: 1}
+    assert spawner.hear() == Returned(((10, ((2, 3),)),))
+
+
+def test_what_stands_behind_a_task_that_lasts_comes_back(spawner: Conversation) -> None:
+    spawner.say(prepare("sleep", "1000"), launch(0, count=3))
+    assert isinstance(spawner.hear(), Spawned)
+    assert spawner.hear() == Returned(((10, ((1, 2),)),))
+    spawner.say(Kill((10, 0, 1), 9, True))
+    assert isinstance(spawner.hear(), Exited)
+
+
+def test_what_cannot_be_started_gives_the_others_back(spawner: Conversation) -> None:
+    spawner.say(prepare("no-such-program"), launch(0, count=3))
+    failed = spawner.hear()
+    assert isinstance(failed, SpawnFailed)
+    assert failed.attempt == (10, 0, 1)
+    assert spawner.hear() == Returned(((10, ((1, 2),)),))
 
 
 def test_what_is_too_late_is_not_started(spawner: Conversation) -> None:
     now_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-    spawner.say(prepare("true"), launch(0, now_ms), launch(1, now_ms + 60_000))
+    spawner.say(prepare("sleep", "1000"), launch(0, now_ms), launch(1, now_ms + 60_000))
     assert spawner.hear() == SpawnFailed(
         (10, 0, 1), "the node was out of contact for too long", Cause.NODE_LOST
     )
     assert isinstance(spawner.hear(), Spawned)
 
 
-def test_a_signal_after_the_end_is_no_signal(spawner: Conversation) -> None:
-    spawner.say(prepare("true"), launch(0))
+def test_a_signal_after_the_end_is_no_signal(spawner: Conversation, tmp_path: Path) -> None:
+    spawner.say(prepare("sh", "-c", "read line", stdin=True), launch(0))
     born = spawner.hear()
     assert isinstance(born, Spawned)
+    end_input(spawner, tmp_path, 0)
     until_gone(born.pid)
     spawner.say(Kill((10, 0, 1), 15, True), Kill((10, 99, 1), 9, True))
-    ended = spawner.hear()
-    assert isinstance(ended, Exited)
-    assert ended.ended_before_signal
+    assert isinstance(spawner.hear(), Ran), "it ended by itself"
     spawner.say(prepare("sleep", "1000"), launch(1))
     assert isinstance(spawner.hear(), Spawned)
     spawner.say(Kill((10, 1, 1), 15, True))
@@ -130,12 +183,13 @@ def test_what_makes_no_sense_ends_it(spawner: Conversation) -> None:
     assert spawner.mother.poll() is None
 
 
-def test_a_dead_mother_is_survived(spawner: Conversation) -> None:
+def test_a_dead_mother_is_survived(spawner: Conversation, tmp_path: Path) -> None:
     spawner.mother.kill()
     spawner.mother.wait(WAIT_S_MAX)
-    spawner.say(prepare("true"), launch(0))
+    spawner.say(prepare("sh", "-c", "read line", stdin=True), launch(0))
     assert isinstance(spawner.hear(), Spawned)
-    assert isinstance(spawner.hear(), Exited)
+    end_input(spawner, tmp_path, 0)
+    assert isinstance(spawner.hear(), Ran)
     assert alive(spawner.pid)
 
 
@@ -153,6 +207,47 @@ def test_without_descriptors_nothing_starts_and_then_it_goes_on(spawner: Convers
     assert isinstance(spawner.hear(), Spawned)
 
 
+def test_output_has_its_name_when_there_is_some_or_may_be(spawner: Conversation, tmp_path: Path) -> None:
+    script = "case $ROTA_TASK_INDEX in 0) ;; 1) echo 1;; 2) echo 2 >&2; sleep 1000;; esac"
+    spawner.say(prepare("sh", "-c", script), launch(0, count=2))
+    codes(spawner, 2)
+    spawner.say(launch(2))
+    assert isinstance(spawner.hear(), Spawned)
+    folder = output.folder(tmp_path, 7, 10, 0)
+    look_again((folder / "2.1.err").exists, "the output is not there")
+    found = {path.name: path.read_text() for path in folder.iterdir()}
+    assert found == {"1.1.out": "1\n", "2.1.out": "", "2.1.err": "2\n"}
+    spawner.say(Kill((10, 2, 1), 9, True))
+    while not isinstance(spawner.hear(), Exited):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == ["1.1.out", "2.1.err"]
+
+
+def test_a_file_that_somebody_still_has_is_no_other_tasks(spawner: Conversation, tmp_path: Path) -> None:
+    """A task can hand its output to a process that is none of its own, and that writes later."""
+    theirs = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(theirs))
+        listener.listen()
+        listener.settimeout(WAIT_S_MAX)
+        code = (
+            "import os, socket; s = socket.socket(socket.AF_UNIX)\n"
+            f"s.connect({str(theirs)!r}); socket.send_fds(s, [b'x'], [1])\n"
+        )
+        spawner.say(prepare(sys.executable, "-c", code), launch(0))
+        with listener.accept()[0] as stranger:
+            _, (descriptor,), _, _ = socket.recv_fds(stranger, 1, 1)
+            while not isinstance(spawner.hear(), Ran):
+                pass
+            spawner.say(prepare("sleep", "1000"), launch(1))
+            assert isinstance(spawner.hear(), Spawned)
+            os.write(descriptor, b"late")
+            os.close(descriptor)
+    spawner.say(Kill((10, 1, 1), 9, True))
+    assert isinstance(spawner.hear(), Exited)
+    assert not list((tmp_path / "out").rglob("1.1.*"))
+
+
 def test_output_that_could_not_be_held_to_its_limit_is_when_it_can(
     spawner: Conversation, tmp_path: Path
 ) -> None:
@@ -162,7 +257,7 @@ def test_output_that_could_not_be_held_to_its_limit_is_when_it_can(
     spawner.say(prepare(sys.executable, "-c", code), launch(0))
     assert isinstance(spawner.hear(), Spawned)
     resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE, (3, hard))
-    until(lambda: out.stat().st_size > output.ATTEMPT_BYTES_MAX, "the task has written", out.parent)
+    look_again(lambda: out.stat().st_size > output.ATTEMPT_BYTES_MAX, "the task has not written")
     looked_s = time.monotonic() + 4 * MEASURE_MS_MIN / 1000
     while time.monotonic() < looked_s:
         spawner.say(launch(1))

@@ -29,12 +29,13 @@ def sanity_check(machine: Machine) -> None:
 
 def _check_slots(machine: Machine, lease: int) -> None:
     place = machine.attempts.places[lease]
-    busy = [
-        running.slot
+    runs = {
+        id(running.run): running.run
         for of_allocation in machine.attempts.running.values()
         for running in of_allocation.values()
-        if running.lease == lease
-    ]
+        if running.run.lease == lease
+    }
+    busy = [run.slot for run in runs.values()]
     slots = sorted(place.free + busy)
     assert len(set(slots)) == len(slots), f"lease {lease}: a slot is used twice: {slots}"
     assert slots == sorted(machine.held.leases[lease].slots), f"lease {lease}: slots {slots}"
@@ -62,7 +63,7 @@ def _check_allocation(machine: Machine, allocation: AllocationHeld) -> None:
     assert ready.isdisjoint(running), f"{name}: ready and running"
     for start in allocation.live.values():
         attempt = running[start.index]
-        assert (start.slot, start.run) == (attempt.slot, attempt.attempt[2]), f"{name}: {start}"
+        assert (start.slot, start.run) == (attempt.run.slot, attempt.attempt[2]), f"{name}: {start}"
 
 
 def _checked(name: str, indices: Indices) -> set[int]:

@@ -112,6 +112,23 @@ class End:
 
 
 @dataclass(slots=True)
+class Ends:
+    """Attempts of an allocation, each the first run, that ended by their own exit and left nothing.
+
+    Columns of one length, the indices ascending. One of them that has no START was started all the same.
+    """
+
+    allocation: int
+    index: tuple[int, ...]
+    code: tuple[int, ...]
+    started_at_ms: tuple[int, ...]
+    duration_ms: tuple[int, ...]
+    cpu_user_ms: tuple[int, ...]
+    cpu_system_ms: tuple[int, ...]
+    memory_peak_kib: tuple[int, ...]
+
+
+@dataclass(slots=True)
 class Drop:
     """Indices given back that were not started; `answers` is the number of a Recall or Stop, or 0."""
 
@@ -161,11 +178,11 @@ class AllocationKept:
 class Unacknowledged:
     """In a snapshot: a reported entry whose effect the snapshot has, and the leader may not."""
 
-    entry: Start | End | Drop | Resize
+    entry: Start | End | Drop | Resize | Ends
 
 
-Reported = Start | End | Drop | Resize
-REPORTED = (Start, End, Drop, Resize)
+Reported = Start | End | Drop | Resize | Ends
+REPORTED = (Start, End, Drop, Resize, Ends)
 
 Entry = (
     Begin
@@ -181,4 +198,5 @@ Entry = (
     | Acknowledged
     | AllocationKept
     | Unacknowledged
+    | Ends
 )

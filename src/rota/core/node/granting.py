@@ -1,12 +1,13 @@
 """What the leader gives and takes: leases, grants, recalls, stops; and what the node gives back unasked."""
 
-from rota.core.model.protocol import Ended, Grant, Lease, Ranges, Recall, Resize, Slot, Stop
+from rota.core.model.protocol import Grant, Lease, Ranges, Recall, Resize, Slot, Stop
 from rota.core.model.states import Cause, OnNodeLoss, StopReason
 from rota.core.node.book import Book
 from rota.core.node.entries import Drop, Granted, LeaseKept
 from rota.core.node.entries import Resize as Resized
 from rota.core.node.held import AllocationHeld, Held, LeaseHeld
 from rota.core.node.indices import Indices, normal, size
+from rota.core.node.inputs import Returned
 from rota.core.node.running import Attempts, Place
 
 # So that one entry fits into a Report, whatever is dropped.
@@ -210,22 +211,36 @@ class Granting:
             place.target = 0
             self._attempts.changed[number] = None
 
+    def returned(self, news: Returned) -> None:
+        """What a run did not come to: it is the next, unless this node is to start no more of it by now."""
+        for number, indices in reversed(news.tasks):
+            held = self._held.allocations[number]
+            unwanted = self._attempts.returned(number, indices)
+            stalled = held.job in self._stalled and not held.never_stall
+            if self.draining or self.leaving or stalled:
+                self._drop(number, indices, stalled=stalled)
+            elif unwanted:
+                self._drop(number, unwanted)
+
     # ------------------------------------------------------------ failures in a row
 
-    def judge(self, allocation: AllocationHeld, slot_count: int, ended: Ended) -> None:
-        """Counts failures of a job in a row; too many, and this node has no more of it."""
+    def judge(
+        self, allocation: AllocationHeld, slot_count: int, cause: Cause, code: int, *, unstarted: bool = False
+    ) -> None:
+        """Counts failures of a job in a row; too many, and this node has no more of it.
+
+        `unstarted`: it could not be started, which is this node's fault, whatever the job.
+        """
         job = allocation.job
-        if ended.cause == Cause.EXIT and ended.code == 0:
+        if cause == Cause.EXIT and code == 0:
             self._streaks.pop(job, None)
             return
-        # What could not be started is this node's fault, whatever the job.
-        unstarted = ended.cause == Cause.AGENT_ERROR and not ended.started
-        counts = ended.cause == Cause.EXIT or ended.cause in _FAILURES or unstarted
+        counts = cause == Cause.EXIT or cause in _FAILURES or unstarted
         if allocation.never_stall or not counts:
             return
         failures, start_failures = self._streaks.pop(job, (0, 0))
         failures += 1
-        start_failures += ended.cause == Cause.START_FAILED or unstarted
+        start_failures += unstarted
         if start_failures < START_FAILURES_MAX and failures < max(
             FAILURES_MAX, FAILURES_PER_SLOT_MAX * slot_count
         ):

@@ -17,6 +17,7 @@ from rota.core.node.entries import (
     Begin,
     Drop,
     End,
+    Ends,
     Entry,
     Granted,
     Intent,
@@ -28,7 +29,7 @@ from rota.core.node.entries import (
     TemplateKept,
     Unacknowledged,
 )
-from rota.core.node.indices import Indices, each
+from rota.core.node.indices import Indices, each, joined
 
 # Above these, templates that no allocation uses are forgotten, though a grant may follow: one whose
 # template is gone ends the stream, and in the next session the template is sent again.
@@ -167,7 +168,9 @@ class Held:
                 allocation.intended.remove(((entry.index, entry.index),))
                 allocation.live[entry.index] = entry
             case End():
-                self._end(entry)
+                self._end(entry.allocation, (entry.ended.index,))
+            case Ends():
+                self._end(entry.allocation, entry.index)
             case Drop():
                 self._drop(entry)
             case Granted():
@@ -271,11 +274,11 @@ class Held:
         if not held.waiting and held.lease in self.leases:
             self.leases[held.lease].waiting.pop(held.allocation, None)
 
-    def _end(self, entry: End) -> None:
-        held = self.allocations[entry.allocation]
-        index = entry.ended.index
-        if held.live.pop(index, None) is None:
-            held.intended.remove(((index, index),))
+    def _end(self, allocation: int, indices: tuple[int, ...]) -> None:
+        held = self.allocations[allocation]
+        if held.live:
+            indices = tuple(index for index in indices if held.live.pop(index, None) is None)
+        held.intended.remove(joined(indices))
         if held.over:
             self._close(held)
 

@@ -1,7 +1,7 @@
 """A set of task indices as ranges, without bitmaps: small while the indices follow one another."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rota.core.model.protocol import Ranges
 
@@ -29,6 +29,22 @@ def normal(ranges: Ranges) -> Ranges:
         elif first <= last:
             joined.append((first, last))
     return tuple(joined)
+
+
+def joined(indices: Iterable[int]) -> Ranges:
+    """Ascending indices as ranges."""
+    found: list[tuple[int, int]] = []
+    first = last = -2
+    for index in indices:
+        if index == last + 1:
+            last = index
+            continue
+        if first >= 0:
+            found.append((first, last))
+        first = last = index
+    if first >= 0:
+        found.append((first, last))
+    return tuple(found)
 
 
 class Indices:

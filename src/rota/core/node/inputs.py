@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from rota.core.model.protocol import Down, Input, Inventory, ReadOutput, Up
+from rota.core.model.protocol import Down, Input, Inventory, Ranges, ReadOutput, Up
 from rota.core.model.states import Cause
 from rota.core.node.entries import Attempt, Entry
+
+# What of a run has not been started so long after its first task comes back.
+RUN_MS_MAX = 50
 
 # ---------------------------------------------------------------- inputs
 
@@ -31,11 +34,15 @@ class Received:
 
 @dataclass(slots=True)
 class Spawned:
-    """The process of an attempt runs."""
+    """The process of an attempt runs, since `at_ms` by the boot clock.
+
+    Of one that is over soon it need not be said.
+    """
 
     attempt: Attempt
     pid: int
     start_ticks: int
+    at_ms: int
 
 
 @dataclass(slots=True)
@@ -53,7 +60,8 @@ class Exited:
 
     The cause is EXIT, SIGNAL or OOM, or AGENT_ERROR where whoever watched it died. `code` is the
     exit code or the signal's number. `ended_before_signal`: a signal was asked for, and the main
-    process had ended before it could be sent.
+    process had ended before it could be sent. `at_ms` is when it was started, by the boot clock; 0 where
+    nobody knows whether it was.
     """
 
     attempt: Attempt
@@ -65,6 +73,31 @@ class Exited:
     memory_peak_kib: int = 0
     message: str = ""
     ended_before_signal: bool = False
+    at_ms: int = 0
+
+
+@dataclass(slots=True)
+class Ran:
+    """Attempts of one allocation that were started, ended by their own exit, and left nothing.
+
+    Columns of one length, in the order of their ends: `at_ms` is when each was started, by the boot clock.
+    """
+
+    allocation: int
+    index: tuple[int, ...]
+    code: tuple[int, ...]
+    at_ms: tuple[int, ...]
+    duration_ms: tuple[int, ...]
+    cpu_user_ms: tuple[int, ...]
+    cpu_system_ms: tuple[int, ...]
+    memory_peak_kib: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Returned:
+    """Of a run's tasks in these allocations none was started: one before them failed or took too long."""
+
+    tasks: tuple[tuple[int, Ranges], ...]
 
 
 @dataclass(slots=True)
@@ -93,27 +126,50 @@ class Shutdown:
 
 # Time that passes is no input: `step` with none.
 NodeInput = (
-    StreamOpened | StreamClosed | Received | Spawned | SpawnFailed | Exited | InputLost | Storage | Shutdown
+    StreamOpened
+    | StreamClosed
+    | Received
+    | Spawned
+    | SpawnFailed
+    | Exited
+    | Ran
+    | Returned
+    | InputLost
+    | Storage
+    | Shutdown
 )
 
 # ---------------------------------------------------------------- commands
 
 
 @dataclass(slots=True)
-class Spawn:
-    """Start an attempt. Template and slot are looked up in the machine.
+class Part:
+    """Tasks of one allocation, to be started in the order of their indices.
 
-    `number` is the attempt that people see. At boot-clock time `start_before_ms` it may not be
-    started any more (SpawnFailed with NODE_LOST).
+    `number` is the attempt that people see. `lines` are one for each index, or none at all.
     """
 
-    attempt: Attempt
-    lease: int
-    slot: int
+    allocation: int
     job: int
     version: int
     number: int
-    line: str | None = None
+    indices: Ranges
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Spawn:
+    """Run these tasks in a slot, one after the other. Templates and the slot are looked up in the machine.
+
+    The first is started at once, each other one when that before it has ended with success. The rest is
+    Returned when one has not, and RUN_MS_MAX after the first was started: so a run is what takes less time
+    than to ask after each task. At boot-clock time `start_before_ms` nothing of it may be started any more
+    (SpawnFailed with NODE_LOST).
+    """
+
+    lease: int
+    slot: int
+    parts: tuple[Part, ...]
     start_before_ms: int | None = None
 
 

@@ -29,7 +29,7 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.states import Cause
 from rota.core.node.book import Book
-from rota.core.node.entries import Attempt, Entry, TemplateKept
+from rota.core.node.entries import Entry, TemplateKept
 from rota.core.node.granting import Granting
 from rota.core.node.held import Held
 from rota.core.node.inputs import (
@@ -39,7 +39,9 @@ from rota.core.node.inputs import (
     Leave,
     NodeInput,
     Outcome,
+    Ran,
     Received,
+    Returned,
     SendOutput,
     Shutdown,
     Spawned,
@@ -71,6 +73,8 @@ class Machine:
         self._writable = True
         self._left = False
         self._idle_since_ms: int | None = None
+        # Jobs of which something could not be started in this step, by the death of who was to do it.
+        self._blamed: set[int] = set()
 
     def step(self, inputs: Iterable[NodeInput], now_ms: int, wall_ms: int) -> Outcome:
         """Takes what happened, in order, and the time: boot-clock and wall-clock milliseconds.
@@ -78,6 +82,7 @@ class Machine:
         `now_ms` never goes back. Without inputs, time alone has passed.
         """
         self.book.open(now_ms, wall_ms)
+        self._blamed.clear()
         # Before anything renews the contact: what ran out has run out.
         self._mind_fence()
         for news in inputs:
@@ -85,6 +90,7 @@ class Machine:
         self.attempts.on_time()
         self._mind_fence()
         self.granting.settle()
+        self.talk.more = bool(self.attempts.running) and not self.granting.leaving
         self.talk.say()
         self._leave()
         return self.book.close(self._wake_at_ms())
@@ -128,14 +134,6 @@ class Machine:
         """The stream that the last outcome's messages are for; 0 for none."""
         return self.talk.stream
 
-    def running(self) -> list[Attempt]:
-        """The attempts between their Spawn command and their end."""
-        return [
-            running.attempt
-            for of_allocation in self.attempts.running.values()
-            for running in of_allocation.values()
-        ]
-
     # ------------------------------------------------------------ inputs
 
     def _take(self, news: NodeInput) -> None:
@@ -146,6 +144,10 @@ class Machine:
                 self.attempts.spawned(news)
             case SpawnFailed() | Exited():
                 self._ended(news)
+            case Ran():
+                self._ran(news)
+            case Returned():
+                self.granting.returned(news)
             case InputLost():
                 self.attempts.input_lost(news)
             case StreamOpened():
@@ -170,8 +172,26 @@ class Machine:
     def _ended(self, news: SpawnFailed | Exited) -> None:
         allocation = self.held.allocations[news.attempt[0]]
         slot_count = len(self.held.leases[allocation.lease].slots)
-        ended = self.attempts.exited(news) if isinstance(news, Exited) else self.attempts.spawn_failed(news)
-        self.granting.judge(allocation, slot_count, ended)
+        if isinstance(news, Exited):
+            ended = self.attempts.exited(news)
+            # With who watched it all died that it was to start: that is one failure, however many these are.
+            unstarted = ended.cause == Cause.AGENT_ERROR and not ended.started
+            if not unstarted or allocation.job not in self._blamed:
+                self.granting.judge(allocation, slot_count, ended.cause, ended.code, unstarted=unstarted)
+            if unstarted:
+                self._blamed.add(allocation.job)
+        else:
+            ended = self.attempts.spawn_failed(news)
+            # What the time of contact forbids is nobody's fault.
+            unstarted = ended.cause in (Cause.START_FAILED, Cause.AGENT_ERROR)
+            self.granting.judge(allocation, slot_count, ended.cause, 0, unstarted=unstarted)
+
+    def _ran(self, news: Ran) -> None:
+        allocation = self.held.allocations[news.allocation]
+        slot_count = len(self.held.leases[allocation.lease].slots)
+        self.attempts.ran(news)
+        for code in news.code if any(news.code) else news.code[-1:]:
+            self.granting.judge(allocation, slot_count, Cause.EXIT, code)
 
     def _storage(self, news: Storage) -> None:
         self._writable = news.writable

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rota.core.model.protocol import Ended, Pool
 from rota.core.model.resources import NOTHING
 from rota.core.model.states import Cause
-from rota.core.node.entries import Begin, Drop, End, Entry, Resize, Session, Start, Unacknowledged
+from rota.core.node.entries import Begin, Drop, End, Ends, Entry, Resize, Session, Start, Unacknowledged
 from rota.core.node.held import Held, LeaseHeld
 from rota.core.node.machine import Machine
 
@@ -113,6 +113,6 @@ def _begin_again(held: Held, boot_id: str, journal_id: str) -> list[Entry]:
     if held.session != Session(0, 0, 0, "", ""):
         written.append(held.session)
     written.extend(
-        Unacknowledged(entry) for entry in held.unacknowledged if isinstance(entry, (End, Drop, Resize))
+        Unacknowledged(entry) for entry in held.unacknowledged if isinstance(entry, (End, Ends, Drop, Resize))
     )
     return written

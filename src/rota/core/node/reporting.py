@@ -15,7 +15,7 @@ from rota.core.model.protocol import (
     Restarted,
 )
 from rota.core.model.states import Cause
-from rota.core.node.entries import Drop, End, Reported, Resize, Start
+from rota.core.node.entries import Drop, End, Ends, Reported, Resize, Start
 from rota.core.node.held import Held
 from rota.core.node.indices import Indices, normal
 
@@ -36,6 +36,8 @@ def size_bytes(entry: Reported) -> int:
             return _RANGE_BYTES + _ALLOCATION_BYTES
         case End():
             return _ATTEMPT_BYTES + _ALLOCATION_BYTES + 4 * len(entry.ended.message)
+        case Ends():
+            return _ATTEMPT_BYTES * len(entry.index) + _ALLOCATION_BYTES
         case Drop():
             return _RANGE_BYTES * len(entry.indices) + _ALLOCATION_BYTES
         case Resize():
@@ -67,6 +69,19 @@ class _Folded:
             self.exits.append(ended)
         else:
             self.ended.append(ended)
+
+    def ends(self, entry: Ends) -> None:
+        for index, code, *times in zip(
+            entry.index,
+            entry.code,
+            entry.started_at_ms,
+            entry.duration_ms,
+            entry.cpu_user_ms,
+            entry.cpu_system_ms,
+            entry.memory_peak_kib,
+            strict=True,
+        ):
+            self.end(Ended(index, Cause.EXIT, code, 1, "", *times))
 
     def drop(self, entry: Drop) -> None:
         self.dropped.add(entry.indices)
@@ -117,6 +132,8 @@ def report(held: Held, first: int, last_max: int) -> Report:
                     of_allocation.start(entry)
                 case End():
                     of_allocation.end(entry.ended)
+                case Ends():
+                    of_allocation.ends(entry)
                 case Drop():
                     # One report has one answer.
                     if entry.answers and of_allocation.answers:

@@ -1,25 +1,42 @@
 """Attempts: which index runs next in which slot, and how one ends.
 
-An index is intended (INTENT is written), waits in its lease's `ready`, is spawned into a free slot,
-becomes live (START), and ends (END), which makes the slot free. Everything here but `held` is made
-again after a crash, when nothing runs.
+An index is intended (INTENT is written), waits in its lease's `ready`, is given to a free slot with those
+that follow it (a run), becomes live (START) if it lasts, and ends (END); what of a run has not been started
+comes back. When nothing of its run is left the slot is free. Everything here but `held` is made again after
+a crash, when nothing runs.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
 from rota.core.model.protocol import Ended, Ranges
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause, OnNodeLoss
 from rota.core.node.book import Book
-from rota.core.node.entries import Attempt, End, Intent, Start
+from rota.core.node.entries import Attempt, End, Ends, Intent, Start
 from rota.core.node.held import AllocationHeld, Held, LeaseHeld
-from rota.core.node.indices import Indices, each
-from rota.core.node.inputs import Exited, InputLost, KillTree, Signal, Spawn, Spawned, SpawnFailed
+from rota.core.node.indices import Indices, each, normal
+from rota.core.node.inputs import (
+    RUN_MS_MAX,
+    Exited,
+    InputLost,
+    KillTree,
+    Part,
+    Ran,
+    Signal,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+)
 from rota.core.node.signals import SIGTERM, parse
 from rota.core.node.timers import Timers
 
 INTENT_COUNT_MAX = 64
+# Tasks of one run.
+RUN_COUNT_MAX = 64
+# So many allocations are counted to see how much there is to share.
+COUNTED_MAX = 4 * RUN_COUNT_MAX
 MESSAGE_CHARS_MAX = 1_000
 
 # Jobs that may not be started twice: an intent whose fate nobody knows costs them more than a line in
@@ -28,12 +45,24 @@ _STRICT = frozenset({OnNodeLoss.HOLD, OnNodeLoss.RERUN_FENCED})
 
 
 @dataclass(slots=True)
+class Run:
+    """The tasks of one Spawn command. `left` have not ended and not come back; the slot is taken so long."""
+
+    lease: int
+    slot: int
+    began_ms: int
+    count: int = 0
+    left: int = 0
+    # Of them, those that were started and did as they should.
+    succeeded: int = 0
+
+
+@dataclass(slots=True)
 class Running:
     """An attempt between its Spawn command and its end. Times are boot-clock milliseconds."""
 
     attempt: Attempt
-    lease: int
-    slot: int
+    run: Run
     spec: JobSpec
     live: bool = False
     # Why it is being stopped; its end says this, if it was still running by then.
@@ -49,8 +78,10 @@ class Running:
 class Place:
     """Where a lease's work runs."""
 
-    # Slots without an attempt.
+    # Slots without a run.
     free: list[int] = field(default_factory=list)
+    # How many tasks a slot is given at once: what it has lately done in time.
+    length: int = 1
     # Intended and not spawned yet: (allocation, index), in order.
     ready: deque[tuple[int, int]] = field(default_factory=deque)
     # No more slots than this are to be kept.
@@ -85,11 +116,24 @@ class Attempts:
         if self.resting:
             return
         while place.free:
-            if not place.ready:
+            count = self._share(lease, place)
+            if len(place.ready) < count:
                 self._intend(lease, place)
                 if not place.ready:
                     return
-            self._spawn(place, lease.lease, *place.ready.popleft())
+            self._spawn(place, lease.lease, count)
+
+    def _share(self, lease: LeaseHeld, place: Place) -> int:
+        """How many tasks the next run may have: when little is left, each slot is to have some of it."""
+        if place.length == 1:
+            return 1
+        shares = 2 * len(lease.slots)
+        count = len(place.ready)
+        for number in islice(lease.waiting, COUNTED_MAX):
+            if count >= place.length * shares:
+                break
+            count += len(self._held.allocations[number].waiting)
+        return max(min(place.length, count // shares), 1)
 
     def _intend(self, lease: LeaseHeld, place: Place) -> None:
         room = INTENT_COUNT_MAX
@@ -110,26 +154,41 @@ class Attempts:
             if room <= 0 or allocation.waiting:
                 return
 
-    def _spawn(self, place: Place, lease: int, number: int, index: int) -> None:
-        allocation = self._held.allocations[number]
-        attempt = (number, index, 1)
-        running = Running(attempt, lease, place.free.pop(), self._held.template(allocation).spec)
-        self.running.setdefault(number, {})[index] = running
-        fenced = running.spec.on_node_loss == OnNodeLoss.RERUN_FENCED
-        if fenced:
-            self._fenced[attempt] = running
-        self._book.command(
-            Spawn(
-                attempt,
-                lease,
-                running.slot,
-                allocation.job,
-                allocation.version,
-                allocation.first_attempt,
-                allocation.lines.get(index),
-                self.fence_ms if fenced else None,
-            )
-        )
+    def _spawn(self, place: Place, lease: int, count: int) -> None:
+        """Gives a slot as many of the next tasks, of whatever jobs; those that must run alone do."""
+        run = Run(lease, place.free.pop(), self._book.now_ms)
+        parts: list[Part] = []
+        start_before_ms = None
+        ready = place.ready
+        while ready and run.count < count:
+            number, index = ready[0]
+            allocation = self._held.allocations[number]
+            spec = self._held.template(allocation).spec
+            alone = spec.stdin or spec.on_node_loss in _STRICT
+            if alone and run.count:
+                break
+            ready.popleft()
+            running = Running((number, index, 1), run, spec)
+            self.running.setdefault(number, {})[index] = running
+            run.count += 1
+            part = parts[-1] if parts else None
+            line = allocation.lines.get(index)
+            lines = () if line is None else (line,)
+            if part is not None and part.allocation == number and part.indices[-1][1] == index - 1:
+                part.indices = ((part.indices[0][0], index),)
+                part.lines += lines
+            else:
+                first = allocation.first_attempt
+                parts.append(
+                    Part(number, allocation.job, allocation.version, first, ((index, index),), lines)
+                )
+            if spec.on_node_loss == OnNodeLoss.RERUN_FENCED:
+                self._fenced[running.attempt] = running
+                start_before_ms = self.fence_ms
+            if alone:
+                break
+        run.left = run.count
+        self._book.command(Spawn(lease, run.slot, tuple(parts), start_before_ms))
 
     def spawned(self, news: Spawned) -> None:
         """The process is there: from now on it counts as started."""
@@ -137,12 +196,14 @@ class Attempts:
         assert not running.live, news
         running.live = True
         number, index, run = news.attempt
-        started_at_ms = self._book.wall_ms
-        self._book.write(Start(number, index, run, running.slot, news.pid, news.start_ticks, started_at_ms))
+        start = Start(
+            number, index, run, running.run.slot, news.pid, news.start_ticks, self._wall_ms(news.at_ms)
+        )
+        self._book.write(start)
         if running.cause is not None:
             self._signal_stop(running)
         elif running.spec.time_limit:
-            running.limit_at_ms = self._book.now_ms + running.spec.time_limit
+            running.limit_at_ms = news.at_ms + running.spec.time_limit
             warning = parse(running.spec.signal)
             if warning is not None:
                 running.warn_at_ms = max(running.limit_at_ms - warning[1], self._book.now_ms)
@@ -168,6 +229,7 @@ class Attempts:
         running = self._find(news.attempt)
         number, index, run = news.attempt
         start = self._held.allocations[number].live.get(index)
+        started_at_ms = start.started_at_ms if start else self._wall_ms(news.at_ms) if news.at_ms else 0
         cause, message = news.cause, news.message
         if running.cause is not None and not news.ended_before_signal:
             cause, message = running.cause, message or running.message
@@ -179,27 +241,87 @@ class Attempts:
                 news.code,
                 run,
                 message[:MESSAGE_CHARS_MAX],
-                start.started_at_ms if start else 0,
+                started_at_ms,
                 news.duration_ms,
                 news.cpu_user_ms,
                 news.cpu_system_ms,
                 news.memory_peak_kib,
-                start is not None,
+                started_at_ms > 0,
             ),
         )
 
+    def ran(self, news: Ran) -> None:
+        """These have ended by themselves."""
+        number, of_allocation = news.allocation, self.running[news.allocation]
+        live = self._held.allocations[number].live
+        order = sorted(range(len(news.index)), key=news.index.__getitem__)
+        started_at_ms = []
+        for at in order:
+            index = news.index[at]
+            start = live.get(index)
+            started_at_ms.append(start.started_at_ms if start else self._wall_ms(news.at_ms[at]))
+            running = of_allocation[index]
+            running.run.succeeded += not news.code[at]
+            self._over(running)
+
+        def column(values: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple([values[at] for at in order])
+
+        self._book.write(
+            Ends(
+                number,
+                column(news.index),
+                column(news.code),
+                tuple(started_at_ms),
+                column(news.duration_ms),
+                column(news.cpu_user_ms),
+                column(news.cpu_system_ms),
+                column(news.memory_peak_kib),
+            )
+        )
+
+    def returned(self, number: int, indices: Ranges) -> Ranges:
+        """These were not started, and are ready again; those of them that are not to start are given back."""
+        unwanted = []
+        for index in reversed(list(each(indices))):
+            running = self._find((number, index, 1))
+            self._over(running)
+            self.places[running.run.lease].ready.appendleft((number, index))
+            if running.cause is not None:
+                unwanted.append((index, index))
+        return normal(tuple(unwanted))
+
     def _end(self, running: Running, ended: Ended) -> Ended:
+        running.run.succeeded += (ended.cause, ended.code) == (Cause.EXIT, 0)
+        self._over(running)
+        self._book.write(End(running.attempt[0], ended))
+        return ended
+
+    def _over(self, running: Running) -> None:
+        """It is no longer in its slot, which may be free with that."""
         number, index, _ = running.attempt
-        self._timers.put(running.attempt, None)
+        if running.live:
+            self._timers.put(running.attempt, None)
         self._fenced.pop(running.attempt, None)
         of_allocation = self.running[number]
         del of_allocation[index]
         if not of_allocation:
             del self.running[number]
-        self._book.write(End(number, ended))
-        self.places[running.lease].free.append(running.slot)
-        self.changed[running.lease] = None
-        return ended
+        run = running.run
+        run.left -= 1
+        if not run.left:
+            place = self.places[run.lease]
+            place.free.append(run.slot)
+            self.changed[run.lease] = None
+            if run.succeeded < run.count:
+                place.length = max(run.succeeded, 1)
+            elif self._book.now_ms - run.began_ms <= RUN_MS_MAX // 2:
+                # A short one, where little was left, says less.
+                place.length = min(max(2 * run.count, place.length), RUN_COUNT_MAX)
+
+    def _wall_ms(self, at_ms: int) -> int:
+        """The time of people at a time of the boot clock that has just been."""
+        return self._book.wall_ms - (self._book.now_ms - at_ms)
 
     def _find(self, attempt: Attempt) -> Running:
         running = self.running.get(attempt[0], {}).get(attempt[1])
@@ -306,7 +428,7 @@ class Attempts:
     # ------------------------------------------------------------ what has not started
 
     def unstarted(self, allocation: AllocationHeld) -> Indices:
-        """The allocation's indices for which no Spawn was commanded."""
+        """The allocation's indices that are in no run."""
         indices = Indices(allocation.waiting.ranges())
         place = self.places.get(allocation.lease)
         if place is not None and allocation.intended:

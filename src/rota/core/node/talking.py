@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Generic
 from zlib import crc32
 
+from rota.core.model.columns import count
 from rota.core.model.protocol import (
     PROTOCOL_VERSION,
     Body,
@@ -37,6 +38,10 @@ OLDER_RETRY_MS = 30_000
 REPORTS_IN_FLIGHT_MAX = 4
 # While a report is on its way, further entries wait this long for company.
 REPORT_WAIT_MS_MAX = 10
+# After a report of so many ends the next one waits so long, also where nothing is on its way, while more of
+# them are to come: a leader takes many at once for little more than one.
+MANY_ENDS = 64
+BUSY_WAIT_MS_MAX = 100
 # Acknowledgements are written down when so many entries can be forgotten, or all.
 ACKNOWLEDGED_COUNT_MIN = 256
 # A heartbeat comes earlier or later by up to this share: nodes that began together do not go on so.
@@ -80,6 +85,9 @@ class Talk(Generic[M]):
         self._acknowledged = 0
         self._in_flight: deque[int] = deque()
         self._reported_ms = 0
+        # Whether the last report was of many ends; and whether tasks run, whose ends are to be told.
+        self._busy = False
+        self.more = False
         self._heartbeat_sent_ms = -1
         self._beat_at_ms = 0
         self._said_leaving = False
@@ -276,6 +284,8 @@ class Talk(Generic[M]):
         """When the next report may go; None where nothing is to be said, or too much is on its way."""
         if self._sent_sequence >= self._held.sequence or len(self._in_flight) >= REPORTS_IN_FLIGHT_MAX:
             return None
+        if self._busy and self.more:
+            return self._reported_ms + BUSY_WAIT_MS_MAX
         return self._reported_ms + REPORT_WAIT_MS_MAX if self._in_flight else self._book.now_ms
 
     def _report_due(self, now_ms: int) -> bool:
@@ -291,6 +301,9 @@ class Talk(Generic[M]):
         self._sent_sequence = message.last_sequence
         self._in_flight.append(message.last_sequence)
         self._reported_ms = self._book.now_ms
+        ends = sum(count(part.exits) for part in message.allocations)
+        # What did not fit into this one waits no longer.
+        self._busy = ends >= MANY_ENDS and message.last_sequence == self._held.sequence
 
     def leave(self) -> None:
         """Says from now on that the node is about to go."""
