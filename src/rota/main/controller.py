@@ -30,6 +30,7 @@ EXIT_HOMELESS = 5
 LOST_AFTER_MS_DEFAULT = 300_000
 # With fewer, a cluster of ordinary size may find the controller without a file to open.
 CONNECTIONS_MIN = 1_000
+GRPC_EXPERIMENTS = "-event_engine_listener"
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +89,9 @@ def controller(
     # A terminal that is closed is no reason to end.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log_to_stderr(home.log)
+    # gRPC's older way to wait for its connections: a message on one of 10,000 costs a fourth less than with a
+    # pool of threads of its own. It is read when gRPC is first used.
+    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
     # Here, so that no other command pays for the imports.
     from rota.controller.pace import Pace, tend_garbage, timed_loop
 

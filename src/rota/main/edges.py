@@ -1,6 +1,7 @@
 """`rota sim edges`: many simulated nodes in this process, for a real cluster."""
 
 import asyncio
+import os
 import re
 import signal
 import sys
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 COUNT_MAX = 100_000
 # For as long as enrolling so many may take.
 TOKEN_TTL_MS = 3_600_000
+GRPC_EXPERIMENTS = "-event_engine_client"
 PROGRESS_S = 1.0
 REFUSALS_SHOWN_MAX = 5
 # By the exit codes of `rota.agent.enrol`.
@@ -156,6 +158,8 @@ def edges(
     inventory = _inventory(options)
     _allow_files(count)
     home.make()
+    # As for the controller, where the same is said of the other side.
+    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
 
     from rota.core.model import protocol
     from rota.sim.edges.fleet import Fleet

@@ -264,16 +264,19 @@ class Fleet:
         return True
 
     async def _hang_up(self, member: _Member) -> None:
-        call, channel, member.call, member.channel = member.call, member.channel, None, None
-        for task in [task for task in (member.writer, *member.outputs) if task is not None]:
+        call, member.call, member.channel = member.call, None, None
+        tasks = [task for task in (member.writer, *member.outputs) if task is not None]
+        for task in tasks:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # One that was cancelled before it began could not say so.
+        member.writer = None
         member.waiting.clear()
         if call is not None:
             call.cancel()
             self._step(member, [StreamClosed()])
-        if channel is not None:
-            await channel.close()
+        # The channel closes when nothing refers to it. Its `close` would look at each task of this loop for
+        # calls that are still under way, and there are thousands.
 
     # ------------------------------------------------------------ what is said
 
