@@ -16,7 +16,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count
@@ -419,8 +419,8 @@ class Loop:
             for news in self._waiting.event_watchers:
                 news.set()
         if self._waiting.job_watchers:
-            for job in touched(cluster, outcome):
-                for news in self._waiting.job_watchers.get(job, ()):
+            for job in touched(cluster, outcome, self._waiting.job_watchers.keys()):
+                for news in self._waiting.job_watchers[job]:
                     news.set()
 
     # ------------------------------------------------------------ when a turn fails
@@ -467,16 +467,20 @@ class Loop:
             return
 
 
-def touched(cluster: Cluster, outcome: Outcome) -> set[int]:
-    """The jobs of which something changed."""
-    jobs: set[int] = set()
+def touched(cluster: Cluster, outcome: Outcome, jobs: Collection[int]) -> set[int]:
+    """Those of the jobs of which something changed."""
+    by_key = {f"{job:016x}": job for job in jobs}
+    found: set[int | None] = set()
     for key in outcome.changes:
-        match key.split("/", 4):
-            case [_, "job", job, *_]:
-                jobs.add(int(job, 16))
-            case [_, node, "alloc", allocation]:
-                found = cluster.nodes.get(node)
-                held = found.allocations.get(int(allocation, 16)) if found is not None else None
-                if held is not None:
-                    jobs.add(held.desired.job)
-    return jobs
+        # A turn may change very many: they are not taken apart.
+        if key.startswith("cfg/job/"):
+            found.add(by_key.get(key[8:24]))
+        elif key.startswith("st/job/"):
+            found.add(by_key.get(key[7:23]))
+        elif "/alloc/" in key:
+            _, node, _, allocation = key.split("/")
+            of_node = cluster.nodes.get(node)
+            held = of_node.allocations.get(int(allocation, 16)) if of_node is not None else None
+            if held is not None and held.desired.job in jobs:
+                found.add(held.desired.job)
+    return {job for job in found if job is not None}

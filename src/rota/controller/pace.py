@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 LONG_MS = 20
 # Objects made and not freed since the last look; so many looks at them before one at those that stayed, too.
-# The larger one is at some 50,000 objects, and takes a few milliseconds.
-YOUNG_COUNT = 10_000
+# The larger one is at some 25,000 objects, and takes a few milliseconds.
+YOUNG_COUNT = 5_000
 YOUNG_ROUNDS = 5
 NEVER = 1_000_000_000
 

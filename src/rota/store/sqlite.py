@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -128,32 +128,36 @@ class SqliteStore:
     async def commit(self, changes: Changes, fence: int) -> int:
         """As Store.commit."""
         assert changes.records.get(META_COMMIT) is not None, "every commit puts meta/commit"
-        values, at_ms = changes.values(), self._wall_ms()
-        rows = [
-            _row(block, data, at_ms)
-            for block, data in zip(changes.blocks, changes.block_values(), strict=True)
-        ]
+        at_ms = self._wall_ms()
+        # As it is now: the caller goes on.
+        changes = replace(changes, records=dict(changes.records), blocks=list(changes.blocks))
 
-        put = [(key, value, fence + 1) for key, value in values.items() if value is not None]
-        gone = [(key,) for key, value in values.items() if value is None]
-
-        def write(connection: apsw.Connection) -> int:
+        def write(connection: apsw.Connection) -> tuple[int, dict[str, bytes | None]]:
+            # On this thread: a turn may have changed very many records.
+            values = changes.values()
+            rows = [
+                _row(block, data, at_ms)
+                for block, data in zip(changes.blocks, changes.block_values(), strict=True)
+            ]
             found = _fence(connection)
             if found != fence:
                 raise Fenced(f"the fence is revision {found} and no longer {fence}: another has committed")
+            revision = fence + 1
             connection.executemany(
                 "INSERT INTO records VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?2, revision = ?3",
-                put,
+                [(key, value, revision) for key, value in values.items() if value is not None],
             )
+            gone = [(key,) for key, value in values.items() if value is None]
             if gone:
                 connection.executemany("DELETE FROM records WHERE key = ?", gone)
             if rows:
                 connection.executemany(
                     "REPLACE INTO blocks (job, first, last, at_ms, data) VALUES (?, ?, ?, ?, ?)", rows
                 )
-            return fence + 1
+            return revision, values
 
-        return await self._writer.run(write, lambda revision: self._history.append(revision, values))
+        revision, _ = await self._writer.run(write, lambda done: self._history.append(*done))
+        return revision
 
     def watch(self, prefix: str, after: int) -> AsyncIterator[Watched]:
         """As Store.watch; no longer kept is what was committed before the store was opened."""

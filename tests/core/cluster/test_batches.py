@@ -82,3 +82,11 @@ def test_what_jobs_share_at_first_is_each_ones_own_once_it_changes(machine: Mach
         one.moved(changed)
         assert not one.pending
     assert len(second.pending) == len(second.all) == len(loaded.jobs[2].pending) == 10
+
+
+def test_placing_takes_in_very_many_jobs_in_pieces(machine: Machine) -> None:
+    few = sum(1 for _ in machine.pieces([Submit(1, "ann", (TRUE,) * PIECE_JOBS)], 2, 2))
+    looked_at = machine.placing.index.jobs_looked_at
+    many = sum(1 for _ in machine.pieces([Submit(2, "ann", (TRUE,) * COUNT)], 3, 3))
+    assert machine.placing.index.jobs_looked_at - looked_at == COUNT, "each once"
+    assert many - few >= 4 * (COUNT // PIECE_JOBS - 1)

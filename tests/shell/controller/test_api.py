@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from rota.controller.api import writing
 from rota.controller.api.auth import ACTIONS, ROLES, Action, Caller, authorize
 from rota.controller.api.errors import DETAILS_BYTES_MAX, DETAILS_KEY, SMALL_BYTES_MAX, ApiError
+from rota.controller.api.services import jobs as jobs_service
 from rota.core.cluster import feeding
 from rota.core.cluster.inputs import Fed
 from rota.wire.gen.v1 import (
@@ -136,6 +137,36 @@ async def test_a_large_submission_is_checked_and_taken_like_a_small_one(tmp_path
         assert (shown.spec.name, list(shown.spec.command)) == ("n-999", ["echo", str(999 % 7)])
         failed = await refusal(jobs.SubmitJobs(submit(*many, job_pb2.JobSpec())))
         assert [path for path, _ in violations(failed)] == ["jobs[1000].command"]
+
+
+async def test_others_are_served_while_a_long_list_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_service, "PIECE_LOOKED_MAX", 7)
+    monkeypatch.setattr(jobs_service, "PIECE_FOUND_MAX", 3)
+    async with running(tmp_path) as run:
+        jobs = run.admin().jobs
+        many = [job_pb2.JobSpec(command=["true"], name=f"n-{number % 10}") for number in range(100)]
+        await jobs.SubmitJobs(submit(*many))
+        looks = 0
+        read = run.controller.loop.read
+
+        async def counted(look: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return await read(look)
+
+        monkeypatch.setattr(run.controller.loop, "read", counted)
+        listed = await jobs.ListJobs(job_service_pb2.ListJobsRequest(page_size=50))
+        assert [job.id for job in listed.jobs] == list(range(100, 50, -1))
+        assert looks > 50 // 3
+        looks = 0
+        rest = await jobs.ListJobs(
+            job_service_pb2.ListJobsRequest(page_token=listed.next_page_token, name="n-3")
+        )
+        assert [job.id for job in rest.jobs] == [44, 34, 24, 14, 4]
+        assert rest.next_page_token == ""
+        assert looks > 50 // 7
 
 
 async def test_how_the_leader_keeps_up_is_told(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from rota.core.cluster.settling import waits_for
 from rota.core.cluster.soft import Soft
 from rota.core.cluster.state import Cluster, Job, Lease, Node
 from rota.core.cluster.waiting import grantable_count
+from rota.core.cluster.work import PIECE_JOBS
 from rota.core.model.protocol import Pool
 from rota.core.model.resources import NOTHING, Resources
 from rota.core.placement.room import Room, Rows, Unit
@@ -143,6 +144,16 @@ class Index:
         """Takes in what has changed in the cluster since the last time."""
         while self._cluster.news:
             self._refresh()
+
+    def see_jobs(self) -> Iterator[None]:
+        """Takes in the jobs that have changed, where they are very many, in pieces ahead of `refresh`."""
+        jobs = self._cluster.news.jobs
+        while len(jobs) > PIECE_JOBS:
+            for job in list(islice(jobs, PIECE_JOBS)):
+                del jobs[job]
+                self._see_job(job)
+            self.jobs_looked_at += PIECE_JOBS
+            yield
 
     def _refresh(self) -> None:
         news = self._cluster.news

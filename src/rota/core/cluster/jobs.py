@@ -44,6 +44,8 @@ from rota.core.model.states import EventKind, JobKind, JobState, StopReason, Tas
 IDEMPOTENCY_MS = 2 * 86_400_000
 # Of the jobs of one submission, so many have an event each, and the rest one together.
 EVENTS_OF_SUBMISSION_MAX = 100
+# So many keys of requests and tokens are forgotten in one step.
+EXPIRED_MAX = 1_024
 
 _NEW = JobStatus()
 
@@ -491,8 +493,13 @@ def _needed_ms(work: Work, job: Job) -> int:
 
 
 def forget_expired(work: Work, name: str) -> None:
-    """What is kept for a time is forgotten after it: keys of requests, and tokens."""
+    """What is kept for a time is forgotten after it: keys of requests, and tokens; many in several steps."""
+    count = 0
     while (due := work.cluster.next_expiry()) is not None and due[0] <= work.wall_ms:
+        if count == EXPIRED_MAX:
+            work.soft.timers.arm("expiry", name, work.now_ms)
+            return
         work.drop(due[1])
+        count += 1
     if due is not None:
         work.soft.timers.arm("expiry", name, work.now_ms + max(due[0] - work.wall_ms, 60_000))

@@ -137,6 +137,8 @@ class Machine:
             yield
         if self.soft.leading:
             yield from settling.settle(work)
+            if work.place_wanted:
+                yield from self.placing.index.see_jobs()
             self.placing.place(work)
         return self._outcome(work)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from bisect import bisect_left
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TypeVar
 
@@ -25,6 +26,9 @@ from rota.wire.convert import ConvertError, codec
 from rota.wire.gen.v1 import job_pb2, job_service_pb2
 
 PAGE_SIZE_DEFAULT = 100
+# So many jobs of a listing are looked at, and shown, before others are served.
+PIECE_LOOKED_MAX = 2_048
+PIECE_FOUND_MAX = 128
 WATCH_INTERVAL_S_MIN = 0.2
 
 T = TypeVar("T")
@@ -124,29 +128,39 @@ class Jobs:
 
         def wanted(job: Job) -> bool:
             return (
-                (before is None or job.id < before)
-                and (not states or job.status.state in states)
+                (not states or job.status.state in states)
                 and (not request.queue or job.spec.queue == request.queue)
                 and (not request.owner or job.config.owner == request.owner)
                 and (not request.name or job.spec.name == request.name)
                 and (not labels or labels <= set(job.spec.labels))
             )
 
-        def look(machine: Machine) -> job_service_pb2.ListJobsResponse:
-            response = job_service_pb2.ListJobsResponse()
+        response = job_service_pb2.ListJobsResponse()
+        # They are counted up, and kept in that order.
+        rest = await self._desk.read(lambda machine: list(machine.cluster.jobs))
+        if before is not None:
+            del rest[bisect_left(rest, before) :]
+
+        def look(machine: Machine) -> bool:
+            """Looks at some more jobs; whether that was all."""
             reasons, clock = self._reasons(machine), self._clock()
-            last = 0
-            for job in reversed(machine.cluster.jobs.values()):
-                if not wanted(job):
+            found_max = len(response.jobs) + PIECE_FOUND_MAX
+            left = max(len(rest) - PIECE_LOOKED_MAX, 0)
+            while len(rest) > left and len(response.jobs) < found_max:
+                job = machine.cluster.jobs.get(rest.pop())
+                if job is None or not wanted(job):
                     continue
                 if len(response.jobs) == size:
-                    response.next_page_token = str(last)
-                    break
+                    response.next_page_token = str(response.jobs[-1].id)
+                    return True
                 response.jobs.append(views.job_brief(machine.cluster, job, reasons, clock))
-                last = job.id
-            return response
+            return not rest
 
-        return await self._desk.read(look)
+        done = False
+        while not done:
+            done = await self._desk.read(look)
+            await asyncio.sleep(0)
+        return response
 
     async def get_job(
         self, request: job_service_pb2.GetJobRequest, _: Call
