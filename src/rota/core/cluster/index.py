@@ -238,7 +238,9 @@ class Index:
             taken = self._unit_slots.get((node.id, pool.name, unit), 0)
             slots = max(min(SLOTS_OF_LEASE_MAX, SLOTS_OF_UNIT_MAX - taken), 0)
         devices = tuple(devices_free(node, pool, unit).values()) if pool.devices else ()
-        free, there = node.free(pool.name, unit), not (node.lost or node.config.removed)
+        charged = node.charged.get((pool.name, unit))
+        free = pool.resources if charged is None else pool.resources.plus(charged, -1)
+        there = not (node.lost or node.config.removed)
         return Unit(node.id, pool.name, unit, free, pool.resources, slots, there, devices)
 
     def rows_of(self, nodes: tuple[str, ...]) -> Rows:

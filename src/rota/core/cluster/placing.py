@@ -19,7 +19,7 @@ from rota.core.cluster.leases import devices_free, shrink, take_devices, tell_le
 from rota.core.cluster.records import AllocationDesired, LeaseDesired, allocation_key, lease_key
 from rota.core.cluster.soft import Average, Soft
 from rota.core.cluster.state import Allocation, Cluster, Job, Lease
-from rota.core.cluster.streams import send_grant
+from rota.core.cluster.streams import tell_grant
 from rota.core.cluster.tasks import put_job_status
 from rota.core.cluster.waiting import grantable_count, quota_slots
 from rota.core.cluster.work import Work
@@ -28,7 +28,7 @@ from rota.core.model.protocol import Recall, Slot
 from rota.core.model.resources import NOTHING
 from rota.core.model.states import EventKind, OnNodeLoss
 from rota.core.placement.choose import spread
-from rota.core.placement.room import Unit
+from rota.core.placement.room import Counts, Rows, Unit
 from rota.core.placement.sizing import Pace, backlog_wanted, recall_count
 
 GRANT_INDICES_MAX = 65_536
@@ -124,7 +124,7 @@ class _Pass:
         self._fill_idle(group, batch)
         if batch.left > 0 and not group.parked:
             self._widen(group, batch)
-        if batch.left > 0:
+        if batch.left > 0 and self.left > 0:
             self._queue_ahead(group, batch)
 
     def _fails_everywhere(self, group: Group) -> bool:
@@ -171,23 +171,24 @@ class _Pass:
         """New slots where there is room."""
         kind, wanted = group.kind, batch.left
         left = quota_slots(self.cluster, batch.jobs[0], wanted)
-        found = self._choose(group, left)
-        for row, count in found:
+        rows, counts = self._choose(group, left)
+        # Of what is chosen, no more is carried out now than the pass has left.
+        for row, count in zip(rows[: self.left].tolist(), counts[: self.left].tolist(), strict=True):
             if self.left <= 0:
                 return
             unit = self.index.room.units[row]
             assert unit is not None, row
             lease = self._open_slots(unit, kind, count)
             self._give(batch, lease, lease.desired.target - lease.load)
-        if sum(count for _, count in found) < left:
+        if int(counts.sum()) < left:
             # A lease has a bound, and a row that has reached it may have room for another.
-            if all(count < SLOTS_OF_LEASE_MAX for _, count in found):
+            if not len(counts) or counts.max() < SLOTS_OF_LEASE_MAX:
                 self.index.park(group, quota=False)
         elif left < wanted:
             self.index.park(group, quota=True)
 
-    def _choose(self, group: Group, slots: int) -> list[tuple[int, int]]:
-        """Rows with room for so many of the group's tasks."""
+    def _choose(self, group: Group, slots: int) -> tuple[Rows, Counts]:
+        """Rows with room for so many of the group's tasks, and for how many each."""
         index = self.index
         only = None
         if group.node:
@@ -316,12 +317,12 @@ class _Pass:
                 version=job.config.version,
                 first_attempt=attempts + 1,
                 indices=indices,
-                grant=0,
+                grant=self.work.number(),
                 never_stall=job.status.fails_everywhere,
             )
             key = allocation_key(lease.node.id, number)
             self.work.put(key, desired)
-            send_grant(self.work, lease.node.allocations[number])
+            tell_grant(self.work, lease.node.allocations[number])
             soft = self.work.soft
             soft.served_count += 1
             soft.served[job.spec.queue] = soft.served_count

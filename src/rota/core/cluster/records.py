@@ -453,6 +453,15 @@ class Key(NamedTuple):
 def parse_key(key: str) -> Key:  # noqa: C901 - a table, one row a kind of record
     """Takes a key apart. Raises ValueError for a text that is no key of a record."""
     match key.split("/"):
+        # First what is put most.
+        case ["ev", seq]:
+            return Key(EventRecord, number=int(seq, 16))
+        case ["des", node, "alloc", allocation]:
+            return Key(AllocationDesired, node=node, number=int(allocation, 16))
+        case ["st", node, "alloc", allocation]:
+            return Key(AllocationStatus, node=node, number=int(allocation, 16))
+        case ["des", node, "lease", lease]:
+            return Key(LeaseDesired, node=node, number=int(lease, 16))
         case ["meta", "cluster"]:
             return Key(ClusterMeta)
         case ["meta", "commit"]:
@@ -471,10 +480,6 @@ def parse_key(key: str) -> Key:  # noqa: C901 - a table, one row a kind of recor
             return Key(NodeConfig, node=node)
         case ["inv", node]:
             return Key(NodeInventory, node=node)
-        case ["des", node, "lease", lease]:
-            return Key(LeaseDesired, node=node, number=int(lease, 16))
-        case ["des", node, "alloc", allocation]:
-            return Key(AllocationDesired, node=node, number=int(allocation, 16))
         case ["st", "job", job]:
             return Key(JobStatus, job=int(job, 16))
         case ["st", "job", job, "s", segment]:
@@ -483,12 +488,8 @@ def parse_key(key: str) -> Key:  # noqa: C901 - a table, one row a kind of recor
             return Key(Exceptions, job=int(job, 16), number=int(segment, 16))
         case ["st", "job", job, "n", node]:
             return Key(NodeTally, job=int(job, 16), node=node)
-        case ["st", node, "alloc", allocation]:
-            return Key(AllocationStatus, node=node, number=int(allocation, 16))
         case ["st", node]:
             return Key(NodeStatus, node=node)
-        case ["ev", seq]:
-            return Key(EventRecord, number=int(seq, 16))
         case ["idem", principal, *rest]:
             return Key(Idempotency, name="/".join([principal, *rest]))
     raise ValueError(f"'{key}' is not the key of a record")

@@ -503,10 +503,15 @@ def _grant_again(work: Work, allocation: Allocation) -> None:
 
 def send_grant(work: Work, allocation: Allocation) -> None:
     """Grants what remains of an allocation, with a number higher than any before."""
-    node, job = allocation.node, allocation.job
-    session = work.soft.sessions[node.id]
     desired = replace(allocation.desired, grant=work.number())
-    work.put(allocation_key(node.id, allocation.id), desired)
+    work.put(allocation_key(allocation.node.id, allocation.id), desired)
+    tell_grant(work, allocation)
+
+
+def tell_grant(work: Work, allocation: Allocation) -> None:
+    """Sends a grant whose number has just been given, and the job's template before the first."""
+    node, job, desired = allocation.node, allocation.job, allocation.desired
+    session = work.soft.sessions[node.id]
     version = (job.id, desired.version)
     spec = job.versions[desired.version]
     if version not in session.templates_sent:

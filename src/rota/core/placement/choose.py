@@ -15,16 +15,19 @@ from rota.core.placement.room import Counts, Levels, Room, Rows
 # So few slots are given one by one.
 ONE_BY_ONE_MAX = 64
 
+_NONE = np.zeros(0, np.int64)
+_ONE = np.ones(1, np.int64)
+
 
 def spread(
     room: Room, shape: Resources, slots: int, only: Rows | None = None, without: Rows | None = None
-) -> list[tuple[int, int]]:
-    """How many slots of a shape which rows get, `slots` in all where they fit; rows ascend.
+) -> tuple[Rows, Counts]:
+    """Which rows get slots of a shape, and how many each: `slots` in all where they fit. Rows ascend.
 
     `only` these rows, which ascend, or all but `without`.
     """
     if slots <= 0:
-        return []
+        return _NONE, _NONE
     if only is None:
         scored = room.scored(shape)
         fits, score = scored.room, scored.score
@@ -36,8 +39,8 @@ def spread(
         fits[here], score[here] = 0, np.inf
     if slots == 1:
         if not len(score) or not np.isfinite(score[place := int(score.argmin())]):
-            return []
-        return [(place if only is None else int(only[place]), 1)]
+            return _NONE, _NONE
+        return np.array([place if only is None else only[place]], np.intp), _ONE
     places = np.flatnonzero(fits)
     if slots < len(places) and slots <= ONE_BY_ONE_MAX:
         # No more rows than slots get any: those that are the least full with one.
@@ -48,7 +51,8 @@ def spread(
     fits = fits[places]
     rows = places if only is None else only[places]
     counts = fits if fits.sum() <= slots else _fill(room.levels(shape, rows), fits, slots)
-    return [(int(row), int(count)) for row, count in zip(rows, counts, strict=True) if count]
+    some = counts > 0
+    return rows[some], counts[some]
 
 
 def _fill(levels: Levels, fits: Counts, slots: int) -> Counts:

@@ -64,6 +64,9 @@ class Room:
         self._columns = {name: number for number, name in enumerate(BUILT_IN)}
         self._free = np.zeros((len(BUILT_IN), _ROWS_MIN), np.int64)
         self._whole = np.zeros((len(BUILT_IN), _ROWS_MIN), np.int64)
+        # What is used, and what there is (at least 1) as what it is divided by.
+        self._used = np.zeros((len(BUILT_IN), _ROWS_MIN), np.int64)
+        self._over = np.ones((len(BUILT_IN), _ROWS_MIN), np.float64)
         self._slots = np.zeros(_ROWS_MIN, np.int64)
         self._there = np.zeros(_ROWS_MIN, np.bool_)
         # Thousandths left of each device, -1 for none; the rows that have any.
@@ -97,8 +100,9 @@ class Room:
     def give(self, row: int) -> None:
         """The row is nobody's any more."""
         self.units[row] = None
-        for table in (self._free, self._whole):
+        for table in (self._free, self._whole, self._used):
             table[:, row] = 0
+        self._over[:, row] = 1
         self._slots[row] = 0
         self._there[row] = self._named[row] = False
         heapq.heappush(self._unused, row)
@@ -108,11 +112,13 @@ class Room:
         """What the row's unit is now. Returns whether it may have become room for something."""
         before = self.units[row]
         self.units[row] = unit
-        if before is None or before.whole != unit.whole or before.free != unit.free:
+        if before is None or before.whole != unit.whole:
             for name in (name for name, _ in unit.whole.items() if name not in self._columns):
                 self._add_column(name)
-            self._put(self._free, row, unit.free)
             self._put(self._whole, row, unit.whole)
+            np.maximum(self._whole[:, row], 1, out=self._over[:, row])
+        self._put(self._free, row, unit.free)
+        np.subtract(self._whole[:, row], self._free[:, row], out=self._used[:, row])
         self._slots[row] = unit.slots
         self._there[row] = unit.there
         self._named[row] = bool(unit.devices)
@@ -122,7 +128,7 @@ class Room:
         if before is None or before.slots < unit.slots or before.whole != unit.whole:
             return unit.slots > 0
         return unit.slots > 0 and (
-            any(before.free.get(name) < unit.free.get(name) for name in self._columns)
+            _more(before.free, unit.free)
             or any(left > had for had, left in zip(before.devices, unit.devices, strict=False))
         )
 
@@ -145,11 +151,15 @@ class Room:
         self._columns[name] = len(self._columns)
         self._free = np.pad(self._free, ((0, 1), (0, 0)))
         self._whole = np.pad(self._whole, ((0, 1), (0, 0)))
+        self._used = np.pad(self._used, ((0, 1), (0, 0)))
+        self._over = np.pad(self._over, ((0, 1), (0, 0)), constant_values=1)
 
     def _grow(self) -> None:
         more = len(self._slots)
         self._free = np.pad(self._free, ((0, 0), (0, more)))
         self._whole = np.pad(self._whole, ((0, 0), (0, more)))
+        self._used = np.pad(self._used, ((0, 0), (0, more)))
+        self._over = np.pad(self._over, ((0, 0), (0, more)), constant_values=1)
         self._slots = np.pad(self._slots, (0, more))
         self._there = np.pad(self._there, (0, more))
         self._named = np.pad(self._named, (0, more))
@@ -189,14 +199,14 @@ class Room:
         for name, amount in shape.items():
             if name not in self._columns:
                 return np.zeros_like(room), np.full(len(room), np.inf)
-            free, whole = self._free[self._columns[name]][rows], self._whole[self._columns[name]][rows]
-            np.minimum(room, free // amount, out=room)
-            np.maximum(score, (whole - free + amount) / np.maximum(whole, 1), out=score)
+            column = self._columns[name]
+            np.minimum(room, self._free[column][rows] // amount, out=room)
+            np.maximum(score, (self._used[column][rows] + amount) / self._over[column][rows], out=score)
         if shape.gpu and self._devices.shape[1]:
             named = self._named[rows]
             np.minimum(room, _devices_room(self._devices[rows], shape.gpu), out=room, where=named)
         np.maximum(room, 0, out=room)
-        score[room == 0] = np.inf
+        np.putmask(score, room == 0, np.inf)
         return room, score
 
     def levels(self, shape: Resources, rows: Rows) -> "Levels":
@@ -204,8 +214,8 @@ class Room:
         used, whole, amounts = [], [], []
         for name, amount in shape.items():
             column = self._columns[name]
-            used.append(self._whole[column][rows] - self._free[column][rows])
-            whole.append(np.maximum(self._whole[column][rows], 1).astype(np.float64))
+            used.append(self._used[column][rows])
+            whole.append(self._over[column][rows])
             amounts.append(amount)
         return Levels(used, whole, amounts)
 
@@ -276,6 +286,17 @@ class Levels:
             count += (used + amount * (count + 1)) / whole <= level
             np.minimum(result, count, out=result)
         return result
+
+
+def _more(before: Resources, now: Resources) -> bool:
+    """Whether there is more of anything."""
+    return (
+        now.cpu > before.cpu
+        or now.memory > before.memory
+        or now.gpu > before.gpu
+        or now.disk > before.disk
+        or (now.named != before.named and any(now.get(name) > before.get(name) for name, _ in now.named))
+    )
 
 
 def _devices_room(left: Counts, gpu: int) -> Counts:
