@@ -32,8 +32,8 @@ class Settings:
     queued_ahead_ms: int = 2_000
     # Tasks longer than this are not queued beyond what runs.
     long_task_ms: int = 10_000
-    # A step places no more than this at once, and goes on in the next: about 20 µs each.
-    placed_at_once: int = 256
+    # A step places no more than this at once, and goes on in the next: about 50 µs each.
+    placed_at_once: int = 128
 
     def scaled(self, factor: float) -> "Settings":
         """The same with every limit of failure detection times `factor`."""

@@ -19,11 +19,13 @@ Counts = NDArray[np.int64]
 Scores = NDArray[np.float64]
 
 # Scored shapes that are kept, in rows of all of them together: 16 bytes each.
-SCORED_ROWS_MAX = 2_000_000
+SCORED_ROWS_MAX = 500_000
 WHOLE_DEVICE = 1000
 """Thousandths of one device."""
 
 _ROWS_MIN = 64
+# So few rows are scored without columns.
+ONE_BY_ONE_MAX = 8
 _LOG_MIN = 1_024
 
 
@@ -61,6 +63,7 @@ class Room:
     def __init__(self) -> None:
         self.size = 0
         self.units: list[Unit | None] = []
+        self._names = list(BUILT_IN)
         self._columns = {name: number for number, name in enumerate(BUILT_IN)}
         self._free = np.zeros((len(BUILT_IN), _ROWS_MIN), np.int64)
         self._whole = np.zeros((len(BUILT_IN), _ROWS_MIN), np.int64)
@@ -115,10 +118,12 @@ class Room:
         if before is None or before.whole != unit.whole:
             for name in (name for name, _ in unit.whole.items() if name not in self._columns):
                 self._add_column(name)
-            self._put(self._whole, row, unit.whole)
-            np.maximum(self._whole[:, row], 1, out=self._over[:, row])
-        self._put(self._free, row, unit.free)
-        np.subtract(self._whole[:, row], self._free[:, row], out=self._used[:, row])
+            for column, whole in self._amounts(unit.whole):
+                self._whole[column, row] = whole
+                self._over[column, row] = max(whole, 1)
+        for column, free in self._amounts(unit.free):
+            self._free[column, row] = free
+            self._used[column, row] = unit.whole.get(self._names[column]) - free
         self._slots[row] = unit.slots
         self._there[row] = unit.there
         self._named[row] = bool(unit.devices)
@@ -132,13 +137,11 @@ class Room:
             or any(left > had for had, left in zip(before.devices, unit.devices, strict=False))
         )
 
-    def _put(self, table: Counts, row: int, amounts: Resources) -> None:
-        table[:4, row] = (amounts.cpu, amounts.memory, amounts.gpu, amounts.disk)
-        if len(self._columns) > len(BUILT_IN):
-            table[4:, row] = 0
-            for name, amount in amounts.named:
-                if name in self._columns:
-                    table[self._columns[name], row] = amount
+    def _amounts(self, amounts: Resources) -> Iterable[tuple[int, int]]:
+        """What to write into each column."""
+        if len(self._names) == len(BUILT_IN):
+            return enumerate((amounts.cpu, amounts.memory, amounts.gpu, amounts.disk))
+        return enumerate(map(amounts.get, self._names))
 
     def _put_devices(self, row: int, left: Sequence[int]) -> None:
         more = len(left) - self._devices.shape[1]
@@ -148,7 +151,8 @@ class Room:
         self._devices[row, : len(left)] = left
 
     def _add_column(self, name: str) -> None:
-        self._columns[name] = len(self._columns)
+        self._columns[name] = len(self._names)
+        self._names.append(name)
         self._free = np.pad(self._free, ((0, 1), (0, 0)))
         self._whole = np.pad(self._whole, ((0, 1), (0, 0)))
         self._used = np.pad(self._used, ((0, 1), (0, 0)))
@@ -185,12 +189,32 @@ class Room:
             while len(self._scored) * self.size > SCORED_ROWS_MAX and len(self._scored) > 1:
                 self._scored.popitem(last=False)
         elif found.seen < now:
-            rows = np.unique(np.array(self._log[found.seen - self._log_start :], np.intp))
-            found.room[rows], found.score[rows] = self.score(shape, rows)
-            self.rows_rescored += len(rows)
+            changed = set(self._log[found.seen - self._log_start :])
+            self.rows_rescored += len(changed)
+            if len(changed) <= ONE_BY_ONE_MAX:
+                for row in changed:
+                    found.room[row], found.score[row] = self._score_one(shape, row)
+            else:
+                rows = np.array(sorted(changed), np.intp)
+                found.room[rows], found.score[rows] = self.score(shape, rows)
             found.seen = now
         self._scored.move_to_end(shape)
         return found
+
+    def _score_one(self, shape: Resources, row: int) -> tuple[int, float]:
+        """The same as `score` of one row: quicker than columns are for so little."""
+        unit = self.units[row]
+        if unit is None or not unit.slots:
+            return 0, np.inf
+        room, score = unit.slots, 0.0
+        for name, amount in shape.items():
+            whole, free = unit.whole.get(name), unit.free.get(name)
+            room = min(room, free // amount)
+            score = max(score, (whole - free + amount) / max(whole, 1))
+        if shape.gpu and unit.devices:
+            left = np.array([unit.devices], np.int64)
+            room = min(room, int(_devices_room(left, shape.gpu)[0]))
+        return (room, score) if room > 0 else (0, np.inf)
 
     def score(self, shape: Resources, rows: Rows | slice) -> tuple[Counts, Scores]:
         """Of these rows: how many slots of the shape fit, and how full each is with one of them."""
