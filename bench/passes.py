@@ -76,6 +76,8 @@ class _Core:
         # What is there stays there: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
+        # When it looks at what is new is for the controller to say.
+        gc.disable()
 
     def step(self, *inputs: Input) -> None:
         self.last = self.machine.step(inputs, _NOW_MS, _WALL_MS)

@@ -74,7 +74,7 @@ class Kind:
 class Group:
     """Waiting jobs that are alike in all that placing asks for."""
 
-    __slots__ = ("avoid", "counts", "jobs", "kind", "node", "parked", "priority", "total")
+    __slots__ = ("avoid", "counts", "jobs", "kind", "node", "parked", "plan", "priority", "total")
 
     def __init__(self, kind: Kind, node: str, avoid: tuple[str, ...], priority: int) -> None:
         self.kind = kind
@@ -87,6 +87,8 @@ class Group:
         self.total = 0
         # It has found no room, or its queue's quota leaves none: until that changes, no slots are sought.
         self.parked = False
+        # What was chosen for it and was too much for one pass: rows, and slots on each.
+        self.plan: list[tuple[int, int]] = []
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -422,6 +424,7 @@ class Index:
 
     def sleep(self, group: Group) -> None:
         """The group has been looked at."""
+        group.plan = []
         _take(self.awake, group)
 
     def _wake_kind(self, kind: Kind, lease: Lease) -> None:

@@ -169,23 +169,40 @@ class _Pass:
 
     def _widen(self, group: Group, batch: _Batch) -> None:
         """New slots where there is room."""
-        kind, wanted = group.kind, batch.left
+        wanted = batch.left
         left = quota_slots(self.cluster, batch.jobs[0], wanted)
+        if self.work.soft.gathering:
+            # Where room is gathered may have changed.
+            group.plan = []
+        if group.plan and self._carry_out(group, batch, left):
+            return
         rows, counts = self._choose(group, left)
-        # Of what is chosen, no more is carried out now than the pass has left.
-        for row, count in zip(rows[: self.left].tolist(), counts[: self.left].tolist(), strict=True):
-            if self.left <= 0:
-                return
-            unit = self.index.room.units[row]
-            assert unit is not None, row
-            lease = self._open_slots(unit, kind, count)
-            self._give(batch, lease, lease.desired.target - lease.load)
+        group.plan = list(zip(rows.tolist(), counts.tolist(), strict=True))[::-1]
+        self._carry_out(group, batch, left)
+        if group.plan:
+            return
         if int(counts.sum()) < left:
             # A lease has a bound, and a row that has reached it may have room for another.
-            if not len(counts) or counts.max() < SLOTS_OF_LEASE_MAX:
+            if not (len(counts) and counts.max() == SLOTS_OF_LEASE_MAX):
                 self.index.park(group, quota=False)
         elif left < wanted:
             self.index.park(group, quota=True)
+
+    def _carry_out(self, group: Group, batch: _Batch, most: int) -> int:
+        """What was chosen, or what there still is of it, as far as the pass goes. Returns how many slots."""
+        room, before = self.index.room, most
+        while group.plan and self.left > 0 and most > 0:
+            row, count = group.plan.pop()
+            count = min(count, most, int(room.scored(group.kind.shape).room[row]))
+            unit = room.units[row]
+            if unit is None or not count:
+                continue
+            lease = self._open_slots(unit, group.kind, count)
+            self._give(batch, lease, lease.desired.target - lease.load)
+            most -= count
+        if self.left > 0:
+            group.plan = []
+        return before - most
 
     def _choose(self, group: Group, slots: int) -> tuple[Rows, Counts]:
         """Rows with room for so many of the group's tasks, and for how many each."""
