@@ -42,6 +42,9 @@ USABLE_LOOKED_AT_MAX = 16
 # Leases are looked at again when their tasks have turned out to be so much shorter.
 PACE_FACTOR = 1.5
 
+# Of a parked group so many jobs are looked at, at once.
+PARKED_JOBS_MAX = 8
+
 _NO_AVERAGE = Average()
 
 
@@ -100,7 +103,9 @@ class _Pass:
         first, *rest = awake[name].firsts(2)
         self.left -= 1
         # Of one queue all the jobs that come before another group's; of several one, for it changes shares.
-        jobs = self.index.jobs_of(first, max(self.left, 1) if alone else 1)
+        # Of a group that is parked a few, for few slots are freed at a time: if it were more, it comes again.
+        most = min(self.left, PARKED_JOBS_MAX) if first.parked else self.left
+        jobs = self.index.jobs_of(first, max(most, 1) if alone else 1)
         if rest:
             limit = rest[0].rank
             jobs = [job for job in jobs if (-job.spec.priority, job.id) < limit] or jobs[:1]

@@ -1,0 +1,175 @@
+"""What a pass of placing looks at: what has changed, once for all that is alike. No times, only counts."""
+
+from dataclasses import replace
+
+from rota.core.cluster.index import Index
+from rota.core.cluster.soft import Settings
+from rota.core.cluster.step import Machine
+from rota.core.model.columns import columns_of
+from rota.core.model.protocol import AllocationReport, Ended, Grant, Recall
+from rota.core.model.resources import Resources
+from rota.core.model.states import Cause
+from tests.core.cluster.scene import Scene
+
+
+def scene_of(nodes: int, cpu: int, **settings: int) -> Scene:
+    scene = Scene(Machine(replace(Settings(), **settings)))
+    for number in range(nodes):
+        scene.node(f"n{number}", cpu)
+    return scene
+
+
+def index_of(scene: Scene) -> Index:
+    return scene.machine.placing.index
+
+
+def go_on(scene: Scene) -> int:
+    """Steps while passes are cut short; how many."""
+    count = 0
+    while scene.last.wake_at_ms is not None and scene.last.wake_at_ms <= scene.now_ms:
+        scene.step()
+        count += 1
+    return count
+
+
+def end(scene: Scene, grant: Grant, duration_ms: int = 60_000) -> None:
+    """The first task of a grant ends on its node."""
+    node = next(
+        node.id for node in scene.machine.cluster.nodes.values() if grant.allocation in node.allocations
+    )
+    ended = Ended(grant.indices[0][0], Cause.EXIT, 0, started_at_ms=1, duration_ms=duration_ms)
+    scene.report(node, AllocationReport(grant.allocation, exits=columns_of([ended])))
+
+
+def test_equal_jobs_are_scored_once_and_placed_by_one_choice() -> None:
+    scene = scene_of(8, 4)
+    scene.submit(array="0-7")
+    for _ in range(12):
+        scene.submit(array="0-1")
+    room = index_of(scene).room
+    assert room.shapes_scored == 1
+    assert len(index_of(scene).kinds) == 1
+    assert all(node.free("", 0).cpu == 0 for node in scene.machine.cluster.nodes.values())
+
+
+def test_jobs_that_wait_are_not_looked_at_when_a_slot_is_freed() -> None:
+    scene = scene_of(1, 2)
+    grants = []
+    for _ in range(60):
+        scene.submit()
+        grants += scene.sent(Grant)
+    index = index_of(scene)
+    before, scored = index.jobs_looked_at, index.room.shapes_scored
+    end(scene, grants[0])
+    assert len(scene.sent(Grant)) == 1
+    # The one that ended, and the one that came in its place.
+    assert index.jobs_looked_at - before <= 4
+    assert index.room.shapes_scored == scored
+
+
+def test_a_shape_that_found_no_room_is_not_sought_for_until_a_node_could_take_it() -> None:
+    scene = scene_of(3, 4)
+    scene.submit(array="0-11")
+    grants = scene.sent(Grant)
+    for number in range(5):
+        scene.submit(array="0-99", resources=Resources(cpu=3_000 + number))
+    index = index_of(scene)
+    asked = [group for groups in index.parked.values() for group in groups]
+    assert len(asked) == 5
+    scored, rescored = index.room.shapes_scored, index.room.rows_rescored
+    for grant in grants[:2]:
+        end(scene, grant)
+        assert all(group.parked for group in asked)
+    assert (index.room.shapes_scored, index.room.rows_rescored) == (scored, rescored)
+
+
+def test_only_what_fits_into_what_was_freed_is_looked_at_again() -> None:
+    scene = scene_of(1, 4)
+    first = scene.submit(resources=Resources(cpu=2_000))
+    grant = scene.sent(Grant)[0]
+    scene.submit(resources=Resources(cpu=2_000), array="0-8", priority=5)
+    large = scene.submit(resources=Resources(cpu=4_000))
+    assert not scene.job(large).owned
+    parked = {group.kind.shape.cpu for groups in index_of(scene).parked.values() for group in groups}
+    assert parked == {2_000, 4_000}
+    end(scene, grant)
+    assert scene.job(first).ended
+    assert len(scene.sent(Grant)) == 1
+
+
+def test_a_pass_that_would_be_long_goes_on_in_the_next_step() -> None:
+    scene = scene_of(12, 4, placed_at_once=6)
+    job = scene.submit(array="0-47")
+    sent = len(scene.sent(Grant))
+    assert 0 < sent <= 6
+    assert go_on(scene) >= 3
+    assert len(scene.job(job).owned) == 48
+    # As if it had been one pass: what was chosen is carried out, and nothing twice.
+    assert all(len(node.leases) == 1 for node in scene.machine.cluster.nodes.values())
+    assert all(len(node.allocations) == 1 for node in scene.machine.cluster.nodes.values())
+
+
+def test_passes_that_are_cut_short_starve_no_queue() -> None:
+    scene = scene_of(4, 8, placed_at_once=4)
+    jobs = []
+    for number in range(24):
+        jobs.append(scene.submit(queue="default"))
+        if number % 2:
+            go_on(scene)
+    go_on(scene)
+    assert all(scene.job(job).owned for job in jobs)
+
+
+def test_what_was_chosen_is_chosen_again_where_its_node_takes_nothing_more() -> None:
+    scene = scene_of(6, 4, placed_at_once=6)
+    job = scene.submit(array="0-23")
+    left = [node for node in scene.machine.cluster.nodes.values() if not node.leases]
+    assert left
+    scene.silence(left[0].id, 0)
+    go_on(scene)
+    assert not left[0].leases
+    assert len(scene.job(job).owned) == 20
+
+
+def test_short_jobs_of_one_task_are_queued_ahead_like_tasks_of_an_array() -> None:
+    scene = scene_of(1, 2)
+    jobs = [scene.submit() for _ in range(40)]
+    assert sum(bool(scene.job(job).owned) for job in jobs) == 2
+    for _ in range(6):
+        for number in jobs:
+            running = [one for one in scene.job(number).allocations.values() if one.remaining]
+            if running:
+                node = running[0].node.id
+                ended = Ended(0, Cause.EXIT, 0, started_at_ms=1, duration_ms=2)
+                scene.report(node, AllocationReport(running[0].id, exits=columns_of([ended])))
+                break
+    waiting = [job for job in jobs if scene.job(job).owned]
+    assert len(waiting) > 4
+
+
+def test_a_backlog_of_many_small_jobs_is_asked_back_for_an_idle_slot() -> None:
+    scene = scene_of(1, 1)
+    grants = []
+    for _ in range(14):
+        scene.submit()
+        grants += scene.sent(Grant)
+    for _ in range(4):
+        end(scene, grants.pop(0), duration_ms=150)
+        grants += scene.sent(Grant)
+    lease = next(iter(scene.machine.cluster.nodes["id-n0"].leases.values()))
+    waiting = lease.load - 1
+    assert waiting > 2
+    # Room for what is left, and one slot more.
+    scene.node("n1", 16)
+    grants += scene.sent(Grant)
+    scene.submit(array="0-20")
+    recalled: list[Recall] = []
+    for _ in range(8):
+        recalled = scene.sent(Recall)
+        if recalled:
+            break
+        late = next(one for one in scene.machine.cluster.nodes["id-n1"].allocations.values())
+        rows = [Ended(index, Cause.EXIT, 0, started_at_ms=1, duration_ms=150) for index in late.remaining]
+        scene.report("id-n1", AllocationReport(late.id, exits=columns_of(rows)))
+    # Half of what waits, of each of the newest its one task.
+    assert [recall.count for recall in recalled] == [1] * ((waiting + 1) // 2)
