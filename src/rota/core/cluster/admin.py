@@ -4,6 +4,7 @@ import difflib
 from dataclasses import replace
 
 from rota.core.cluster import nodes, reports
+from rota.core.cluster.expiries import expiry_ms
 from rota.core.cluster.inputs import (
     Done,
     DropQueue,
@@ -33,7 +34,7 @@ from rota.core.cluster.records import (
     token_key,
     user_key,
 )
-from rota.core.cluster.state import Allocation, Cluster, Node, expiry_ms
+from rota.core.cluster.state import Allocation, Cluster, Node
 from rota.core.cluster.tasks import TaskWriter
 from rota.core.cluster.work import Work, tasks_text
 from rota.core.model.protocol import Drain, Refused

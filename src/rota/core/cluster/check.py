@@ -235,7 +235,7 @@ def same(cluster: Cluster, other: Cluster) -> None:
     require(cluster.tally_counts == other.tally_counts, "load", "tallies of nodes")
     require(cluster.dependents == other.dependents, "load", "dependents")
     require(cluster.node_names == other.node_names, "load", "names of nodes")
-    require(cluster.next_expiry() == other.next_expiry(), "load", "what is to be forgotten next")
+    require(cluster.expiries.next() == other.expiries.next(), "load", "what is to be forgotten next")
     require(cluster.queue_charged == other.queue_charged, "load", "charges of queues")
     for node_id, node in cluster.nodes.items():
         twin_node = other.nodes[node_id]

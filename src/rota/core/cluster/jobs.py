@@ -495,7 +495,7 @@ def _needed_ms(work: Work, job: Job) -> int:
 def forget_expired(work: Work, name: str) -> None:
     """What is kept for a time is forgotten after it: keys of requests, and tokens; many in several steps."""
     count = 0
-    while (due := work.cluster.next_expiry()) is not None and due[0] <= work.wall_ms:
+    while (due := work.cluster.expiries.next()) is not None and due[0] <= work.wall_ms:
         if count == EXPIRED_MAX:
             work.soft.timers.arm("expiry", name, work.now_ms)
             return

@@ -167,7 +167,9 @@ class _Pass:
             for count, lease in idle:
                 taken = min(count, share, batch.left)
                 if taken and self.left > 0:
-                    self._give(batch, lease, taken)
+                    # With what is to be queued ahead in the same grant: half of what waits is left to others.
+                    ahead = self._wanted(group, batch.jobs[0], lease) - lease.load if taken == count else 0
+                    self._give(batch, lease, max(taken, ahead))
                     if count > taken:
                         rest.append((count - taken, lease))
             idle = rest
@@ -268,16 +270,14 @@ class _Pass:
 
     def _queue_ahead(self, group: Group, batch: _Batch) -> None:
         """Leases whose queue is below half of what it should be are filled."""
-        kind, settings = group.kind, self.work.settings
+        kind = group.kind
         self._look_again_if_faster(group, batch)
         for number, lease in list(kind.low.items()):
             if self.left <= 0 or batch.left <= 0:
                 return
             if not self._usable(group, lease):
                 continue
-            pace = self._pace(group, batch.jobs[0])
-            target = lease.desired.target
-            wanted = backlog_wanted(pace, target, settings.queued_ahead_ms, settings.long_task_ms)
+            wanted = self._wanted(group, batch.jobs[0], lease)
             if lease.load * 2 < wanted:
                 self._give(batch, lease, wanted - lease.load)
             elif not (group.node or group.avoid):
@@ -300,6 +300,11 @@ class _Pass:
                 for number, lease in kind.leases.items()
                 if lease.desired.target and self.index.taking(lease.node.id)
             )
+
+    def _wanted(self, group: Group, job: Job, lease: Lease) -> int:
+        """How many tasks the lease is to have, those that run included."""
+        settings, pace = self.work.settings, self._pace(group, job)
+        return backlog_wanted(pace, lease.desired.target, settings.queued_ahead_ms, settings.long_task_ms)
 
     def _pace(self, group: Group, job: Job) -> Pace:
         """What is known of a job's tasks; of one with few tasks, by those that asked for the same."""

@@ -8,17 +8,16 @@ of a `Job` here are its own.
 Records must come in an order in which what they refer to is there: that of their keys does.
 """
 
-import heapq
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
 from pyroaring import BitMap
 
+from rota.core.cluster.expiries import Expiries
 from rota.core.cluster.news import News
 from rota.core.cluster.records import (
     NO_EXCEPTIONS,
-    TOKEN_KEPT_MS,
     AllocationDesired,
     AllocationStatus,
     ClusterMeta,
@@ -54,13 +53,6 @@ _NO_SEGMENT = Segment()
 _EMPTY = BitMap()
 # Sets of indices that are remembered by their text: many jobs have the same ones.
 INDICES_KNOWN_MAX = 1_024
-
-
-def expiry_ms(record: TokenConfig | Idempotency) -> int:
-    """When a record is to be forgotten, by the wall clock."""
-    if isinstance(record, TokenConfig):
-        return record.expires_at_ms + TOKEN_KEPT_MS
-    return record.expires_at_ms
 
 
 def indices_of(spec: JobSpec) -> BitMap:
@@ -291,9 +283,7 @@ class Cluster:
         self.users: dict[str, UserConfig] = {}
         self.events: dict[int, EventRecord] = {}
         self.idempotency: dict[str, Idempotency] = {}
-        # When each token and each key of a request is to be forgotten, by the wall clock: a heap. What has
-        # been put anew with another time, or dropped, is passed over.
-        self._expiries: list[tuple[int, str]] = []
+        self.expiries = Expiries(self.records)
         # What has changed, for those who keep an index of it.
         self.news = News()
         # Jobs that have not ended; jobs that wait for a job, by the job.
@@ -382,9 +372,7 @@ class Cluster:
         self.news.queues[key.name] = None
 
     def _put_token(self, key: Key, record: TokenConfig) -> None:
-        old = self.tokens.get(key.name)
-        if old is None or expiry_ms(old) != expiry_ms(record):
-            heapq.heappush(self._expiries, (expiry_ms(record), token_key(key.name)))
+        self.expiries.put(token_key(key.name), self.tokens.get(key.name), record)
         self.tokens[key.name] = record
 
     def _put_user(self, key: Key, record: UserConfig) -> None:
@@ -398,18 +386,8 @@ class Cluster:
         self.events[key.number] = record
 
     def _put_idempotency(self, key: Key, record: Idempotency) -> None:
-        heapq.heappush(self._expiries, (expiry_ms(record), f"idem/{key.name}"))
+        self.expiries.put(f"idem/{key.name}", self.idempotency.get(key.name), record)
         self.idempotency[key.name] = record
-
-    def next_expiry(self) -> tuple[int, str] | None:
-        """What is to be forgotten next: when, by the wall clock, and its key."""
-        while self._expiries:
-            at_ms, key = self._expiries[0]
-            record = self.records.get(key)
-            if isinstance(record, TokenConfig | Idempotency) and expiry_ms(record) == at_ms:
-                return at_ms, key
-            heapq.heappop(self._expiries)
-        return None
 
     def queue(self, name: str) -> QueueConfig | None:
         """A queue by name; `default` is always there."""
