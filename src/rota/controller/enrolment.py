@@ -8,7 +8,8 @@ leaves.
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 
@@ -37,6 +38,7 @@ class Enrolment(enrol_pb2_grpc.EnrolServiceServicer):
         self._authority = authority
         self._audit = audit
         self._api_address = api_address
+        self._reckoning = asyncio.Lock()
 
     async def Enrol(  # noqa: N802 (the contract's name)
         self, request: enrol_pb2.EnrolRequest, context: Context
@@ -74,7 +76,8 @@ class Enrolment(enrol_pb2_grpc.EnrolServiceServicer):
                 "the token is not valid; make one with: rota token create",
             )
         try:
-            public = public_key(request.csr)
+            async with self._alone():
+                public = public_key(request.csr)
         except CsrError as wrong:
             raise error(grpc.StatusCode.INVALID_ARGUMENT, str(wrong), "csr") from wrong
         # Bound to the key, so that nobody else gets a certificate by repeating a request that was seen.
@@ -87,11 +90,20 @@ class Enrolment(enrol_pb2_grpc.EnrolServiceServicer):
         if isinstance(answer, Refusal):
             raise refused(answer)
         assert isinstance(answer, Enrolled), answer
+        async with self._alone():
+            chain = self._authority.sign_node(request.csr, answer.node, datetime.now(UTC))
         return enrol_pb2.EnrolResponse(
-            certificate_chain=self._authority.sign_node(request.csr, answer.node, datetime.now(UTC)),
+            certificate_chain=chain,
             ca=self._authority.pem,
             node_id=answer.node,
             address=self._api_address(),
             name=answer.name,
             cluster=await self._loop.read(lambda machine: machine.cluster.meta.uuid),
         )
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """One after the other: a check or a signature is half a millisecond, and many may join at once."""
+        async with self._reckoning:
+            yield
+            await asyncio.sleep(0)
