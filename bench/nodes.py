@@ -24,7 +24,7 @@ END_S_MAX = 300
 def rows(size: Size) -> Iterator[Row]:
     """Joining, idle, and a restart under work."""
     count = size.of(10_000, 200)
-    idle_s = size.of(30, 6)
+    idle_s = size.of(30, 3)
     with cluster("--nodes", "0") as rota:
         began_s = time.monotonic()
         with edges(rota, count) as processes:
