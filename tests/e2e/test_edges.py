@@ -77,6 +77,21 @@ def test_they_join_work_and_come_back_as_the_same_nodes(controller: Cluster) -> 
         assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_they_come_back_to_a_controller_that_was_started_again(controller: Cluster) -> None:
+    """And what they run goes on: no task is begun twice."""
+    with edges(controller, "--count", "8", "--name", "back-{}", "--cpu", "1"):
+        until_ready(controller, 8)
+        job = controller.submit("--array", "0-7", "--", "sleep", "4")
+        with Client(load_context(controller.home)) as rota:
+            next(each for each in rota.watch(int(job)) if each.tasks.running == 8)
+        controller.ok("down")
+        controller.ok("up", "--detach", "--nodes", "0")
+        until_ready(controller, 8)
+        assert controller("wait", job).returncode == 0
+        attempts = [controller.json("show", f"{job}/{index}")["attempts"] for index in range(8)]
+        assert [len(of_task) for of_task in attempts] == [1] * 8
+
+
 def test_the_token_made_for_them_is_ended(controller: Cluster) -> None:
     with edges(controller, "--count", "2", "--name", "short-{}"):
         until_ready(controller, 2)

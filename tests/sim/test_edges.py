@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from rota.agent.link_identity import Identity
 from rota.core.model.columns import exited
 from rota.core.model.protocol import (
     MESSAGE_BYTES_MAX,
@@ -31,6 +32,7 @@ from rota.core.node.granting import FAILURES_MAX
 from rota.core.node.inputs import Leave, Received, Shutdown, StreamOpened
 from rota.sim.edges.check import sanity_check
 from rota.sim.edges.edge import Edge
+from rota.sim.edges.fleet import Fleet
 from rota.sim.edges.memory import Ends, Memory
 from rota.sim.edges.tasks import Drawn, said_ms
 from rota.sim.runs import run_seeds
@@ -183,6 +185,28 @@ def test_who_is_asked_to_end_stops_its_tasks_and_says_goodbye_when_that_is_known
     last = stage.say(Ack(report.last_sequence))
     assert isinstance(last[-1], Goodbye)
     assert any(isinstance(command, Leave) for command in stage.commands)
+
+
+class Call:
+    """A stream on which nothing gets through."""
+
+    def cancel(self) -> None:
+        pass
+
+    async def write(self, data: bytes) -> None:
+        raise AssertionError(data)
+
+
+async def test_a_node_that_was_about_to_say_something_as_its_stream_ended_can_speak_on_the_next() -> None:
+    identity = Identity("uuid", "edge-0", ("127.0.0.1:1",), b"", b"", b"")
+    fleet = Fleet("", [identity], Inventory(), Drawn(), lambda node, why: None)
+    (member,) = fleet._members
+    member.call = Call()
+    fleet._say(member, [Heartbeat(0, 0)])
+    assert member.writer is not None
+    await fleet._hang_up(member)
+    assert fleet._members[0].writer is None
+    assert fleet._members[0].waiting == []
 
 
 @pytest.mark.timeout(240)

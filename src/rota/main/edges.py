@@ -89,8 +89,8 @@ Examples:
   rota sim edges --count 100 --join 10.0.0.1:7071 --token rota1_... --home ~/edges
 
 A simulated node runs nothing. A task takes as long as --task-time says; without it, a command
-'sleep 2' takes two seconds, and any other no time. There is no output. Where a task is to run on
-real nodes alone, or on these alone, tell them apart by a label: --label simulated=yes.
+'sleep 2' takes two seconds, and any other no time. There is no output. Jobs do not know the
+difference: give simulated nodes a cluster of their own.
 """
 )
 @home_option
