@@ -33,9 +33,6 @@ ONE_JOB = "one job, through the client"
 ONE_COMMAND = "one job, whole command"
 UNITS = {PROCESSES: "/s", WITH_FILES: "/s", ONE_JOB: "ms", ONE_COMMAND: "ms"}
 
-# Of the agents of other systems, at rest.
-PUBLISHED_MB = {"k3s agent": 275.0, "Nomad client": 100.0}
-
 Figures = Mapping[str, float]
 
 
@@ -194,8 +191,9 @@ def rota_measures(rota: Cluster, size: Size) -> Figures:
 def rows(size: Size) -> Iterator[Row]:
     """A row for each thing that a peer and Rota both do."""
     there = [peer for peer in PEERS if not _skipped(peer, peer.lacks())]
+    if not there:
+        return
     with cluster("--cpu", "2") as rota:
-        yield from _memory(rota)
         for peer in there:
             try:
                 yield from _beside(peer, rota, size)
@@ -219,18 +217,6 @@ def _beside(peer: Peer, rota: Cluster, size: Size) -> Iterator[Row]:
         bar = peer.bars.get(what)
         named = bar and Bar(bar.at_least, bar.at_most, of=peer.name)
         yield Row("peers", what, value, UNITS[what], {peer.name: ratio}, named)
-
-
-def _memory(rota: Cluster) -> Iterator[Row]:
-    """The agent at rest beside what others publish of theirs: those need machines of their own to be run."""
-    rota("run", "--", "true")
-    mib = rota.pss_mib("agent-0")
-    for name, published_mb in PUBLISHED_MB.items():
-        other = f"{name}, published"
-        ratio = {other: mib / (published_mb * 1e6 / 2**20)}
-        yield Row(
-            "peers", "agent at rest, proportional memory", mib, "MiB", ratio, Bar(at_most=0.5, of=other)
-        )
 
 
 def _skipped(peer: Peer, why: str) -> bool:
