@@ -136,6 +136,7 @@ def test_completion_completes_commands_options_and_files(shell: str, words: str,
         [sys.executable, "-m", "rota.main"], env=environment, capture_output=True, text=True, check=False
     )
     assert wanted in (line.split("\t")[0] for line in done.stdout.splitlines()), done
+    assert done.returncode == 0
 
 
 def test_completion_without_a_cluster_is_quick_and_says_nothing(tmp_path: Path) -> None:

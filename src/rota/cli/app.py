@@ -189,9 +189,9 @@ def run(root: click.Command, arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return broken_pipe()
-    except SystemExit:
-        # What click makes of a broken pipe while a command prints; no command exits so itself.
-        return broken_pipe()
+    except SystemExit as end:
+        # So click ends a shell's completion, and what prints into a broken pipe; no command exits so itself.
+        return broken_pipe() if end.code else 0
     except OSError as error:
         if not _is_of_stdout(error):
             return present(error)
