@@ -365,7 +365,7 @@ class Loop:
                 return
 
     def _due(self) -> bool:
-        """Whether the step under way has computed for long without a break."""
+        """Whether the turn under way has computed for long without a break."""
         now_ns = time.perf_counter_ns()
         if now_ns - self._piece_began_ns < PIECE_NS_MAX:
             return False
@@ -395,10 +395,11 @@ class Loop:
 
     # ------------------------------------------------------------ after the commit
 
-    def _speak(self, outcome: Outcome) -> None:
-        assert self._nodes is not None
+    def _speak(self, outcome: Outcome) -> Iterator[None]:
         for order in outcome.orders:
+            assert self._nodes is not None
             self._nodes.carry_out(order)
+            yield
         for reply in outcome.replies:
             waiting = self._waiting.tickets.get(reply.ticket)
             if waiting is not None and not waiting.done():

@@ -19,7 +19,7 @@ class Turn:
     """One leader's turns over one store. `fence` is the revision of `meta/commit` that it goes on from.
 
     `changes` makes what is committed; the simulator's is not encoded. `due` says, between the pieces of a
-    step, whether others on the event loop have waited for long enough.
+    turn, whether others on the event loop have waited for long enough.
     """
 
     def __init__(
@@ -37,10 +37,15 @@ class Turn:
         self._due = due
 
     async def run(
-        self, arrived: Iterable[Input], now_ms: int, wall_ms: int, speak: Callable[[Outcome], None]
+        self,
+        arrived: Iterable[Input],
+        now_ms: int,
+        wall_ms: int,
+        speak: Callable[[Outcome], Iterable[None]],
     ) -> Outcome:
         """Takes what arrived, commits what follows, and only then has `speak` give orders and replies.
 
+        `speak` comes in pieces as the step does: a turn may have thousands of orders.
         Raises StoreError where the commit failed for good, and StepFailed where an input could not be
         taken, or what follows from it cannot be encoded: the machine is ahead of the store then
         and must be thrown away and loaded again; nothing has been said of the step.
@@ -51,7 +56,8 @@ class Turn:
         if outcome.changes:
             changes.records, changes.blocks = outcome.changes, outcome.blocks
             await self._commit(changes)
-        speak(outcome)
+        for _ in speak(outcome):
+            await self._let_others()
         return outcome
 
     async def _whole(self, pieces: Generator[None, None, Outcome]) -> Outcome:
@@ -61,8 +67,12 @@ class Turn:
             except StopIteration as end:
                 outcome: Outcome = end.value
                 return outcome
-            if self._due():
-                await asyncio.sleep(0)
+            await self._let_others()
+
+    async def _let_others(self) -> None:
+        """Between two pieces: serves those who have waited for long enough."""
+        if self._due():
+            await asyncio.sleep(0)
 
     async def _commit(self, changes: Changes) -> None:
         wanted = changes.records[META_COMMIT]

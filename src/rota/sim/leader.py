@@ -1,6 +1,6 @@
 """A simulated controller: the real machine and the real turn, over a failing disk and network."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Protocol, TypeVar
 
 from rota.controller.turn import Turn
@@ -135,8 +135,9 @@ class Leader:
 
         self.world.after(at_ms - self.world.now_ms, f"{self.name} wakes", wake)
 
-    def _speak(self, outcome: Outcome) -> None:
+    def _speak(self, outcome: Outcome) -> Iterator[None]:
         for order in outcome.orders:
+            yield
             if isinstance(order, Close):
                 stream = self._streams.pop(order.stream, None)
                 if stream is not None:

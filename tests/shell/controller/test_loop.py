@@ -1,7 +1,7 @@
 """The loop over stores that fail: nothing uncommitted is seen, nothing accepted is lost."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -16,11 +16,15 @@ from rota.controller.loop import (
     Unable,
     Unavailable,
 )
+from rota.controller.turn import Turn
 from rota.core.cluster import step
 from rota.core.cluster.inputs import (
     Done,
+    Found,
     FromNode,
+    Lead,
     Order,
+    Outcome,
     PutQueue,
     PutUser,
     StreamClosed,
@@ -38,6 +42,7 @@ from rota.core.cluster.records import (
     queue_key,
 )
 from rota.core.cluster.soft import Settings
+from rota.core.cluster.step import Machine
 from rota.core.cluster.work import Work
 from rota.core.model.protocol import Heartbeat
 from rota.core.model.resources import Resources
@@ -209,6 +214,23 @@ async def test_others_are_served_between_the_pieces_of_a_turn(monkeypatch: pytes
         assert served > 20
         assert it.store.commits == 2
         assert len(await it.jobs()) == 1_000
+
+
+async def test_others_are_served_between_the_orders_of_a_turn() -> None:
+    """A turn over thousands of nodes has thousands of orders."""
+    machine, served = Machine(), 0
+    turn = Turn(machine, MemoryStore(lambda: 0), 0, due=lambda: True)
+
+    def speak(outcome: Outcome) -> Iterator[None]:
+        assert machine.cluster.commit.seq == 1, "committed"
+        for _ in range(100):
+            yield
+
+    turned = asyncio.create_task(turn.run([Found("cluster"), Lead()], 0, 0, speak))
+    while not turned.done():
+        await asyncio.sleep(0)
+        served += 1
+    assert served > 100
 
 
 async def test_who_a_user_is_can_be_told_while_a_commit_is_under_way() -> None:
