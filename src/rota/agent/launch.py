@@ -33,7 +33,7 @@ _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
 _SCRIPT_DESCRIPTOR = 3
 _PLACE = re.compile(r"\{(index|line)\}")
 _ALL_SIGNALS = sorted(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP})
-_DEV_NULL = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+DEV_NULL = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 
 class StartFailed(Exception):
@@ -71,7 +71,7 @@ class Files:
     """The descriptors that a task begins with: 0, 1, 2 and, for a script of another user's, 3."""
 
     def __init__(self) -> None:
-        self.descriptors = [_DEV_NULL, _DEV_NULL, _DEV_NULL]
+        self.descriptors = [DEV_NULL, DEV_NULL, DEV_NULL]
         # To be opened by the task's user.
         self.wanted: dict[int, str] = {}
         self.kept: list[Kept] = []

@@ -1,8 +1,7 @@
 """The mother of the spawners: forks one whenever the supervisor asks, so that each costs little.
 
-    python -m rota.agent.spawner_main --fd N
-
-N is an inherited end of a socketpair of whole messages. `F7` and a descriptor: fork a spawner that
+She is a fork of the supervisor and has what it has loaded, so that all of them share that memory. She is
+told over a socketpair of whole messages. `F7` and a descriptor: fork a spawner that
 talks over it, and call it 7; the answer is `7 PID`, or none and the descriptor is closed where it cannot be
 forked. `S7`: kill that one and what it left, which comes to this sub-reaper; the answer, when all of it
 is gone, is `S7`. At the socket's end the mother exits; spawners see their own end.
@@ -17,6 +16,7 @@ import sys
 from contextlib import suppress
 
 from rota.agent import tree
+from rota.agent.launch import DEV_NULL
 from rota.agent.spawn_frames import STUCK
 from rota.agent.spawner import Spawner
 
@@ -25,18 +25,40 @@ PAUSE_MS_MIN = 2
 PAUSE_MS_MAX = 500
 
 
-def main() -> int:
-    """The process."""
-    # Every module that is not loaded here is memory saved in each spawner.
-    with socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1])) as control:
-        control.set_inheritable(False)
-        # Signals to the whole process group are for the supervisor, which still has things to report.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)
-        tree.become_subreaper()
-        gc.freeze()
-        _Mother(control).run()
-    return 0
+def fork(control: socket.socket) -> int:
+    """Makes the mother, who listens at this end of a socketpair; her pid. Raises OSError."""
+    gc.collect()
+    # What is there by now stays: its pages are not to be copied because they were looked through.
+    gc.freeze()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            mother(control)
+            code = 0
+        except BaseException:  # noqa: BLE001 - a forked child must not run its parent's code
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return pid
+
+
+def mother(control: socket.socket) -> None:
+    """The process, in which nothing else is to go on. Until the socket's end."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Signals to the whole process group are for the supervisor, which still has things to report.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    # Whatever else is open is the supervisor's: its journal's lock, and the ends of its other sockets.
+    kept = {0, 1, 2, control.fileno(), DEV_NULL}
+    for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:  # noqa: PTH208 - names alone
+        if descriptor not in kept:
+            with suppress(OSError):
+                os.close(descriptor)
+    tree.become_subreaper()
+    _Mother(control).run()
 
 
 class _Mother:
@@ -59,7 +81,11 @@ class _Mother:
 
     def _obey(self) -> bool:
         """Does what the next message says; False at the end."""
-        message, descriptors, _, _ = socket.recv_fds(self._control, 32, 1)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._control, 32, 1)
+        except ConnectionResetError:
+            # The supervisor has died with an answer unread.
+            message, descriptors = b"", []
         if not message:
             return False
         number = int(message[1:])
@@ -124,7 +150,3 @@ def _spawn_for(descriptor: int) -> None:
     finally:
         sys.stderr.flush()
         os._exit(code)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,13 +11,11 @@ import logging
 import os
 import selectors
 import socket
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import rota
-from rota.agent import cgroups, tree
+from rota.agent import cgroups, spawner_main, tree
 from rota.agent.channel import Channel
 from rota.agent.cleanup import pids_text
 from rota.agent.codec import Codec, Malformed
@@ -309,16 +307,10 @@ class Spawners:
     def _start_mother(self) -> None:
         """Raises OSError, and there is none."""
         control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        root = str(Path(rota.__file__).parent.parent)
         with end:
-            os.set_inheritable(end.fileno(), True)
             try:
                 self._selector.register(control, selectors.EVENT_READ, self._hear_mother)
-                self.mother_pid = os.posix_spawn(
-                    sys.executable,
-                    [sys.executable, "-S", "-s", "-m", "rota.agent.spawner_main", "--fd", str(end.fileno())],
-                    {"PYTHONPATH": root, "PATH": os.environ.get("PATH", "")},
-                )
+                self.mother_pid = spawner_main.fork(end)
             except OSError:
                 with contextlib.suppress(KeyError):
                     self._selector.unregister(control)

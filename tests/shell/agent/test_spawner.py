@@ -2,6 +2,7 @@
 
 import os
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -22,14 +23,22 @@ from tests.support.files import WAIT_S_MAX
 from tests.support.processes import alive, look_again, until_gone
 
 
+def mother() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A mother process, and the supervisor's end of her socket."""
+    control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    code = (
+        "import socket; from rota.agent.spawner_main import mother; "
+        f"mother(socket.socket(fileno={end.fileno()}))"
+    )
+    with end:
+        return subprocess.Popen([sys.executable, "-c", code], pass_fds=(end.fileno(),)), control
+
+
 class Conversation:
     """A mother process, and one spawner of hers."""
 
     def __init__(self, home: Path) -> None:
-        self._control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "rota.agent.spawner_main", "--fd", str(end.fileno())]
-        with end:
-            self.mother = subprocess.Popen(command, pass_fds=(end.fileno(),))
+        self.mother, self._control = mother()
         self.end, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(self._control, [b"F7"], [theirs.fileno()])
@@ -181,6 +190,16 @@ def test_what_makes_no_sense_ends_it(spawner: Conversation) -> None:
     spawner.end.sendall(frame(b"[99]"))
     until_gone(spawner.pid)
     assert spawner.mother.poll() is None
+
+
+def test_a_supervisor_that_dies_with_an_answer_unread_is_nothing_unusual() -> None:
+    process, control = mother()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        socket.send_fds(control, [b"F7"], [theirs.fileno()])
+        select.select([control], [], [], WAIT_S_MAX)
+        control.close()
+        assert process.wait(WAIT_S_MAX) == 0
 
 
 def test_a_dead_mother_is_survived(spawner: Conversation, tmp_path: Path) -> None:
