@@ -173,3 +173,29 @@ def test_a_backlog_of_many_small_jobs_is_asked_back_for_an_idle_slot() -> None:
         scene.report("id-n1", AllocationReport(late.id, exits=columns_of(rows)))
     # Half of what waits, of each of the newest its one task.
     assert [recall.count for recall in recalled] == [1] * ((waiting + 1) // 2)
+
+
+def test_what_waits_behind_a_task_that_takes_long_is_asked_back_whole() -> None:
+    scene = scene_of(1, 1)
+    grants = []
+    for _ in range(30):
+        scene.submit()
+        grants += scene.sent(Grant)
+    for _ in range(6):
+        end(scene, grants.pop(0), duration_ms=2)
+        grants += scene.sent(Grant)
+    lease = next(iter(scene.machine.cluster.nodes["id-n0"].leases.values()))
+    waiting = lease.load - 1
+    assert waiting > 4
+    scene.node("n1", 16)
+    other = next(iter(scene.machine.cluster.nodes["id-n1"].allocations.values()))
+    # So little is expected of it that it is left where it is, until it stands still.
+    rows = [Ended(index, Cause.EXIT, 0, started_at_ms=1, duration_ms=2) for index in other.remaining]
+    asked = []
+    scene.report("id-n1", AllocationReport(other.id, exits=columns_of(rows)))
+    asked += scene.sent(Recall)
+    while not asked and scene.now_ms < 900:
+        scene.step(after_ms=10)
+        asked += scene.sent(Recall)
+    assert scene.now_ms >= scene.machine.settings.recall_backlog_ms
+    assert sum(recall.count for recall in asked) == waiting

@@ -36,7 +36,19 @@ LeaseId = tuple[str, int]
 class Kind:
     """Leases of one shape and queue, and the groups that wait for such."""
 
-    __slots__ = ("backlogs", "fed", "groups", "idle", "key", "leases", "leaving", "low", "slots", "workers")
+    __slots__ = (
+        "backlogs",
+        "fed",
+        "groups",
+        "idle",
+        "key",
+        "leases",
+        "leaving",
+        "low",
+        "since_ms",
+        "slots",
+        "workers",
+    )
 
     def __init__(self, shape: Resources, queue: str) -> None:
         self.key = (shape, queue)
@@ -46,6 +58,8 @@ class Kind:
         self.slots = 0
         self.idle: Ranked[int] = Ranked()
         self.backlogs: Ranked[int] = Ranked()
+        # Since when nothing has changed on a lease.
+        self.since_ms: dict[int, int] = {}
         # Those that have changed since it was seen to that enough is queued on them.
         self.low: dict[int, Lease] = {}
         # Those that give slots back: how many.
@@ -113,6 +127,8 @@ class Index:
         self._cluster = cluster
         self._soft = soft
         self.room = Room()
+        # Cluster time of the pass.
+        self.now_ms = 0
         # What the nodes that take work have, all together; how much each of these has.
         self.whole = NOTHING
         self._taking: dict[str, Resources] = {}
@@ -272,6 +288,7 @@ class Index:
         desired = lease.desired
         kind = self._kind(desired.shape, desired.queue)
         kind.leases[number] = lease
+        kind.since_ms[number] = self.now_ms
         taking = node_id in self._taking
         unit = (node_id, desired.pool, desired.unit)
         self._counted[name] = (kind, desired.target if taking else 0, len(desired.slots), unit)
@@ -300,6 +317,7 @@ class Index:
 
     def _forget_lease(self, kind: Kind, number: int) -> None:
         kind.leases.pop(number, None)
+        kind.since_ms.pop(number, None)
         kind.idle.discard(number)
         kind.backlogs.discard(number)
         kind.low.pop(number, None)

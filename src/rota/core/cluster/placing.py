@@ -37,6 +37,8 @@ GRANT_RANGES_MAX = 16_000
 GRANT_LINES_BYTES_MAX = 128 * 1024
 # A backlog of many allocations is asked back with so many messages at most.
 RECALLS_MAX = 128
+# A lease on which nothing has ended for so many times what a task takes stands still.
+STILL_FACTOR = 3
 # So many idle leases are looked at for one that could take what is asked back.
 USABLE_LOOKED_AT_MAX = 16
 # Leases are looked at again when their tasks have turned out to be so much shorter.
@@ -79,6 +81,7 @@ class _Pass:
 
     def run(self) -> None:
         index = self.index
+        index.now_ms = self.work.now_ms
         index.refresh()
         self.claims.give_up()
         while index.awake and self.left > 0:
@@ -364,6 +367,9 @@ class _Pass:
             longest = kind.backlogs.first()
             if longest is not None:
                 self._recall(kind, kind.leases[longest])
+                # Should it turn out to stand still, it is to be seen while there are idle slots.
+                at_ms = self.work.now_ms + self.work.settings.recall_backlog_ms
+                self.work.soft.timers.arm_earlier("placing", "", at_ms)
 
     def _recall(self, kind: Kind, lease: Lease) -> None:
         session = self.work.soft.sessions[lease.node.id]
@@ -389,8 +395,12 @@ class _Pass:
     def _recall_count(self, kind: Kind, lease: Lease, job: Job) -> int:
         """How much of a lease's backlog, of which this job's tasks are the last, is asked back."""
         known = self.work.soft.averages.get(job.id) or self.work.soft.kinds.get(kind.key, _NO_AVERAGE)
-        slots = lease.desired.target
-        return recall_count(lease.load - slots, slots, known.mean_ms, self.work.settings.recall_backlog_ms)
+        slots, limit_ms = lease.desired.target, self.work.settings.recall_backlog_ms
+        waiting, still_ms = lease.load - slots, self.work.now_ms - kind.since_ms[lease.id]
+        if still_ms >= max(limit_ms, STILL_FACTOR * known.mean_ms):
+            # It waits behind tasks that take longer than others did: what is expected of it is nothing.
+            return waiting
+        return recall_count(waiting, slots, known.mean_ms, limit_ms)
 
     def _give_back(self) -> None:
         """Idle slots: at once where other work waits for room, else after they have been idle for a while."""
