@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-from bench.harness import ROTA, Bar, Cluster, Point, Row, Size, cluster
+from bench.harness import ROTA, Bar, Cluster, Point, Row, Size, cluster, pause_row
 from rota.client import messages
 from rota.client.client import Client
 from rota.controller.links import parse_up
@@ -254,11 +254,13 @@ def over_protocol(size: Size, node_count: int) -> Iterator[Row]:
             took_s.append(time.perf_counter() - began_s)
             cpu_s.append(rota.cpu_s("controller") - before_s)
             _look_at_some(rota, client, job)
+        pause = pause_row("control_plane", rota, f"{TASKS} tasks over {node_count} nodes")
     what = f"{TASKS} tasks, {node_count} nodes over the real protocol"
     bar = Bar(at_least=PER_SECOND_MIN) if node_count == 10 else None
     point = Point("completions", node_count * TASKS, median(took_s))
     yield Row("control_plane", what, TASKS / median(took_s), "1/s", bar=bar, point=point)
     yield Row("control_plane", f"{what}: the controller's CPU", median(cpu_s), "s")
+    yield pause
 
 
 @contextmanager
