@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench.harness import Bar, Point, Row, Size
+from rota.controller.pace import tend_garbage
 from rota.core.cluster.inputs import Enrol, Found, FromNode, Input, Lead, Outcome, PutToken, Send, Submit
 from rota.core.cluster.records import TokenConfig
 from rota.core.cluster.step import Machine
@@ -90,7 +91,8 @@ def place(node_count: int, cpu: int, task_count: int, shape_count: int) -> Place
 
 
 def rows(size: Size) -> Iterator[Row]:
-    """By shapes, by nodes, and one pass."""
+    """By shapes, by nodes, and one pass. Garbage is collected as a controller has it."""
+    tend_garbage()
     node_count, task_count = size.of(5_000, 1_000), size.of(10_000, 2_000)
     for shape_count in (1, 10, 1_000, task_count):
         found = [place(node_count, 4, task_count, shape_count) for _ in range(size.rounds)]
