@@ -138,9 +138,8 @@ def command_ms(*command: str, environment: dict[str, str] | None = None) -> floa
     )
 
 
-def rows(size: Size) -> Iterator[Row]:
-    """The limits, one beside another."""
-    count = size.of(10_000, 2_000)
+def _spawn_loops(size: Size) -> Iterator[Row]:
+    count = 10_000
     found = in_turn(
         size.rounds,
         plain=lambda: spawns_per_s(count),
@@ -152,6 +151,12 @@ def rows(size: Size) -> Iterator[Row]:
     yield Row("limits", "bare spawn loop, 1 process", middle["one"], "/s")
     beside = {"bare loop": ratios(found, "files")["plain"]}
     yield Row("limits", "bare spawn loop with setsid and two files", middle["files"], "/s", beside)
+
+
+def rows(size: Size) -> Iterator[Row]:
+    """The limits, one beside another; the small ones without spawn loops, which others have in turn."""
+    if not size.small:
+        yield from _spawn_loops(size)
     kept = in_turn(
         size.rounds,
         sync=syncs_per_s,
