@@ -28,7 +28,6 @@ class Audit:
         self._path = path
         self._descriptor = self._open()
         self._wall_ms = wall_ms
-        self._size = os.fstat(self._descriptor).st_size
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -41,8 +40,8 @@ class Audit:
             line["problem"] = problem
         text = _json(line)
         try:
-            self._size += os.write(self._descriptor, text.encode() + b"\n")
-            if self._size >= FILE_BYTES_MAX:
+            os.write(self._descriptor, text.encode() + b"\n")
+            if os.fstat(self._descriptor).st_size >= FILE_BYTES_MAX:
                 self._begin_anew()
         except OSError as failed:
             _log.error("the audit log cannot be written (%s): %s", failed.strerror, text)
@@ -56,7 +55,6 @@ class Audit:
         fresh = self._open()
         os.close(self._descriptor)
         self._descriptor = fresh
-        self._size = 0
 
     def close(self) -> None:
         """Closes the file."""
