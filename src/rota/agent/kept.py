@@ -53,8 +53,6 @@ class Keeper:
             return -1
         flags = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
         try:
-            return os.open(self._folder, flags, _MODE)
-        except FileNotFoundError:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             return os.open(self._folder, flags, _MODE)
         except IsADirectoryError:

@@ -78,6 +78,10 @@ class Leader:
             self._inbox.append(item)
             self._soon()
 
+    def waits(self, kind: type[Input]) -> bool:
+        """Whether such an input has come and was not taken yet."""
+        return any(isinstance(item, kind) for item in self._inbox)
+
     def accept(self, stream: Stream) -> None:
         """A node has dialled."""
         self._streams[stream.number] = stream

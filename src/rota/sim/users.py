@@ -127,8 +127,10 @@ class Users:
 
     def _release(self, ticket: int, job: int) -> Input:
         """Whoever gives a lost node's work up answers for it: that machine is off, or it runs twice."""
-        known = self._known(job)
-        if known is not None and (known.lost or known.held or known.fenced):
+        known, leader = self._known(job), self._cast.leader
+        # A node that is removed ahead of it is lost by then.
+        removing = leader is not None and leader.waits(RemoveNode)
+        if removing or (known is not None and (known.lost or known.held or known.fenced)):
             self._cast.checkers.truth.forced.add(job)
         return ReleaseJob(ticket, "user", job)
 
