@@ -17,6 +17,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from math import ceil
 from pathlib import Path
@@ -172,6 +173,8 @@ class Spawner:
         self._ending: dict[Attempt, _Live] = {}
         self._slots: dict[str, cgroups.Slot] = {}
         self._rest = -1
+        # Whose cgroup this process is in, where nothing limits what is there.
+        self._inside: cgroups.Slot | None = None
         self._childless = True
         self._again_ms = AGAIN_MS_MIN
         self._measured_s = 0.0
@@ -298,6 +301,7 @@ class Spawner:
 
     def _give_back(self, run: _Run) -> None:
         """Nothing more of it is started here."""
+        self._leave()
         if run:
             self._answer(run.rest())
 
@@ -322,7 +326,7 @@ class Spawner:
             slot = self._slot(launch)
             oom_kills = slot.oom_kills() if slot is not None else 0
             plan = run.plan(self._launcher)
-            task = self._launcher.start(plan, index, line, slot.enter if slot is not None else lambda: None)
+            task = self._launcher.start(plan, index, line, partial(self._enter, slot))
         except StartFailed as failed:
             self._answer(SpawnFailed(attempt, _printable(str(failed))))
             return False
@@ -332,9 +336,9 @@ class Spawner:
             self._answer(SpawnFailed(attempt, message, Cause.AGENT_ERROR))
             return False
         finally:
-            if self._rest >= 0:
-                # One that cannot leave the slot's cgroup would be killed with it.
-                os.write(self._rest, b"0")
+            # One cgroup serves a run: to enter it and to leave it again costs as much as a tenth of a task.
+            if not (run and self._may_stay):
+                self._leave()
             # No directory is to be kept from being removed or unmounted.
             os.chdir("/")
         self._childless = False
@@ -346,6 +350,23 @@ class Spawner:
             live.feeds = True
             os.set_blocking(task.stdin, False)
         return True
+
+    @property
+    def _may_stay(self) -> bool:
+        """Whether this process may be in a slot's cgroup: nothing there holds it up, or counts its use."""
+        return self._setup is not None and not self._setup.controllers
+
+    def _enter(self, slot: cgroups.Slot | None) -> None:
+        """Has the next process begin in a slot's cgroup. Raises OSError."""
+        if slot is not None and self._inside is not slot:
+            self._inside = slot
+            slot.enter()
+
+    def _leave(self) -> None:
+        """One that cannot leave a slot's cgroup would be killed with it. Raises OSError."""
+        if self._inside is not None:
+            os.write(self._rest, b"0")
+            self._inside = None
 
     def _renew_spare(self) -> None:
         """Raises OSError where no descriptor can be opened."""
@@ -385,6 +406,7 @@ class Spawner:
         if name not in self._slots:
             if len(self._slots) >= SLOTS_COUNT_MAX:
                 used = {live.run.launch.cgroup for live in self._live.values()}
+                self._leave()
                 for unused in set(self._slots) - used:
                     self._slots.pop(unused).close()
             self._slots[name] = cgroups.Slot(Path(name), launch.shape, frozenset(self._setup.controllers))
@@ -410,6 +432,8 @@ class Spawner:
     def _finish(self, live: _Live) -> None:
         """Says that an attempt has ended, if nothing of its tree is left; else kills that."""
         # What is in a cgroup descends from this process, where nobody else moved it there.
+        if not self._childless and self._inside is live.slot:
+            self._leave()
         if not self._childless and (live.slot is None or not live.slot.empty()):
             self._kill_tree(live)
             return
@@ -482,6 +506,7 @@ class Spawner:
         elif kill.signal == signal.SIGKILL:
             self._kill_tree(live)
         elif live.slot is not None:
+            self._leave()
             cgroups.signal_all(live.slot.path, kill.signal)
         else:
             tree.signal_below(os.getpid(), kill.signal)
@@ -490,6 +515,7 @@ class Spawner:
         if live.killed_s is None:
             live.killed_s = time.monotonic()
         if live.slot is not None:
+            self._leave()
             cgroups.kill(live.slot.path)
         else:
             tree.kill_below(os.getpid())
@@ -505,9 +531,9 @@ class Spawner:
             live.stuck = True
             self._answer(Stuck(live.attempt, live.job, tuple(self._processes(live))))
 
-    @staticmethod
-    def _processes(live: _Live) -> list[int]:
+    def _processes(self, live: _Live) -> list[int]:
         if live.slot is not None:
+            self._leave()
             return cgroups.pids(live.slot.path)
         return [one.pid for one in tree.below([os.getpid()], tree.processes()) if not one.zombie]
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -301,6 +302,29 @@ def test_a_cgroup_that_cannot_be_used_is_the_end_of_that_start_alone(
     reason = f"the agent cannot start it in the cgroup {slot}: No such file or directory"
     assert spawner.hear() == SpawnFailed((10, 0, 1), reason, Cause.AGENT_ERROR)
     assert alive(spawner.pid)
+
+
+def test_a_run_enters_its_cgroup_once_and_leaves_it_before_anything_else_is_done(
+    spawner: Conversation, tmp_path: Path
+) -> None:
+    # No cgroups: each move into one is a byte in a file.
+    for name in ("rest", "5.1"):
+        (tmp_path / name).mkdir()
+        for file in ("cgroup.procs", "cgroup.events", "cgroup.kill"):
+            (tmp_path / name / file).touch()
+    slot, moves = str(tmp_path / "5.1"), [tmp_path / name / "cgroup.procs" for name in ("5.1", "rest")]
+    spawner.say(setup(tmp_path, str(tmp_path / "rest")), prepare("true"), launch(0, cgroup=slot, count=5))
+    assert codes(spawner, 5) == dict.fromkeys(range(5), 0)
+    assert [path.read_text() for path in moves] == ["0", "0"]
+    spawner.say(prepare("sleep", "60"), launch(5, cgroup=slot, count=2))
+    born = spawner.hear()
+    assert isinstance(born, Spawned)
+    spawner.say(Kill(born.attempt, signal.SIGKILL, tree=True))
+    # That of the other task's return, or ahead of it for the kill.
+    assert isinstance(spawner.hear(), Returned)
+    assert [path.read_text() for path in moves] == ["00", "00"]
+    os.kill(born.pid, signal.SIGKILL)
+    assert isinstance(spawner.hear(), Exited)
 
 
 @pytest.mark.parametrize("what", ["unreadable", "cut off"])
