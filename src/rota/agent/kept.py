@@ -108,14 +108,22 @@ class Kept:
         if self._blank < 0:
             return output.remove_empty(self.path)
         found = os.fstat(self._blank)
-        if found.st_size:
-            self.show()
-            return found.st_size
-        plain = found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == _MODE
-        if not (self._own and plain and self._keeper.take_back(self._blank)):
-            os.close(self._blank)
-        self._blank = -1
-        return 0
+        try:
+            if found.st_size:
+                self.show()
+            elif self._own and _untouched(found) and self._keeper.take_back(self._blank):
+                self._blank = -1
+        finally:
+            if self._blank >= 0:
+                os.close(self._blank)
+                self._blank = -1
+        return found.st_size
+
+
+def _untouched(found: os.stat_result) -> bool:
+    """Whether an empty file is as it was made: nobody gave it a name, room on the disk, or others rights."""
+    as_made = found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == _MODE
+    return as_made and found.st_nlink == 0 and found.st_blocks == 0
 
 
 def _open_named(path: str) -> int:

@@ -122,14 +122,14 @@ class Plan:
 class Launcher:
     """Starts the tasks of one node."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, keeper: Keeper) -> None:
         self._setup = setup
         self._home = Path(setup.home)
         self._where = f"on node {setup.node_name}" if setup.node_name else "on this node"
         self._inherited = {**_of_account(os.geteuid()), **dict(setup.environment)}
         self._programs: dict[tuple[str, str], str] = {}
         self._map_user = dict(setup.map_user)
-        self._keeper = Keeper(self._home)
+        self._keeper = keeper
 
     def plan(self, job: Prepare, part: Part, devices: tuple[str, ...]) -> Plan:
         """How a part's tasks are to be started. Raises StartFailed where none of them can be."""

@@ -26,6 +26,7 @@ from typing import assert_never
 
 from rota.agent import cgroups, files, output, tree
 from rota.agent.codec import Codec, Frames, frame
+from rota.agent.kept import Keeper
 from rota.agent.launch import Launcher, Plan, StartFailed, Task
 from rota.agent.spawn_frames import Feed, FromSpawner, Kill, Launch, Prepare, Setup, Stuck, ToSpawner
 from rota.core.model.states import Cause
@@ -166,6 +167,8 @@ class Spawner:
         # Its place is for what a process is looked up with, which must not fail.
         self._spare = -1
         self._setup: Setup | None = None
+        # One for all setups: it has files open.
+        self._keeper: Keeper | None = None
         self._launcher: Launcher | None = None
         self._jobs: dict[tuple[int, int], Prepare] = {}
         self._live: dict[Attempt, _Live] = {}
@@ -269,7 +272,8 @@ class Spawner:
 
     def _set_up(self, setup: Setup) -> None:
         self._setup = setup
-        self._launcher = Launcher(setup)
+        self._keeper = self._keeper or Keeper(Path(setup.home))
+        self._launcher = Launcher(setup, self._keeper)
         self._jobs.clear()
 
     def _answer(self, answer: FromSpawner) -> None:
@@ -385,6 +389,12 @@ class Spawner:
             live = fresh.popleft()
             if live.over:
                 continue
+            if live.status is not None:
+                # It has ended, and only what it left lives on: there is no process to name any more.
+                live.task.show_output()
+                continue
+            # Its cgroup is its own from now on: it may even be frozen by what is in it.
+            self._leave()
             self._give_spare()
             found = tree.process(live.task.pid)
             assert found is not None, live.task

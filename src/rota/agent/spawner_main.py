@@ -49,7 +49,8 @@ def mother(control: socket.socket) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Signals to the whole process group are for the supervisor, which still has things to report.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    # SIGIO tells of a lease that somebody else ends (`kept`).
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGIO):
         signal.signal(number, signal.SIG_IGN)
     # Whatever else is open is the supervisor's: its journal's lock, and the ends of its other sockets.
     kept = {0, 1, 2, control.fileno(), DEV_NULL}

@@ -285,10 +285,15 @@ class Loop:
     async def run(self, ready: Callable[[], None]) -> None:
         """Leads until `stop`; `ready` is called at the first commit. Raises SchemaTooNew."""
         retry_s = RETRY_S_MIN
+        dropped = False
         while not self._stopping:
             began_ms = self._clock.boot_ms()
+            again, dropped = dropped, True
             try:
                 turn = await self._load()
+                if again:
+                    # What was dropped is full of cycles, and nothing else looks for old ones (`pace`).
+                    gc.collect()
                 await self._lead(turn)
                 ready()
                 await self._turns(turn)
@@ -306,7 +311,6 @@ class Loop:
             except Exception:  # noqa: BLE001 (a restart would not mend it either)
                 _log.exception("a bug: the controller goes on from its store")
                 self._drop("the controller failed, and goes on from its store; try again")
-            gc.collect()  # the machine that was dropped is full of cycles
             if self._clock.boot_ms() - began_ms >= GOOD_MS_MIN:
                 retry_s = RETRY_S_MIN
             await self._read_only(retry_s)

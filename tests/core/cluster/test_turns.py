@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from rota.core.cluster.claims import GATHERING_MS_MAX, GATHERING_PAUSE_MS, SHORT_TASK_MS
-from rota.core.cluster.inputs import PutQueue
+from rota.core.cluster.claims import GATHERING_MS_MAX, GATHERING_PAUSE_MS, GROUPS_MAX, SHORT_TASK_MS
+from rota.core.cluster.inputs import EditNode, NodeEdit, PutQueue
 from rota.core.cluster.records import QueueConfig
 from rota.core.model import indexset
 from rota.core.model.protocol import (
@@ -18,6 +18,7 @@ from rota.core.model.protocol import (
     Resized,
 )
 from rota.core.model.resources import Resources
+from rota.core.model.states import OnNodeLoss
 from tests.core.cluster.scene import WALL_MS, Scene, exits
 
 
@@ -125,6 +126,30 @@ def test_no_more_is_asked_back_than_a_quota_lets_a_queue_have() -> None:
     for _ in range(3):
         full.submit(queue="video")
     assert list(full.asked.values()) == [3]
+
+
+def test_work_for_nodes_that_take_none_is_in_nobodys_way() -> None:
+    full = Full(node="n", queue="video")
+    for number in range(GROUPS_MAX + 1):
+        away = full.scene.node(f"away-{number}", 4)
+        full.scene.ask(EditNode(0, "admin", away, NodeEdit.CORDON))
+        full.submit(array="0-9", queue="quiet", node=f"away-{number}")
+    full.submit(array="0-9", queue="quiet", node="n")
+    assert full.asked, "the queue has a share"
+
+
+def test_work_that_may_start_once_is_not_queued_behind_short_tasks() -> None:
+    full = Full(cpu=1, array="0-0")
+    full.task_ms = 20
+    short = [full.first, *(full.submit(array="0-0") for _ in range(7))]
+    for job in short[:4]:
+        full.end_one(job)
+    once = full.submit(array="0-19", on_node_loss=OnNodeLoss.HOLD)
+    for job in short[4:]:
+        full.end_one(job)
+        assert sum(grant.job == once for grant, _ in full.running) <= 1
+    full.end_one(once)
+    assert sum(grant.job == once for grant, _ in full.running) == 1
 
 
 def test_work_of_higher_priority_does_not_wait_for_the_end_of_all_the_other() -> None:

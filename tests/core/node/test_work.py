@@ -5,6 +5,7 @@ from signal import SIGTERM, SIGUSR1
 import pytest
 
 from rota.core.model.protocol import (
+    RECALL_ALL,
     Ack,
     Drain,
     Ended,
@@ -15,6 +16,7 @@ from rota.core.model.protocol import (
     HeartbeatAck,
     Input,
     Lease,
+    Ranges,
     ReadOutput,
     Recall,
     Resize,
@@ -228,6 +230,16 @@ def test_what_was_not_started_of_a_stopped_job_is_given_back(scene: Scene) -> No
     run = lengthen(scene)[0]
     scene.spawned(run[0])
     scene.down(Stop(10, 1, (), StopReason.CANCEL, 1_000))
+    back = ((run[1][1], run[-1][1]),)
+    outcome = scene.step(Returned(((10, back),)))
+    assert outcome.entries == [Drop(10, back)]
+
+
+@pytest.mark.parametrize("indices", [(), ((0, 99),)])
+def test_what_is_recalled_out_of_a_run_is_given_back_when_it_returns(scene: Scene, indices: Ranges) -> None:
+    run = lengthen(scene)[0]
+    scene.spawned(run[0])
+    scene.down(Recall(10, 9, indices, 0 if indices else RECALL_ALL))
     back = ((run[1][1], run[-1][1]),)
     outcome = scene.step(Returned(((10, back),)))
     assert outcome.entries == [Drop(10, back)]

@@ -145,6 +145,25 @@ def test_what_stands_behind_a_task_that_lasts_comes_back(spawner: Conversation) 
     assert isinstance(spawner.hear(), Exited)
 
 
+def test_setups_cost_no_descriptors(spawner: Conversation, tmp_path: Path) -> None:
+    spawner.say(prepare("true"), launch(0))
+    assert codes(spawner, 1) == {0: 0}
+    before = len(list(Path(f"/proc/{spawner.pid}/fd").iterdir()))
+    for index in range(1, 5):
+        spawner.say(setup(tmp_path), prepare("true"), launch(index))
+        assert codes(spawner, 1) == {index: 0}
+    assert len(list(Path(f"/proc/{spawner.pid}/fd").iterdir())) == before
+
+
+def test_a_file_with_a_name_of_its_own_is_no_other_tasks(spawner: Conversation, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    spawner.say(prepare("ln", "-L", "/proc/self/fd/1", str(mine)), launch(0))
+    assert codes(spawner, 1) == {0: 0}
+    spawner.say(prepare("sh", "-c", "echo theirs; echo theirs >&2"), launch(1))
+    assert codes(spawner, 1) == {1: 0}
+    assert mine.read_text() == ""
+
+
 def test_what_cannot_be_started_gives_the_others_back(spawner: Conversation) -> None:
     spawner.say(prepare("no-such-program"), launch(0, count=3))
     failed = spawner.hear()

@@ -17,6 +17,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 
@@ -29,8 +30,10 @@ from rota.core.cluster.work import Work
 from rota.core.model.resources import NOTHING, Resources
 from rota.core.placement.room import WHOLE_DEVICE
 
-# So many groups are looked at in one pass; the others wait for the next.
+# So many groups are helped in one pass, and of each queue so many looked at for those that can be; the others
+# wait for the next.
 GROUPS_MAX = 8
+GROUPS_LOOKED_AT_MAX = 64
 # And so many slots of each are on their way at once.
 SLOTS_MAX = 64
 # So many kinds of leases are asked in one pass, and of what they have so many leases for one group.
@@ -105,17 +108,23 @@ class Claims:
 
     def _find(self) -> list[_Short]:
         """The groups that are to be helped: of each queue in turn the one that goes first."""
-        cluster, parked = self._work.cluster, self._index.parked
+        parked = self._index.parked
         queues = sorted(parked, key=lambda queue: (self._share(queue, self._holds(queue, {})), queue))
-        lists = [parked[queue].firsts(GROUPS_MAX) for queue in queues]
-        shorts: list[_Short] = []
-        for place in range(GROUPS_MAX):
-            for groups in lists:
-                if place < len(groups) and len(shorts) < GROUPS_MAX:
-                    group = groups[place]
-                    job = self._index.jobs_of(group, 1)[0]
-                    shorts.append(_Short(group, job, min(group.total, quota_slots(cluster, job, SLOTS_MAX))))
-        return shorts
+        lists = [self._of_queue(queue) for queue in queues]
+        return [one for row in zip_longest(*lists) for one in row if one is not None][:GROUPS_MAX]
+
+    def _of_queue(self, queue: str) -> list[_Short]:
+        """A queue's groups that can be helped: those with quota left, and a node that takes work."""
+        found: list[_Short] = []
+        for group in self._index.parked[queue].firsts(GROUPS_LOOKED_AT_MAX):
+            job = self._index.jobs_of(group, 1)[0]
+            count = min(group.total, quota_slots(self._work.cluster, job, SLOTS_MAX))
+            node = self._work.cluster.node_names.get(group.node, "")
+            if count and (not group.node or (self._index.taking(node) and node not in group.avoid)):
+                found.append(_Short(group, job, count))
+                if len(found) == GROUPS_MAX:
+                    break
+        return found
 
     def _turn(self, short: _Short) -> tuple[float, tuple[int, int]]:
         queue = short.job.spec.queue

@@ -172,7 +172,7 @@ class _Pass:
                 if taken and self.left > 0:
                     # With what is to be queued ahead in the same grant: half of what waits is left to others.
                     ahead = self._wanted(group, batch.jobs[0], lease) - lease.load if taken == count else 0
-                    self._give(batch, lease, max(taken, ahead))
+                    self._give(group, batch, lease, max(taken, ahead))
                     if count > taken:
                         rest.append((count - taken, lease))
             idle = rest
@@ -208,7 +208,7 @@ class _Pass:
             if unit is None or not count:
                 continue
             lease = self._open_slots(unit, group.kind, count)
-            self._give(batch, lease, lease.desired.target - lease.load)
+            self._give(group, batch, lease, lease.desired.target - lease.load)
             most -= count
         if self.left > 0:
             group.plan = []
@@ -282,7 +282,7 @@ class _Pass:
                 continue
             wanted = self._wanted(group, batch.jobs[0], lease)
             if lease.load * 2 < wanted:
-                self._give(batch, lease, wanted - lease.load)
+                self._give(group, batch, lease, wanted - lease.load)
             elif not (group.node or group.avoid):
                 del kind.low[number]
 
@@ -320,10 +320,15 @@ class _Pass:
         once = job.spec.on_node_loss in (OnNodeLoss.HOLD, OnNodeLoss.RERUN_FENCED)
         return Pace(average.successes, average.mean_ms, once, pending, kind.slots)
 
-    def _give(self, batch: _Batch, lease: Lease, count: int) -> None:
-        """So many tasks of a batch go to a lease."""
+    def _give(self, group: Group, batch: _Batch, lease: Lease, count: int) -> None:
+        """So many tasks of a batch go to a lease, and of its later jobs no more than each may have there."""
+        asked = batch.jobs[0] if batch.jobs else None
         while count > 0 and batch.jobs:
             job = batch.jobs[0]
+            if job is not asked:
+                count = min(count, self._wanted(group, job, lease) - lease.load)
+                if count <= 0:
+                    return
             most = min(count, grantable_count(job))
             if most:
                 self._grant(job, lease, most)

@@ -1,6 +1,6 @@
 """What the leader gives and takes: leases, grants, recalls, stops; and what the node gives back unasked."""
 
-from rota.core.model.protocol import Grant, Lease, Ranges, Recall, Resize, Slot, Stop
+from rota.core.model.protocol import RECALL_ALL, Grant, Lease, Ranges, Recall, Resize, Slot, Stop
 from rota.core.model.states import Cause, OnNodeLoss, StopReason
 from rota.core.node.book import Book
 from rota.core.node.entries import Drop, Granted, LeaseKept
@@ -158,6 +158,9 @@ class Granting:
             unstarted = self._attempts.unstarted(held)
             named = normal(message.indices)
             given = unstarted.common(named) if named else unstarted.last(message.count)
+            if named or message.count == RECALL_ALL:
+                # Nobody asks again for what is in a run.
+                self._attempts.recall(message.allocation, named)
         self._drop(message.allocation, given, answers=message.recall)
 
     def stop(self, message: Stop) -> None:

@@ -65,6 +65,8 @@ class Running:
     run: Run
     spec: JobSpec
     live: bool = False
+    # It is to come back if it has not started: who asked for it was told what there was then.
+    recalled: bool = False
     # Why it is being stopped; its end says this, if it was still running by then.
     cause: Cause | None = None
     message: str = ""
@@ -280,6 +282,13 @@ class Attempts:
             )
         )
 
+    def recall(self, number: int, indices: Ranges) -> None:
+        """Of these, or all of the allocation, none is to start here that comes back from its run."""
+        named = Indices(indices) if indices else None
+        for index, running in self.running.get(number, {}).items():
+            if not running.live and (named is None or index in named):
+                running.recalled = True
+
     def returned(self, number: int, indices: Ranges) -> Ranges:
         """These were not started, and are ready again; those of them that are not to start are given back."""
         unwanted = []
@@ -287,7 +296,7 @@ class Attempts:
             running = self._find((number, index, 1))
             self._over(running)
             self.places[running.run.lease].ready.appendleft((number, index))
-            if running.cause is not None:
+            if running.cause is not None or running.recalled:
                 unwanted.append((index, index))
         return normal(tuple(unwanted))
 
