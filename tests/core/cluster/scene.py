@@ -101,7 +101,11 @@ class Scene:
         self.hello(node, cpu, pools=pools)
         return node
 
-    def hello(
+    def hello(self, node: str, cpu: int, *pages: Holding, **more: Any) -> Outcome:
+        """The node connects and says what it holds, and has these reports still to make."""
+        return self.step(*self.greeting(node, cpu, *pages, **more))
+
+    def greeting(
         self,
         node: str,
         cpu: int,
@@ -110,8 +114,8 @@ class Scene:
         boot: str = "b",
         pools: tuple[Pool, ...] = (),
         reports: Sequence[AllocationReport] = (),
-    ) -> Outcome:
-        """The node connects and says what it holds, and has these reports still to make."""
+    ) -> list[FromNode]:
+        """What a node says when it connects: see `hello`."""
         self._streams += 1
         self._stream_of[node] = self._streams
         inventory = Inventory(pools=pools or (Pool(resources=Resources(cpu=cpu * 1000)),))
@@ -123,7 +127,7 @@ class Scene:
             sequence += 1
             messages.append(Report(journal, sequence, sequence, (report,), ()))
         self._sequence_of[node] = last
-        return self.step(*(self.said(node, message) for message in messages))
+        return [self.said(node, message) for message in messages]
 
     def said(self, node: str, message: Up) -> FromNode:
         return FromNode(node, self._stream_of[node], message)

@@ -6,7 +6,7 @@ from rota.core.cluster.index import Index
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.step import Machine
 from rota.core.model.columns import columns_of
-from rota.core.model.protocol import AllocationReport, Ended, Grant, Recall
+from rota.core.model.protocol import AllocationReport, Ended, Grant, Pool, Recall
 from rota.core.model.resources import Resources
 from rota.core.model.states import Cause
 from tests.core.cluster.scene import Scene
@@ -118,6 +118,19 @@ def test_passes_that_are_cut_short_starve_no_queue() -> None:
             go_on(scene)
     go_on(scene)
     assert all(scene.job(job).owned for job in jobs)
+
+
+def test_what_was_chosen_goes_to_no_other_node_that_has_come_to_its_place() -> None:
+    scene = scene_of(0, 0, placed_at_once=6)
+    unit = Resources(cpu=1_000)
+    gateway, other = scene.node("gw", 0, Pool(resources=unit, units=12)), scene.node("m", 1)
+    scene.submit(array="0-11", node="gw")
+    # One has fewer units than it had, and the other more, in the same step.
+    fewer = scene.greeting(gateway, 0, pools=(Pool(resources=unit, units=3),))
+    more = scene.greeting(other, 0, pools=(Pool(resources=unit, units=12),))
+    scene.step(*fewer, *more)
+    go_on(scene)
+    assert not scene.machine.cluster.nodes[other].leases
 
 
 def test_what_was_chosen_is_chosen_again_where_its_node_takes_nothing_more() -> None:

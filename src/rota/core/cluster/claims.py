@@ -163,7 +163,7 @@ class Claims:
         else:
             numbers = self._making_room(kind, job.spec.resources)
         for lease in [kind.leases[number] for number in numbers]:
-            usable = self._index.taking(lease.node.id) and self._may_go(short.group, lease.node)
+            usable = self._index.taking(lease.node.id) and short.group.may_go_to(lease.node)
             if usable and _makes_room(lease, job.spec.resources):
                 yield lease, self._kept(job, lease) if own else 0
 
@@ -183,10 +183,6 @@ class Claims:
         fits = room.free_at_least(np.array(rows, np.intp), shape, kind.shape)
         # The newest, for that is the order in which they are asked.
         return heapq.nlargest(LEASES_MAX, (numbers[place] for place in np.flatnonzero(fits)))
-
-    @staticmethod
-    def _may_go(group: Group, node: Node) -> bool:
-        return group.node in ("", node.config.name) and node.id not in group.avoid
 
     def _give(self, queue: str, shape: Resources, slots: int) -> None:
         if slots:
@@ -242,7 +238,7 @@ class Claims:
             unit.node for unit in units if unit is not None and self._index.taking(unit.node)
         )
         nodes = [self._work.cluster.nodes[name] for name in names]
-        nodes = [node for node in nodes if self._may_go(group, node)]
+        nodes = [node for node in nodes if group.may_go_to(node)]
         if len(nodes) <= GATHERING_NODES_MAX:
             return nodes
         first = soft.gathering_looked % len(nodes)

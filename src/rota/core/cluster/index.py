@@ -3,7 +3,7 @@
 Leases of one *kind* (shape and queue) are as good as one another for a task; waiting jobs of one *group*
 (kind, the one node they name, the nodes they are kept off, priority) are placed alike, in the order of
 their numbers. Nothing here is decided, and nothing is stored: `refresh` reads the news of the cluster, and
-looks at what has changed alone. `check.check_index` compares it with a recount.
+looks at what has changed alone. `recount.check_index` compares it with a recount.
 """
 
 from collections.abc import Iterator
@@ -108,6 +108,10 @@ class Group:
     def rank(self) -> tuple[int, int]:
         """Where it stands in its queue: by its first job."""
         return (-self.priority, self.jobs.first() or 0)
+
+    def may_go_to(self, node: Node) -> bool:
+        """Whether it is the node that its jobs name, and none that they are kept off."""
+        return self.node in ("", node.config.name) and node.id not in self.avoid
 
     @property
     def claim(self) -> tuple[Resources, str, str, tuple[str, ...]]:

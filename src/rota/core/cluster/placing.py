@@ -149,10 +149,6 @@ class _Pass:
         }
         return bool(able) and able.issubset(group.avoid)
 
-    def _usable(self, group: Group, lease: Lease) -> bool:
-        node = lease.node
-        return group.node in ("", node.config.name) and node.id not in group.avoid
-
     def _fill_idle(self, group: Group, batch: _Batch) -> None:
         """Idle slots of fitting leases take one task each, the emptiest leases first."""
         kind = group.kind
@@ -162,7 +158,7 @@ class _Pass:
         numbers = kind.idle.firsts(len(kind.idle) if picky else batch.left)
         leases = [kind.leases[number] for number in numbers]
         if picky:
-            leases = [lease for lease in leases if self._usable(group, lease)]
+            leases = [lease for lease in leases if group.may_go_to(lease.node)]
         idle = [(lease.desired.target - lease.load, lease) for lease in leases]
         while batch.left > 0 and idle and self.left > 0:
             share = max(batch.left // len(idle), 1)
@@ -205,7 +201,8 @@ class _Pass:
             row, count = group.plan.pop()
             count = min(count, most, int(room.scored(group.kind.shape).room[row]))
             unit = room.units[row]
-            if unit is None or not count:
+            # A row that was given back may be another node's by now.
+            if unit is None or not count or not group.may_go_to(self.cluster.nodes[unit.node]):
                 continue
             lease = self._open_slots(unit, group.kind, count)
             self._give(group, batch, lease, lease.desired.target - lease.load)
@@ -278,7 +275,7 @@ class _Pass:
         for number, lease in list(kind.low.items()):
             if self.left <= 0 or batch.left <= 0:
                 return
-            if not self._usable(group, lease):
+            if not group.may_go_to(lease.node):
                 continue
             wanted = self._wanted(group, batch.jobs[0], lease)
             if lease.load * 2 < wanted:

@@ -1,6 +1,6 @@
 """Entries of the journal as the leader is told of them, and what is held as pages."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rota.core.model.columns import columns_of
 from rota.core.model.protocol import (
@@ -23,6 +23,7 @@ from rota.core.node.indices import Indices, normal
 REPORT_BYTES_MAX = 200 * 1024
 REPORT_ENTRIES_MAX = 4_096
 PAGE_BYTES_MAX = 200 * 1024
+_PIECE_RANGES_MAX = 4_096
 
 _RANGE_BYTES = 12
 _ALLOCATION_BYTES = 64
@@ -151,10 +152,15 @@ def report(held: Held, first: int, last_max: int) -> Report:
 
 def holding(held: Held) -> Iterator[Holding]:
     """What is held, in pages; a large allocation comes in several pieces, apart from one another."""
+    return pages(_pieces(held))
+
+
+def pages(pieces: Iterable[HeldLease | HeldAllocation]) -> Iterator[Holding]:
+    """Pages of what is held, each small enough for a message."""
     leases: list[HeldLease] = []
     allocations: list[HeldAllocation] = []
     bytes_left = PAGE_BYTES_MAX
-    for piece in _pieces(held):
+    for piece in pieces:
         if isinstance(piece, HeldLease):
             bytes_left -= _ALLOCATION_BYTES + 6 * len(piece.slots)
         else:
@@ -170,7 +176,15 @@ def holding(held: Held) -> Iterator[Holding]:
         yield Holding(tuple(leases), tuple(allocations))
 
 
-_PIECE_RANGES_MAX = 4_096
+def pieces_of(allocation: int, waiting: Ranges, started: Ranges) -> Iterator[HeldAllocation]:
+    """An allocation, in several pieces where it is large; one that holds nothing has one."""
+    while len(waiting) > _PIECE_RANGES_MAX:
+        yield HeldAllocation(allocation, waiting[:_PIECE_RANGES_MAX], ())
+        waiting = waiting[_PIECE_RANGES_MAX:]
+    while len(started) > _PIECE_RANGES_MAX:
+        yield HeldAllocation(allocation, (), started[:_PIECE_RANGES_MAX])
+        started = started[_PIECE_RANGES_MAX:]
+    yield HeldAllocation(allocation, waiting, started)
 
 
 def _pieces(held: Held) -> Iterator[HeldLease | HeldAllocation]:
@@ -180,11 +194,4 @@ def _pieces(held: Held) -> Iterator[HeldLease | HeldAllocation]:
     for allocation in held.allocations.values():
         # Intended is not started yet, for all that the leader knows.
         waiting = normal(allocation.waiting.ranges() + allocation.intended.ranges())
-        started = _ranges(sorted(allocation.live))
-        while len(waiting) > _PIECE_RANGES_MAX:
-            yield HeldAllocation(allocation.allocation, waiting[:_PIECE_RANGES_MAX], ())
-            waiting = waiting[_PIECE_RANGES_MAX:]
-        while len(started) > _PIECE_RANGES_MAX:
-            yield HeldAllocation(allocation.allocation, (), started[:_PIECE_RANGES_MAX])
-            started = started[_PIECE_RANGES_MAX:]
-        yield HeldAllocation(allocation.allocation, waiting, started)
+        yield from pieces_of(allocation.allocation, waiting, _ranges(sorted(allocation.live)))

@@ -25,12 +25,11 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.resources import Resources
 from rota.core.node.entries import Acknowledged, Drop, End, Entry, Resize, Session
+from rota.core.node.reporting import pages, pieces_of
 
 # Below the limit of a message, by the estimates from above that follow.
 REPORT_BYTES_MAX = 200 * 1024
-PAGE_BYTES_MAX = 200 * 1024
 # Ranges of one allocation in a page, of which one larger comes in several pieces.
-PIECE_RANGES_MAX = 4_096
 RANGE_BYTES = 12
 ALLOCATION_BYTES = 128
 ENDED_BYTES = 80
@@ -181,37 +180,14 @@ class Memory:
 
     def holding(self) -> Iterator[Holding]:
         """What is held, in pages."""
-        leases: list[HeldLease] = []
-        allocations: list[HeldAllocation] = []
-        bytes_left = PAGE_BYTES_MAX
-        for piece in self._pieces():
-            if isinstance(piece, HeldLease):
-                bytes_left -= ALLOCATION_BYTES + 6 * len(piece.slots)
-            else:
-                bytes_left -= ALLOCATION_BYTES + RANGE_BYTES * (len(piece.waiting) + len(piece.started))
-            if bytes_left < 0 and (leases or allocations):
-                yield Holding(tuple(leases), tuple(allocations))
-                leases, allocations, bytes_left = [], [], PAGE_BYTES_MAX
-            if isinstance(piece, HeldLease):
-                leases.append(piece)
-            else:
-                allocations.append(piece)
-        if leases or allocations:
-            yield Holding(tuple(leases), tuple(allocations))
+        return pages(self._pieces())
 
     def _pieces(self) -> Iterator[HeldLease | HeldAllocation]:
         for lease in self.leases.values():
             if lease.slots:
                 yield HeldLease(lease.lease, tuple(lease.slots))
         for held in self.allocations.values():
-            waiting = to_ranges(held.waiting)
-            started = to_ranges(BitMap(held.running))
-            for cut in range(PIECE_RANGES_MAX, len(waiting), PIECE_RANGES_MAX):
-                yield HeldAllocation(held.allocation, waiting[cut : cut + PIECE_RANGES_MAX], ())
-            for cut in range(PIECE_RANGES_MAX, len(started), PIECE_RANGES_MAX):
-                yield HeldAllocation(held.allocation, (), started[cut : cut + PIECE_RANGES_MAX])
-            first = waiting[:PIECE_RANGES_MAX], started[:PIECE_RANGES_MAX]
-            yield HeldAllocation(held.allocation, *first)
+            yield from pieces_of(held.allocation, to_ranges(held.waiting), to_ranges(BitMap(held.running)))
 
 
 def size_bytes(entry: Told) -> int:
