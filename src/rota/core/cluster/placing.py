@@ -199,7 +199,7 @@ class _Pass:
         room, before = self.index.room, most
         while group.plan and self.left > 0 and most > 0:
             row, count = group.plan.pop()
-            count = min(count, most, int(room.scored(group.kind.shape).room[row]))
+            count = min(count, most, room.slots_of(group.kind.shape, row))
             unit = room.units[row]
             # A row that was given back may be another node's by now.
             if unit is None or not count or not group.may_go_to(self.cluster.nodes[unit.node]):

@@ -12,7 +12,7 @@ from rota.core.cluster.state import Cluster, Lease, Node
 from rota.core.cluster.waiting import grantable_count
 from rota.core.model.protocol import Pool
 from rota.core.model.resources import NOTHING, Resources
-from rota.core.placement.room import Room, Unit
+from rota.core.placement.room import FULL, Room, Unit
 
 
 def check_index(index: Index, cluster: Cluster, soft: Soft) -> None:
@@ -55,12 +55,11 @@ def _check_room(index: Index, cluster: Cluster, taking: set[str]) -> None:
                     fresh.set(row, wanted)
                 rows += 1
     for shape in {key[0] for key in index.kinds}:
-        found_room, wanted_room = index.room.scored(shape), fresh.scored(shape)
+        scores, wanted_scores = index.room.scored(shape), fresh.scored(shape)
         for row, unit in enumerate(fresh.units):
             if unit is not None and unit.node:
-                pair = (found_room.room[row], found_room.score[row])
-                other = (wanted_room.room[row], wanted_room.score[row])
-                require(pair == other, "index", "{} in row {}: {}, recounted {}", shape, row, pair, other)
+                score, other = scores[row], wanted_scores[row]
+                require(score == other, "index", "{} in row {}: {}, recounted {}", shape, row, score, other)
 
 
 def _unit(node: Node, pool: Pool, number: int, taking: bool) -> Unit:
@@ -139,7 +138,7 @@ def _check_asleep(index: Index, soft: Soft, group: Group) -> None:
         usable = group.node in ("", node.config.name) and node.id not in group.avoid
         require(not usable, "index", "group {} sleeps beside an idle slot", group.kind.key)
     if not (group.node or group.avoid) and not index.limited(group):
-        room = index.room.scored(group.kind.shape).room
+        score = index.room.scored(group.kind.shape)
         gathered = [index.row(*one.place) for one in soft.gathering.values() if one.place is not None]
-        fits = [row for row in np.flatnonzero(room) if int(row) not in gathered]
+        fits = [row for row in np.flatnonzero(score <= FULL) if int(row) not in gathered]
         require(not fits, "index", "group {} is parked, and fits into {}", group.kind.key, fits)

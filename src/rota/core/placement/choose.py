@@ -10,7 +10,7 @@ import heapq
 import numpy as np
 
 from rota.core.model.resources import Resources
-from rota.core.placement.room import Counts, Levels, Room, Rows
+from rota.core.placement.room import FULL, Counts, Levels, Room, Rows
 
 # So few slots are given one by one.
 ONE_BY_ONE_MAX = 64
@@ -28,28 +28,23 @@ def spread(
     """
     if slots <= 0:
         return _NONE, _NONE
-    if only is None:
-        scored = room.scored(shape)
-        fits, score = scored.room, scored.score
-    else:
-        fits, score = room.score(shape, only)
+    score = room.scored(shape) if only is None else room.score(shape, only)
     if without is not None and len(without):
-        fits, score = fits.copy(), score.copy()
-        here = without if only is None else np.flatnonzero(np.isin(only, without))
-        fits[here], score[here] = 0, np.inf
+        score = score.copy()
+        score[without if only is None else np.flatnonzero(np.isin(only, without))] = np.inf
     if slots == 1:
-        if not len(score) or not np.isfinite(score[place := int(score.argmin())]):
+        if not len(score) or score[place := int(score.argmin())] > FULL:
             return _NONE, _NONE
         return np.array([place if only is None else only[place]], np.intp), _ONE
-    places = np.flatnonzero(fits)
+    places = np.flatnonzero(score <= FULL)
     if slots < len(places) and slots <= ONE_BY_ONE_MAX:
         # No more rows than slots get any: those that are the least full with one.
         worst = np.partition(score[places], slots - 1)[slots - 1]
         better = places[score[places] < worst]
         equal = places[score[places] == worst][: slots - len(better)]
         places = np.sort(np.concatenate((better, equal)))
-    fits = fits[places]
     rows = places if only is None else only[places]
+    fits = room.slots(shape, rows)
     counts = fits if fits.sum() <= slots else _fill(room.levels(shape, rows), fits, slots)
     some = counts > 0
     return rows[some], counts[some]

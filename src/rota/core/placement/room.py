@@ -23,6 +23,9 @@ SCORED_ROWS_MAX = 500_000
 WHOLE_DEVICE = 1000
 """Thousandths of one device."""
 
+FULL = 1.0
+"""How full a row is of which nothing is left."""
+
 _ROWS_MIN = 64
 # So few rows are scored without columns.
 ONE_BY_ONE_MAX = 8
@@ -49,9 +52,8 @@ class Unit:
 
 @dataclass(slots=True)
 class Scored:
-    """Of one shape, by row: how many slots fit, and how full it is with one more (infinite: none fits)."""
+    """Of one shape, by row: how full it is with one slot more; beyond `FULL` none fits."""
 
-    room: Counts
     score: Scores
     # Where in the log of changed rows it stands.
     seen: int = 0
@@ -67,9 +69,11 @@ class Room:
         self._columns = {name: number for number, name in enumerate(BUILT_IN)}
         self._free = np.zeros((len(BUILT_IN), _ROWS_MIN), np.int64)
         self._whole = np.zeros((len(BUILT_IN), _ROWS_MIN), np.int64)
-        # What is used, and what there is (at least 1) as what it is divided by.
-        self._used = np.zeros((len(BUILT_IN), _ROWS_MIN), np.int64)
-        self._over = np.ones((len(BUILT_IN), _ROWS_MIN), np.float64)
+        # What is used, infinite where there is nothing to be had, so that no shape fits; and what there is
+        # (at least 1) as what it is divided by. Amounts are far below 2**53, so floats hold them exactly:
+        # what fits is at most FULL, and what does not is beyond it.
+        self._used = np.full((len(BUILT_IN), _ROWS_MIN), np.inf)
+        self._over = np.ones((len(BUILT_IN), _ROWS_MIN))
         self._slots = np.zeros(_ROWS_MIN, np.int64)
         self._there = np.zeros(_ROWS_MIN, np.bool_)
         # Thousandths left of each device, -1 for none; the rows that have any.
@@ -103,8 +107,8 @@ class Room:
     def give(self, row: int) -> None:
         """The row is nobody's any more."""
         self.units[row] = None
-        for table in (self._free, self._whole, self._used):
-            table[:, row] = 0
+        self._free[:, row] = self._whole[:, row] = 0
+        self._used[:, row] = np.inf
         self._over[:, row] = 1
         self._slots[row] = 0
         self._there[row] = self._named[row] = False
@@ -115,15 +119,21 @@ class Room:
         """What the row's unit is now. Returns whether it may have become room for something."""
         before = self.units[row]
         self.units[row] = unit
-        if before is None or before.whole != unit.whole:
+        if before is None or before.whole != unit.whole or (before.slots > 0) != (unit.slots > 0):
             for name in (name for name, _ in unit.whole.items() if name not in self._columns):
                 self._add_column(name)
-            for column, whole in self._amounts(unit.whole):
+            pairs = zip(self._amounts(unit.whole), self._amounts(unit.free), strict=True)
+            for column, (whole, free) in enumerate(pairs):
+                self._free[column, row] = free
                 self._whole[column, row] = whole
                 self._over[column, row] = max(whole, 1)
-        for column, free in self._amounts(unit.free):
-            self._free[column, row] = free
-            self._used[column, row] = unit.whole.get(self._names[column]) - free
+                self._used[column, row] = whole - free if whole and unit.slots else np.inf
+        elif before.free != unit.free:
+            pairs = zip(self._amounts(unit.free), self._amounts(before.free), strict=True)
+            for column, (free, had) in enumerate(pairs):
+                if free != had:
+                    self._free[column, row] = free
+                    self._used[column, row] -= free - had
         self._slots[row] = unit.slots
         self._there[row] = unit.there
         self._named[row] = bool(unit.devices)
@@ -137,11 +147,12 @@ class Room:
             or any(left > had for had, left in zip(before.devices, unit.devices, strict=False))
         )
 
-    def _amounts(self, amounts: Resources) -> Iterable[tuple[int, int]]:
-        """What to write into each column."""
-        if len(self._names) == len(BUILT_IN):
-            return enumerate((amounts.cpu, amounts.memory, amounts.gpu, amounts.disk))
-        return enumerate(map(amounts.get, self._names))
+    def _amounts(self, amounts: Resources) -> Sequence[int]:
+        """What is to be written into each column."""
+        built_in = (amounts.cpu, amounts.memory, amounts.gpu, amounts.disk)
+        if len(self._names) == len(built_in):
+            return built_in
+        return (*built_in, *map(amounts.get, self._names[len(built_in) :]))
 
     def _put_devices(self, row: int, left: Sequence[int]) -> None:
         more = len(left) - self._devices.shape[1]
@@ -155,14 +166,14 @@ class Room:
         self._names.append(name)
         self._free = np.pad(self._free, ((0, 1), (0, 0)))
         self._whole = np.pad(self._whole, ((0, 1), (0, 0)))
-        self._used = np.pad(self._used, ((0, 1), (0, 0)))
+        self._used = np.pad(self._used, ((0, 1), (0, 0)), constant_values=np.inf)
         self._over = np.pad(self._over, ((0, 1), (0, 0)), constant_values=1)
 
     def _grow(self) -> None:
         more = len(self._slots)
         self._free = np.pad(self._free, ((0, 0), (0, more)))
         self._whole = np.pad(self._whole, ((0, 0), (0, more)))
-        self._used = np.pad(self._used, ((0, 0), (0, more)))
+        self._used = np.pad(self._used, ((0, 0), (0, more)), constant_values=np.inf)
         self._over = np.pad(self._over, ((0, 0), (0, more)), constant_values=1)
         self._slots = np.pad(self._slots, (0, more))
         self._there = np.pad(self._there, (0, more))
@@ -178,12 +189,12 @@ class Room:
 
     # ------------------------------------------------------------ shapes
 
-    def scored(self, shape: Resources) -> Scored:
-        """The shape's room and score by row, as they are now. The arrays must not be changed."""
+    def scored(self, shape: Resources) -> Scores:
+        """The shape's score by row, as it is now. The array must not be changed."""
         now = self._log_start + len(self._log)
         found = self._scored.get(shape)
         if found is None or found.seen < self._log_start:
-            found = Scored(*self.score(shape, slice(0, self.size)), now)
+            found = Scored(self.score(shape, slice(0, self.size)), now)
             self.shapes_scored += 1
             self._scored[shape] = found
             while len(self._scored) * self.size > SCORED_ROWS_MAX and len(self._scored) > 1:
@@ -193,45 +204,65 @@ class Room:
             self.rows_rescored += len(changed)
             if len(changed) <= ONE_BY_ONE_MAX:
                 for row in changed:
-                    found.room[row], found.score[row] = self._score_one(shape, row)
+                    found.score[row] = self._score_one(shape, row)
             else:
                 rows = np.array(sorted(changed), np.intp)
-                found.room[rows], found.score[rows] = self.score(shape, rows)
+                found.score[rows] = self.score(shape, rows)
             found.seen = now
         self._scored.move_to_end(shape)
-        return found
+        return found.score
 
-    def _score_one(self, shape: Resources, row: int) -> tuple[int, float]:
+    def _score_one(self, shape: Resources, row: int) -> float:
         """The same as `score` of one row: quicker than columns are for so little."""
         unit = self.units[row]
         if unit is None or not unit.slots:
-            return 0, np.inf
-        room, score = unit.slots, 0.0
+            return np.inf
+        score = 0.0
         for name, amount in shape.items():
-            whole, free = unit.whole.get(name), unit.free.get(name)
-            room = min(room, free // amount)
-            score = max(score, (whole - free + amount) / max(whole, 1))
-        if shape.gpu and unit.devices:
-            left = np.array([unit.devices], np.int64)
-            room = min(room, int(_devices_room(left, shape.gpu)[0]))
-        return (room, score) if room > 0 else (0, np.inf)
+            whole = unit.whole.get(name)
+            if not whole:
+                return np.inf
+            score = max(score, (whole - unit.free.get(name) + amount) / whole)
+        return np.inf if shape.gpu and unit.devices and not _of_devices(unit, shape.gpu) else score
 
-    def score(self, shape: Resources, rows: Rows | slice) -> tuple[Counts, Scores]:
-        """Of these rows: how many slots of the shape fit, and how full each is with one of them."""
-        room = self._slots[rows].copy()
-        score = np.zeros(len(room))
+    def score(self, shape: Resources, rows: Rows | slice) -> Scores:
+        """Of these rows: how full each is with one slot of the shape."""
+        score: Scores | None = None
         for name, amount in shape.items():
-            if name not in self._columns:
-                return np.zeros_like(room), np.full(len(room), np.inf)
-            column = self._columns[name]
+            column = self._columns.get(name)
+            if column is None:
+                return np.full(len(self._slots[rows]), np.inf)
+            part = self._used[column][rows] + amount
+            part /= self._over[column][rows]
+            score = part if score is None else np.maximum(score, part, out=score)
+        if score is None:
+            return np.where(self._slots[rows] > 0, 0.0, np.inf)
+        if shape.gpu and self._devices.shape[1]:
+            score[self._named[rows] & (_devices_room(self._devices[rows], shape.gpu) <= 0)] = np.inf
+        return score
+
+    def slots(self, shape: Resources, rows: Rows) -> Counts:
+        """How many slots of the shape fit into each of these rows."""
+        room = self._slots[rows]
+        for name, amount in shape.items():
+            column = self._columns.get(name)
+            if column is None:
+                return np.zeros_like(room)
             np.minimum(room, self._free[column][rows] // amount, out=room)
-            np.maximum(score, (self._used[column][rows] + amount) / self._over[column][rows], out=score)
         if shape.gpu and self._devices.shape[1]:
             named = self._named[rows]
             np.minimum(room, _devices_room(self._devices[rows], shape.gpu), out=room, where=named)
-        np.maximum(room, 0, out=room)
-        np.putmask(score, room == 0, np.inf)
-        return room, score
+        return np.maximum(room, 0, out=room)
+
+    def slots_of(self, shape: Resources, row: int) -> int:
+        """The same of one row."""
+        unit = self.units[row]
+        if unit is None:
+            return 0
+        count = shape.times_in(unit.free, unit.slots)
+        if count and shape.gpu and unit.devices:
+            count = min(count, _of_devices(unit, shape.gpu))
+        return count
 
     def levels(self, shape: Resources, rows: Rows) -> "Levels":
         """How full these rows become as they get slots of the shape."""
@@ -290,7 +321,7 @@ class Room:
 class Levels:
     """How full rows become, by the resource of which the smallest part is left, as they get more slots."""
 
-    def __init__(self, used: list[Counts], whole: list[Scores], amounts: Iterable[int]) -> None:
+    def __init__(self, used: list[Scores], whole: list[Scores], amounts: Iterable[int]) -> None:
         self._used, self._whole, self._amounts = used, whole, list(amounts)
 
     def at(self, slots: Counts) -> Scores:
@@ -331,3 +362,8 @@ def _devices_room(left: Counts, gpu: int) -> Counts:
     else:
         result = (left == WHOLE_DEVICE).sum(axis=1) // -(-gpu // WHOLE_DEVICE)
     return result
+
+
+def _of_devices(unit: Unit, gpu: int) -> int:
+    """The same of one unit, which has some."""
+    return int(_devices_room(np.array([unit.devices], np.int64), gpu)[0])
