@@ -14,6 +14,7 @@ from rota.core.cluster.records import Block, Event, QueueConfig, Record, TokenCo
 from rota.core.model.protocol import Body, Down, Up
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import TokenKind
+from rota.core.model.values import value
 
 # ---------------------------------------------------------------- from users
 
@@ -241,7 +242,7 @@ class Why(Enum):
     CONFLICT = "conflict"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Refusal:
     """`problems`: one line each, what is wrong, where, and what would be right."""
 
@@ -249,13 +250,13 @@ class Refusal:
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Submitted:
     jobs: tuple[int, ...]
     repeated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Done:
     """A change was made, or (not `changed`) nothing had to be. `count`: of tasks, where tasks are meant."""
 
@@ -263,26 +264,26 @@ class Done:
     changed: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Enrolled:
     node: str
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Reply:
     ticket: int
     answer: Submitted | Done | Enrolled | Refusal
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Send:
     node: str
     stream: int
     message: Down
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Close:
     """The shell ends the stream (after what was sent before)."""
 

@@ -25,6 +25,7 @@ from rota.core.model.states import (
     StopReason,
     TokenKind,
 )
+from rota.core.model.values import value
 
 SCHEMA = 1
 # Beyond any truth, and so little that the sum over all nodes is still a number of the wire.
@@ -48,7 +49,7 @@ def empty() -> BitMap:
 # ---------------------------------------------------------------- meta
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ClusterMeta:
     uuid: str = ""
     incarnation: int = 1
@@ -56,7 +57,7 @@ class ClusterMeta:
     next_job: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Commit:
     term: int = 0
     seq: int = 0
@@ -67,13 +68,13 @@ class Commit:
 # ---------------------------------------------------------------- configuration
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class After:
     job: int
     when: DependencyWhen = DependencyWhen.SUCCEEDED
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class JobConfig:
     owner: str
     kind: JobKind = JobKind.BATCH
@@ -87,12 +88,12 @@ class JobConfig:
     after: tuple[After, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class JobVersion:
     spec: JobSpec
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class QueueConfig:
     weight: int = 1
     quota: Resources | None = None
@@ -100,7 +101,7 @@ class QueueConfig:
     priority_max: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class TokenConfig:
     kind: TokenKind
     secret_sha256: bytes
@@ -111,14 +112,14 @@ class TokenConfig:
     created_by: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class UserConfig:
     role: str
     account: str = ""
     created_at_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NodeConfig:
     name: str
     labels: tuple[tuple[str, str], ...] = ()
@@ -132,12 +133,12 @@ class NodeConfig:
 # ---------------------------------------------------------------- inventory, desired, status
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NodeInventory:
     inventory: Inventory
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NodeStatus:
     state: NodeState
     boot_id: str = ""
@@ -150,7 +151,7 @@ class NodeStatus:
     lost_after_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class LeaseDesired:
     shape: Resources
     queue: str
@@ -161,14 +162,14 @@ class LeaseDesired:
     unit: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class StopDesired:
     indices: BitMap
     reason: StopReason
     grace_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class AllocationDesired:
     lease: int
     job: int
@@ -193,7 +194,7 @@ class AllocationDesired:
         return BitMap.union(*wanted) if wanted else _EMPTY
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class AllocationStatus:
     started: BitMap = field(default_factory=empty)
     succeeded: BitMap = field(default_factory=empty)
@@ -210,7 +211,7 @@ class AllocationStatus:
         return self.succeeded | self.failed | self.cancelled
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class JobStatus:
     state: JobState = JobState.PENDING
     reason: str = ""
@@ -225,7 +226,7 @@ class JobStatus:
     retried_at_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Segment:
     """`attempts`: how many attempts at each task have ended other than by success."""
 
@@ -235,7 +236,7 @@ class Segment:
     attempts: Planes = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class FailureSet:
     """Tasks whose last attempt that did not succeed ended alike; `message` is of one of them."""
 
@@ -245,7 +246,7 @@ class FailureSet:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class BackoffSet:
     """Tasks that wait until `until_ms` of cluster time to be tried again."""
 
@@ -253,7 +254,7 @@ class BackoffSet:
     indices: BitMap
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Exceptions:
     """How tasks of a segment ended that did not simply succeed, and what they wait for.
 
@@ -274,7 +275,7 @@ class Exceptions:
 NO_EXCEPTIONS = Exceptions()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class NodeTally:
     succeeded: int = 0
     failed: int = 0
@@ -284,7 +285,7 @@ class NodeTally:
     unsuccessful: BitMap = field(default_factory=empty)
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Event:
     seq: int
     at_ms: int
@@ -299,12 +300,12 @@ class Event:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class EventRecord:
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Idempotency:
     jobs: tuple[int, ...]
     digest: bytes

@@ -4,13 +4,15 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from rota.core.model.values import value
 
 BUILT_IN = ("cpu", "memory", "gpu", "disk")
 """The resources that every node may have; all others are named by the cluster's owners."""
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Resources:
     """An amount of each resource; `named` is sorted by name and has no zeros."""
 
@@ -19,12 +21,13 @@ class Resources:
     gpu: int = 0
     disk: int = 0
     named: tuple[tuple[str, int], ...] = ()
+    # Of a shape, which is asked for it again and again; of an amount nobody asks.
     _hash: int = field(init=False, repr=False, compare=False, default=0)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_hash", hash((self.cpu, self.memory, self.gpu, self.disk, self.named)))
-
     def __hash__(self) -> int:
+        if not self._hash:
+            found = hash((self.cpu, self.memory, self.gpu, self.disk, self.named))
+            object.__setattr__(self, "_hash", found)
         return self._hash
 
     @classmethod
