@@ -1,4 +1,4 @@
-"""One cgroup for each slot, used again by every attempt in it.
+"""A spawner's cgroups, its rooms: one for each attempt at a time, used again.
 
 Any writable cgroup2 mount serves to end a tree (`cgroup.kill`), the hybrid one of machines with
 cgroup v1 too. Limits need controllers, which whoever started the agent must have delegated.
@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import signal
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,11 @@ from rota.core.model.resources import Resources
 CPU_PERIOD_US = 100_000
 CPU_QUOTA_US_MIN = 1_000
 PIDS_MAX = 32_768
+# How long what was killed is waited for, and how often it is looked.
+REMOVE_S_MAX = 1.0
+REMOVE_PAUSE_S = 0.002
+# Unused rooms that a spawner keeps.
+FREE_COUNT_MAX = 16
 
 _RECORD = "cgroup"
 _NAME_BYTES_MAX = 100
@@ -29,7 +35,7 @@ _LIMITED_BY = {"memory": "memory", "cpu": "cpu"}
 class Cgroups:
     """Where this agent's cgroups are.
 
-    `group` holds a cgroup for each slot, `rest` is where the agent's own processes are.
+    `group` holds those of the spawners, `rest` is where the agent's other processes are.
     `controllers` are those that limit tasks.
     """
 
@@ -37,16 +43,20 @@ class Cgroups:
     rest: Path
     controllers: frozenset[str]
 
-    def slot(self, lease: int, slot: int) -> Path:
-        """A slot's cgroup, which may not be there yet."""
-        return self.group / f"{lease}.{slot}"
-
     def clear(self) -> None:
-        """Kills what is in any slot's cgroup, and removes those that are empty."""
+        """Kills what is in any of them, spawners too, and removes those that are empty."""
         for path in _below(self.group):
             kill(path)
         for path in _below(self.group):
             remove(path)
+
+    def remove(self) -> None:
+        """Kills all, and removes all: it waits a little until what was killed is gone."""
+        self.clear()
+        until_s = time.monotonic() + REMOVE_S_MAX
+        while not empty(self.group) and time.monotonic() < until_s:
+            time.sleep(REMOVE_PAUSE_S)
+        remove(self.group)
 
 
 def prepare(home: Path) -> tuple[Cgroups | None, list[str]]:
@@ -145,23 +155,29 @@ def _below(group: Path) -> list[Path]:
         return []
 
 
-# ---------------------------------------------------------------- one slot's
+# ---------------------------------------------------------------- a spawner's
 
 
-class Slot:
-    """A slot's cgroup, kept open for the next attempt."""
+class Room:
+    """A cgroup for one attempt's tree, kept open for the next one."""
 
     def __init__(self, path: Path, shape: Resources, controllers: frozenset[str]) -> None:
-        """Makes it, with the limits of its shape. Raises OSError."""
+        """Makes it, with the limits of a shape. Raises OSError."""
         self.path = path
+        self.shape = shape
+        self.used = False
         self._counts_oom = "memory" in controllers
-        path.mkdir(parents=True, exist_ok=True)
-        _limit(path, shape, controllers)
-        self._procs = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        path.mkdir()
         try:
-            self._events = os.open(path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+            _limit(path, shape, controllers)
+            self._procs = os.open(path / "cgroup.procs", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                self._events = os.open(path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                os.close(self._procs)
+                raise
         except OSError:
-            os.close(self._procs)
+            remove(path)
             raise
 
     def enter(self) -> None:
@@ -185,10 +201,106 @@ class Slot:
                 return int(count)
         return 0
 
-    def close(self) -> None:
-        """Leaves it as it is."""
+    def remove(self) -> None:
+        """It is not used again."""
         os.close(self._procs)
         os.close(self._events)
+        remove(self.path)
+
+
+class Rooms:
+    """All rooms of a spawner, and in which of them it is itself, so that what it starts begins there.
+
+    Whoever enters a cgroup after a quiet while waits for a grace period of the kernel (RCU), ten times as
+    long as a process takes to start. So, where no controller would hold it up or count what it uses, the
+    spawner is always ahead in a room that nobody else is in, and starts the next task from there; once that
+    lasts, or before anything is done to its tree, the spawner goes on to the next room.
+    """
+
+    def __init__(self, folder: Path, rest: Path, controllers: frozenset[str]) -> None:
+        """`folder` is this spawner's own. Raises OSError."""
+        self._folder = folder
+        self._controllers = controllers
+        self._count = 0
+        self._free: list[Room] = []
+        # The room that this process is in.
+        self._inside: Room | None = None
+        self._rest = os.open(rest / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            os.close(self._rest)
+            raise
+        for name in controllers:
+            _enable(folder, name)
+
+    def enter(self, shape: Resources) -> Room:
+        """Has the next process begin in an unused room with the limits of a shape. Raises OSError."""
+        room = self._inside
+        if room is None or room.used or room.shape != self._limits(shape):
+            room = self._go_to_unused(shape)
+        room.used = True
+        return room
+
+    def started(self) -> None:
+        """The process has begun, or cannot. Raises OSError: it would be killed with the room."""
+        if self._controllers:
+            self.leave()
+
+    def leave(self) -> None:
+        """Goes out of the room where a process was started, if it is still there. Raises OSError."""
+        if self._inside is None or not self._inside.used:
+            return
+        if not self._controllers:
+            # Else where all other processes of the agent are, and the next one is entered when it is needed.
+            with contextlib.suppress(OSError):
+                self._go_to_unused(Resources())
+                return
+        self._inside = None
+        os.write(self._rest, b"0")
+
+    def leave_this(self, room: Room) -> None:
+        """As `leave`, if this process is in that room. Raises OSError."""
+        if self._inside is room:
+            self.leave()
+
+    def empty(self, room: Room) -> bool:
+        """Whether no process but perhaps this one is in it. Raises OSError."""
+        if self._inside is room:
+            if pids(room.path) == [os.getpid()]:
+                return True
+            self.leave()
+        return room.empty()
+
+    def give_back(self, room: Room) -> None:
+        """Nothing is in it any more, except perhaps this process."""
+        room.used = False
+        if room is self._inside:
+            return
+        if len(self._free) < FREE_COUNT_MAX:
+            self._free.append(room)
+        else:
+            room.remove()
+
+    def _limits(self, shape: Resources) -> Resources:
+        """What of a shape rooms differ in."""
+        return shape if self._controllers else Resources()
+
+    def _go_to_unused(self, shape: Resources) -> Room:
+        wanted = self._limits(shape)
+        room = next((room for room in reversed(self._free) if room.shape == wanted), None)
+        if room is None:
+            self._count += 1
+            room = Room(self._folder / str(self._count), wanted, self._controllers)
+        else:
+            self._free.remove(room)
+        try:
+            room.enter()
+        except OSError:
+            room.remove()
+            raise
+        self._inside = room
+        return room
 
 
 def _limit(path: Path, shape: Resources, controllers: frozenset[str]) -> None:

@@ -32,12 +32,12 @@ class Killed:
 def kill_journaled_trees(home: Path, *, holds_journal: bool = False) -> Killed:
     """Kills every process of every attempt that the journal says runs, or may run.
 
-    By the slots' cgroups where there are any. Else by pid and start time, so that another process
-    that has the pid by now is left alone, with all below it; and by ROTA_NODE_ID, ROTA_JOB_ID,
-    ROTA_TASK_INDEX and ROTA_ATTEMPT in the environment, for those whose START was not written any
-    more or whose parents are gone. With any of them goes its whole session. Of a journal of another
-    boot nothing can run any more, and nothing is killed. Returns when all are gone, or after
-    WAIT_S_MAX; and, unless the caller `holds_journal`, as soon as a new supervisor does, which does
+    By their cgroups where there are any, with the spawners that are in them. Else by pid and start
+    time, so that another process that has the pid by now is left alone, with all below it; and by
+    ROTA_NODE_ID, ROTA_JOB_ID, ROTA_TASK_INDEX and ROTA_ATTEMPT in the environment, for those whose START
+    was not written any more or whose parents are gone. With any of them goes its whole session. Of a
+    journal of another boot nothing can run any more, and nothing is killed. Returns when all are gone, or
+    after WAIT_S_MAX; and, unless the caller `holds_journal`, as soon as a new supervisor does, which does
     the same itself.
     """
     killed: set[int] = set()
@@ -73,14 +73,14 @@ def pids_text(pids: Iterable[int]) -> str:
 
 
 def _kill_group(group: Path) -> set[int]:
-    """What was in the slots' cgroups."""
+    """What was in the spawners' cgroups."""
     if not group.is_dir() or cgroups.empty(group):
         return set()
     inside: set[int] = set()
-    for slot in group.iterdir():
-        if slot.is_dir() and not cgroups.empty(slot):
-            inside.update(cgroups.pids(slot))
-            cgroups.kill(slot)
+    for rooms in group.iterdir():
+        if rooms.is_dir() and not cgroups.empty(rooms):
+            inside.update(cgroups.pids(rooms))
+            cgroups.kill(rooms)
     return inside
 
 

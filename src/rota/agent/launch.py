@@ -1,6 +1,6 @@
 """How an attempt becomes a process: its arguments, environment, directory, files, user.
 
-The spawner changes into the directory itself and enters the slot's cgroup before it spawns, so that
+The spawner changes into the directory itself and is in the task's cgroup when it spawns, so that
 the ordinary way is `posix_spawn`; for another user it is fork and exec.
 """
 
@@ -10,7 +10,6 @@ import os
 import pwd
 import re
 import signal
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,11 +145,8 @@ class Launcher:
         plan.differs = any("{" in word for word in argv)
         return plan
 
-    def start(self, plan: Plan, index: int, line: str | None, entering: Callable[[], None]) -> Task:
-        """Starts a task, and calls `entering` before, in its parent.
-
-        Raises StartFailed, and what `entering` raises.
-        """
+    def start(self, plan: Plan, index: int, line: str | None) -> Task:
+        """Starts a task. Raises StartFailed."""
         job, cwd, own = plan.job, plan.cwd, plan.account is None
         argv = [_put(word, index, line) for word in plan.argv] if plan.differs else plan.argv
         if own:
@@ -165,7 +161,6 @@ class Launcher:
         environment = plan.environment
         environment[b"ROTA_TASK_INDEX"] = b"%d" % index
         environment[b"ROTA_LINE"] = os.fsencode(line) if line else b""
-        entering()
         files = Files()
         try:
             self._open(files, plan, index, line)

@@ -23,13 +23,15 @@ class Setup:
     """The first frame: what all tasks of this node have in common.
 
     `environment` is what they have of the agent's own. `controllers` are those of the cgroups that
-    limit; where there are none at all, `rest` is empty. `has_gpus`: tasks are told of theirs.
+    limit, `rooms` is the cgroup that holds this spawner's, and `rest` that of the agent's other processes;
+    where there are no cgroups, both are empty. `has_gpus`: tasks are told of theirs.
     """
 
     home: str
     node_id: str
     node_name: str
     environment: tuple[tuple[str, str], ...]
+    rooms: str
     rest: str
     controllers: tuple[str, ...]
     scripts_dir: str
@@ -65,12 +67,10 @@ class Launch:
     """Runs tasks in a slot, one after the other; see `rota.core.node.inputs.Spawn`.
 
     Each task is answered by SpawnFailed, Exited or Ran, the last two after Spawned where it lasts, or it is
-    Returned. `cgroup` is the slot's, empty where there is none; `shape` what the slot may use, `devices` the
-    GPUs that are its own.
+    Returned. `shape` is what the slot may use, `devices` the GPUs that are its own.
     """
 
     parts: tuple[Part, ...]
-    cgroup: str
     shape: Resources
     devices: tuple[str, ...]
     start_before_ms: int | None = None

@@ -1,6 +1,6 @@
 """A spawner: the parent of tasks. One thread, a socket to the supervisor, and its children.
 
-Where there are cgroups a spawner has many attempts at a time, each in its slot's cgroup; where there
+Where there are cgroups a spawner has many attempts at a time, each in a cgroup of its own; where there
 are none it has one at a time, and the attempt's tree is all that hangs below the spawner, which is a
 sub-reaper. An attempt's result is its main process's; when that has ended, what is left of the tree
 is killed, and the attempt has ended when nothing is left.
@@ -17,7 +17,6 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import repeat
 from math import ceil
 from pathlib import Path
@@ -50,13 +49,14 @@ AGAIN_MS_MAX = 500
 # An attempt that lasts so long is told of.
 TELL_S = 0.005
 RUN_S_MAX = RUN_MS_MAX / 1000
+# So long a spawner stays in the cgroup of a task: to go away takes time, in which it sees no end.
+TOGETHER_S_MAX = 0.05
 # How often outputs are measured: after a start and while they grow fast, and at length. What is written in
 # between is on the disk for so long.
 MEASURE_MS_MIN = 50
 MEASURE_MS_MAX = 1_000
 # Killed processes that live so long wait for something in the kernel: a disk or a device that hangs.
 STUCK_S_MIN = 5.0
-SLOTS_COUNT_MAX = 256
 # How long a spawner without a supervisor tries to end its tasks.
 END_S_MAX = 10.0
 
@@ -128,7 +128,7 @@ class _Live:
     task: Task
     at_ms: int
     started_s: float
-    slot: cgroups.Slot | None
+    room: cgroups.Room | None
     oom_kills: int
     floor_kib: int
     # TERM or KILL went out while the main process lived.
@@ -174,10 +174,10 @@ class Spawner:
         self._live: dict[Attempt, _Live] = {}
         self._mains: dict[int, _Live] = {}
         self._ending: dict[Attempt, _Live] = {}
-        self._slots: dict[str, cgroups.Slot] = {}
-        self._rest = -1
-        # Whose cgroup this process is in, where nothing limits what is there.
-        self._inside: cgroups.Slot | None = None
+        # One for all setups too; none before the first task, and where there are no cgroups.
+        self._rooms: cgroups.Rooms | None = None
+        # The last one that was told of, and in whose room this process may be.
+        self._lasting: _Live | None = None
         self._childless = True
         self._again_ms = AGAIN_MS_MIN
         self._measured_s = 0.0
@@ -218,6 +218,10 @@ class Spawner:
             self._look_for_stuck(now_s)
         if self._tell:
             self._send()
+        if self._lasting is not None and self._lasting.started_s + TOGETHER_S_MAX <= now_s:
+            # Its room is its own from now on: it may even be frozen by what is in it.
+            self._apart(self._lasting)
+            self._lasting = None
 
     def _send(self) -> None:
         self._tell = False
@@ -241,6 +245,8 @@ class Spawner:
             times.append(self._fresh[0].started_s + TELL_S)
         if self._runs:
             times.append(self._runs[0].until_s)
+        if self._lasting is not None:
+            times.append(self._lasting.started_s + TOGETHER_S_MAX)
         if times:
             wait_ms = min(wait_ms, max(ceil((min(times) - time.monotonic()) * 1000), 0))
         return wait_ms
@@ -305,7 +311,6 @@ class Spawner:
 
     def _give_back(self, run: _Run) -> None:
         """Nothing more of it is started here."""
-        self._leave()
         if run:
             self._answer(run.rest())
 
@@ -318,6 +323,7 @@ class Spawner:
     def _start(self, run: _Run, part: Part, index: int, line: str | None) -> bool:
         """Starts a task; whether it could be."""
         assert self._launcher is not None
+        assert self._setup is not None
         launch = run.launch
         attempt = (part.allocation, index, 1)
         now_s, at_ms = time.monotonic(), _boot_ms()
@@ -325,29 +331,33 @@ class Spawner:
             message = "the node was out of contact for too long"
             self._answer(SpawnFailed(attempt, message, Cause.NODE_LOST))
             return False
+        room, where = None, ""
         try:
             self._renew_spare()
-            slot = self._slot(launch)
-            oom_kills = slot.oom_kills() if slot is not None else 0
             plan = run.plan(self._launcher)
-            task = self._launcher.start(plan, index, line, partial(self._enter, slot))
+            if self._setup.rest:
+                where = f" in a cgroup below {self._setup.rooms}"
+                room = self._room(launch)
+                where = ""
+            oom_kills = room.oom_kills() if room is not None else 0
+            task = self._launcher.start(plan, index, line)
         except StartFailed as failed:
+            self._unstarted(room)
             self._answer(SpawnFailed(attempt, _printable(str(failed))))
             return False
         except OSError as error:
-            where = f" in the cgroup {launch.cgroup}" if launch.cgroup else ""
+            self._unstarted(room)
             message = f"the agent cannot start it{where}: {error.strerror}"
             self._answer(SpawnFailed(attempt, message, Cause.AGENT_ERROR))
             return False
         finally:
-            # One cgroup serves a run: to enter it and to leave it again costs as much as a tenth of a task.
-            if not (run and self._may_stay):
-                self._leave()
             # No directory is to be kept from being removed or unmounted.
             os.chdir("/")
+        if self._rooms is not None:
+            self._rooms.started()
         self._childless = False
         floor_kib = getrusage(RUSAGE_SELF).ru_maxrss
-        live = _Live(attempt, part.job, run, task, at_ms, now_s, slot, oom_kills, floor_kib)
+        live = _Live(attempt, part.job, run, task, at_ms, now_s, room, oom_kills, floor_kib)
         self._live[attempt] = self._mains[task.pid] = live
         self._fresh.append(live)
         if task.stdin >= 0:
@@ -355,22 +365,19 @@ class Spawner:
             os.set_blocking(task.stdin, False)
         return True
 
-    @property
-    def _may_stay(self) -> bool:
-        """Whether this process may be in a slot's cgroup: nothing there holds it up, or counts its use."""
-        return self._setup is not None and not self._setup.controllers
+    def _room(self, launch: Launch) -> cgroups.Room:
+        """Has the next process begin in a cgroup of its own. Raises OSError."""
+        setup = self._setup
+        assert setup is not None
+        if self._rooms is None:
+            self._rooms = cgroups.Rooms(Path(setup.rooms), Path(setup.rest), frozenset(setup.controllers))
+        return self._rooms.enter(launch.shape)
 
-    def _enter(self, slot: cgroups.Slot | None) -> None:
-        """Has the next process begin in a slot's cgroup. Raises OSError."""
-        if slot is not None and self._inside is not slot:
-            self._inside = slot
-            slot.enter()
-
-    def _leave(self) -> None:
-        """One that cannot leave a slot's cgroup would be killed with it. Raises OSError."""
-        if self._inside is not None:
-            os.write(self._rest, b"0")
-            self._inside = None
+    def _unstarted(self, room: cgroups.Room | None) -> None:
+        """What was to begin there did not. Raises OSError."""
+        if room is not None and self._rooms is not None:
+            self._rooms.started()
+            self._rooms.give_back(room)
 
     def _renew_spare(self) -> None:
         """Raises OSError where no descriptor can be opened."""
@@ -393,8 +400,7 @@ class Spawner:
                 # It has ended, and only what it left lives on: there is no process to name any more.
                 live.task.show_output()
                 continue
-            # Its cgroup is its own from now on: it may even be frozen by what is in it.
-            self._leave()
+            self._lasting = live
             self._give_spare()
             found = tree.process(live.task.pid)
             assert found is not None, live.task
@@ -404,23 +410,6 @@ class Spawner:
             live.told = True
             live.task.show_output()
             self._measure_ms = MEASURE_MS_MIN
-
-    def _slot(self, launch: Launch) -> cgroups.Slot | None:
-        """The cgroup to start in, and to come back from. Raises OSError."""
-        name = launch.cgroup
-        if not name:
-            return None
-        assert self._setup is not None
-        if self._rest < 0:
-            self._rest = os.open(f"{self._setup.rest}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        if name not in self._slots:
-            if len(self._slots) >= SLOTS_COUNT_MAX:
-                used = {live.run.launch.cgroup for live in self._live.values()}
-                self._leave()
-                for unused in set(self._slots) - used:
-                    self._slots.pop(unused).close()
-            self._slots[name] = cgroups.Slot(Path(name), launch.shape, frozenset(self._setup.controllers))
-        return self._slots[name]
 
     # ------------------------------------------------------------ ending
 
@@ -442,12 +431,12 @@ class Spawner:
     def _finish(self, live: _Live) -> None:
         """Says that an attempt has ended, if nothing of its tree is left; else kills that."""
         # What is in a cgroup descends from this process, where nobody else moved it there.
-        if not self._childless and self._inside is live.slot:
-            self._leave()
-        if not self._childless and (live.slot is None or not live.slot.empty()):
+        if not self._childless and not self._is_empty(live.room):
             self._kill_tree(live)
             return
         live.over = True
+        if live is self._lasting:
+            self._lasting = None
         del self._live[live.attempt], self._ending[live.attempt]
         if live.feeds:
             self._close_input(live)
@@ -456,11 +445,17 @@ class Spawner:
                 files.unspool(self._input_path(live))
         live.task.settle_output()
         self._tell_end(live)
+        if live.room is not None and self._rooms is not None:
+            self._rooms.give_back(live.room)
         if not live.status:
             self._go_on(live.run)
         else:
             self._give_back(live.run)
             self._tell = True
+
+    def _is_empty(self, room: cgroups.Room | None) -> bool:
+        """Whether nothing of a tree is left in its room. Raises OSError."""
+        return room is not None and self._rooms is not None and self._rooms.empty(room)
 
     def _tell_end(self, live: _Live) -> None:
         assert live.status is not None
@@ -471,7 +466,7 @@ class Spawner:
         failed = (cause, code) != (Cause.EXIT, 0)
         # Where the count cannot be read, it is told as what the process saw of it.
         with suppress(OSError):
-            if failed and live.slot is not None and live.slot.oom_kills() > live.oom_kills:
+            if failed and live.room is not None and live.room.oom_kills() > live.oom_kills:
                 cause = Cause.OOM
         numbers = (
             round((live.ended_s - live.started_s) * 1000),
@@ -515,18 +510,24 @@ class Spawner:
             tree.send(live.task.pid, kill.signal)
         elif kill.signal == signal.SIGKILL:
             self._kill_tree(live)
-        elif live.slot is not None:
-            self._leave()
-            cgroups.signal_all(live.slot.path, kill.signal)
+        elif (path := self._apart(live)) is not None:
+            cgroups.signal_all(path, kill.signal)
         else:
             tree.signal_below(os.getpid(), kill.signal)
+
+    def _apart(self, live: _Live) -> Path | None:
+        """The cgroup of an attempt, without this process; None where it has none. Raises OSError."""
+        if live.room is None or self._rooms is None:
+            return None
+        self._rooms.leave_this(live.room)
+        return live.room.path
 
     def _kill_tree(self, live: _Live) -> None:
         if live.killed_s is None:
             live.killed_s = time.monotonic()
-        if live.slot is not None:
-            self._leave()
-            cgroups.kill(live.slot.path)
+        path = self._apart(live)
+        if path is not None:
+            cgroups.kill(path)
         else:
             tree.kill_below(os.getpid())
 
@@ -542,9 +543,9 @@ class Spawner:
             self._answer(Stuck(live.attempt, live.job, tuple(self._processes(live))))
 
     def _processes(self, live: _Live) -> list[int]:
-        if live.slot is not None:
-            self._leave()
-            return cgroups.pids(live.slot.path)
+        path = self._apart(live)
+        if path is not None:
+            return cgroups.pids(path)
         return [one.pid for one in tree.below([os.getpid()], tree.processes()) if not one.zombie]
 
     def _kill_all(self) -> None:

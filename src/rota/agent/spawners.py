@@ -12,7 +12,7 @@ import os
 import selectors
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rota.agent import cgroups, spawner_main, tree
@@ -57,7 +57,6 @@ _FROM_SPAWNER: Codec[FromSpawner] = Codec(FromSpawner)
 class _Run:
     """What is left of a Launch."""
 
-    cgroup: str
     left: int = 0
 
 
@@ -72,11 +71,14 @@ class _Spawner:
         self.tasks: dict[tuple[int, int], _Run] = {}
         self.run_count = 0
         self._jobs: set[tuple[int, int]] = set()
+        # The cgroup that holds those of its tasks. Another agent may use the same group for a while: one
+        # whose home was moved, and that of a copy.
+        self.rooms = Path(setup.rooms, f"{os.getpid()}.{number}") if setup.rooms else None
         self.set_up(setup)
 
     def set_up(self, setup: Setup) -> None:
         self._jobs.clear()
-        self.channel.put(setup)
+        self.channel.put(replace(setup, rooms=str(self.rooms or "")))
 
     def prepare(self, parts: Sequence[Part], prepare: Callable[[int, int], Prepare], setup: Setup) -> None:
         """Has it know the templates of these. Raises OSError of `prepare`."""
@@ -90,7 +92,7 @@ class _Spawner:
             self.channel.put(prepared)
 
     def launch(self, launch: Launch) -> None:
-        run = _Run(launch.cgroup)
+        run = _Run()
         for part in launch.parts:
             for index in each(part.indices):
                 self.tasks[part.allocation, index] = run
@@ -133,6 +135,8 @@ class Spawners:
         self._numbers = itertools.count(1)
         # What dead spawners ran, by their numbers, until what they left is gone.
         self._orphaned: dict[int, list[tuple[int, int]]] = {}
+        # Where they were.
+        self._rooms: dict[int, Path] = {}
         # Of these the mother has swept what hung below her.
         self._swept: set[int] = set()
         self._sweep_ms = SWEEP_MS_MIN
@@ -255,8 +259,9 @@ class Spawners:
         self._orphaned[spawner.number] = list(spawner.tasks)
         for task in spawner.tasks:
             self._running.pop(task, None)
-        for cgroup in {run.cgroup for run in spawner.tasks.values() if run.cgroup}:
-            cgroups.kill(Path(cgroup))
+        if spawner.rooms is not None:
+            cgroups.kill(spawner.rooms)
+            self._rooms[spawner.number] = spawner.rooms
         if self._control is not None:
             with contextlib.suppress(OSError):
                 self._control.send(b"S%d" % spawner.number)
@@ -299,6 +304,8 @@ class Spawners:
             return
         self._sweep_ms = SWEEP_MS_MIN
         for number in self._swept:
+            if number in self._rooms:
+                cgroups.remove(self._rooms.pop(number))
             for allocation, index in self._orphaned.pop(number, ()):
                 message = "the process that watched it died"
                 self._inputs(Exited((allocation, index, 1), Cause.AGENT_ERROR, message=message))

@@ -34,7 +34,7 @@ from rota.core.model.protocol import (
     Up,
 )
 from rota.core.model.states import Cause
-from rota.core.node.entries import Attempt, Drop, End, Ends, Entry, Resize
+from rota.core.node.entries import Attempt, Drop, End, Ends, Entry
 from rota.core.node.indices import Indices
 from rota.core.node.inputs import (
     CloseStream,
@@ -243,10 +243,7 @@ class Supervisor:
 
     def _note(self, entry: Entry) -> None:
         """What the rest of the agent has to know of an entry."""
-        if isinstance(entry, Resize) and self._cgroups is not None:
-            for slot in entry.freed:
-                cgroups.remove(self._cgroups.slot(entry.lease, slot))
-        elif isinstance(entry, End):
+        if isinstance(entry, End):
             self._unwatch((entry.allocation, entry.ended.index))
         elif self._watched and isinstance(entry, Ends):
             for index in entry.index:
@@ -332,10 +329,9 @@ class Supervisor:
             self._fail(spawn, "the journal could not be written")
             return
         lease = self._machine.held.leases[spawn.lease]
-        cgroup = "" if self._cgroups is None else str(self._cgroups.slot(spawn.lease, spawn.slot))
         self._renew_setup()
         devices = self._machine.slot(spawn.lease, spawn.slot).devices
-        launch = Launch(spawn.parts, cgroup, lease.shape, devices, spawn.start_before_ms)
+        launch = Launch(spawn.parts, lease.shape, devices, spawn.start_before_ms)
         try:
             self._spawners.launch(launch, self._prepare)
         except OSError as error:
@@ -436,6 +432,7 @@ class Supervisor:
             self._machine.node_id,
             self._machine.node_name,
             tuple(environment.items()),
+            "" if found is None else str(found.group),
             "" if found is None else str(found.rest),
             () if found is None else tuple(sorted(found.controllers)),
             self._config.scripts_dir,
@@ -501,8 +498,7 @@ class Supervisor:
         self._spawners.close()
         # An agent that has come to its place uses the same cgroups.
         if self._cgroups is not None and not self._homeless:
-            self._cgroups.clear()
-            cgroups.remove(self._cgroups.group)
+            self._cgroups.remove()
         self._journal.close()
         files.remove_pid(self._config.pid_file)
 
