@@ -122,6 +122,7 @@ def test_down_where_nothing_runs(new_home: Cluster) -> None:
     assert done.stderr == f"nothing runs in {new_home.home}\n"
 
 
+@pytest.mark.timeout(180)
 def test_up_again_brings_back_what_there_was(new_home: Cluster) -> None:
     new_home.ok("up", "--detach", "--nodes", "2", "--cpu", "3", "--resource", "licences=1")
     before = {node["id"]: node["capacity"] for node in new_home.json("node", "ls")["nodes"]}

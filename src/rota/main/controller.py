@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -20,6 +21,7 @@ from rota.main.options import home_option, lost_after_option, ready_option
 
 if TYPE_CHECKING:
     from rota.controller.pace import Pace
+    from rota.controller.server import Controller
 
 STOP_GRACE_S = 5.0
 # How often it is looked whether the home is still there.
@@ -132,25 +134,23 @@ async def _serve(
     try:
         store = await SqliteStore.open(home.path, clock.wall_ms)
         try:
-            controller = Controller(
-                home.path,
-                store,
-                clock,
-                Listen(listen[0], listen[1], join_port),
-                Settings().scaled(lost_after / LOST_AFTER_MS_DEFAULT),
-                pace,
-            )
-            await controller.start()
-            _log.info(
-                "the API is at %s, machines join at %s", controller.api_address, controller.join_address
-            )
-            say_ready(ready_fd)
-            ready_fd = None
-            notify_systemd()
-            try:
-                await first_of(_stopped(), controller.closed(), _homeless(home))
-            finally:
-                await controller.stop(STOP_GRACE_S)
+            with closing(_Lock(home)) as lock:
+                controller = Controller(
+                    home.path,
+                    store,
+                    clock,
+                    Listen(listen[0], listen[1], join_port),
+                    Settings().scaled(lost_after / LOST_AFTER_MS_DEFAULT),
+                    pace,
+                )
+                await controller.start()
+                _log.info(
+                    "the API is at %s, machines join at %s", controller.api_address, controller.join_address
+                )
+                say_ready(ready_fd)
+                ready_fd = None
+                notify_systemd()
+                await _until_ended(controller, lock)
         finally:
             await store.close()
     except _Homeless:
@@ -166,21 +166,43 @@ async def _serve(
     return 0
 
 
+async def _until_ended(controller: "Controller", lock: "_Lock") -> None:
+    """Raises what ended it; _Homeless where that is why something failed."""
+    try:
+        try:
+            await first_of(_stopped(), controller.closed(), lock.removed())
+        finally:
+            await controller.stop(STOP_GRACE_S)
+    finally:
+        # Ahead of what failed because of it.
+        if lock.gone():
+            raise _Homeless
+
+
 class _Homeless(Exception):
     """The home is not there any more: a controller that is started there would not know of this one."""
 
 
-async def _homeless(home: Home) -> None:
-    """Raises _Homeless once the lock of the home's store is not the one of now any more."""
-    path = home.path / "store" / "lock"
-    lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+class _Lock:
+    """The lock of a home's store as it is now, by which it is seen whether the home is still there."""
+
+    def __init__(self, home: Home) -> None:
+        self._path = home.path / "store" / "lock"
+        self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def gone(self) -> bool:
+        """Whether it is not the one at its path any more."""
+        return replaced(self._descriptor, self._path)
+
+    async def removed(self) -> None:
+        """Returns once it is gone."""
         while True:
             await asyncio.sleep(LOOK_S)
-            if replaced(lock, path):
-                raise _Homeless
-    finally:
-        os.close(lock)
+            if self.gone():
+                return
 
 
 async def _stopped() -> None:
