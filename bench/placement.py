@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench.harness import Bar, Point, Row, Size
-from rota.controller.pace import tend_garbage
+from rota.controller.pace import Garbage, keep
 from rota.core.cluster.inputs import Enrol, Found, FromNode, Input, Lead, Outcome, PutToken, Send, Submit
 from rota.core.cluster.records import TokenConfig
 from rota.core.cluster.step import Machine
@@ -36,7 +36,7 @@ class Placed:
     step_s_max: float
 
 
-def machine_of(node_count: int, cpu: int) -> Machine:
+def machine_of(garbage: Garbage, node_count: int, cpu: int) -> Machine:
     """A leader with so many connected nodes of so many cores."""
     machine = Machine()
     secret = b"s" * 32
@@ -51,16 +51,18 @@ def machine_of(node_count: int, cpu: int) -> Machine:
             FromNode(node, number + 1, hello),
             FromNode(node, number + 1, HoldingEnd(0)),
         ]
-    until_quiet(machine, machine.step(inputs, 0, WALL_MS), [])
+    until_quiet(machine, garbage, machine.step(inputs, 0, WALL_MS), [])
+    keep()
     return machine
 
 
-def until_quiet(machine: Machine, outcome: Outcome, steps_s: list[float]) -> list[Outcome]:
+def until_quiet(machine: Machine, garbage: Garbage, outcome: Outcome, steps_s: list[float]) -> list[Outcome]:
     """The steps that are due now, as the loop takes them; how long each took is added to `steps_s`."""
     outcomes = [outcome]
     while outcome.wake_at_ms is not None and outcome.wake_at_ms <= 0:
         began_s = time.thread_time()
         outcome = machine.step((), 0, WALL_MS)
+        garbage.look(time.thread_time_ns())
         steps_s.append(time.thread_time() - began_s)
         outcomes.append(outcome)
     return outcomes
@@ -73,9 +75,9 @@ def granted(outcomes: list[Outcome]) -> int:
     return sum(last - first + 1 for first, last in ranges)
 
 
-def place(node_count: int, cpu: int, task_count: int, shape_count: int) -> Placed:
+def place(garbage: Garbage, node_count: int, cpu: int, task_count: int, shape_count: int) -> Placed:
     """Places so many tasks of so many shapes: for each shape an array, all submitted at once."""
-    machine = machine_of(node_count, cpu)
+    machine = machine_of(garbage, node_count, cpu)
     each = task_count // shape_count
     specs = tuple(
         JobSpec(command=("true",), array=f"0-{each - 1}", resources=Resources(cpu=1000, memory=shape * MIB))
@@ -84,7 +86,7 @@ def place(node_count: int, cpu: int, task_count: int, shape_count: int) -> Place
     began_s = time.thread_time()
     first = machine.step([Submit(3, "user", specs)], 0, WALL_MS)
     steps_s = [time.thread_time() - began_s]
-    outcomes = until_quiet(machine, first, steps_s)
+    outcomes = until_quiet(machine, garbage, first, steps_s)
     placed = granted(outcomes)
     assert placed == each * shape_count, f"{placed} of {each * shape_count} were placed"
     return Placed(sum(steps_s), max(steps_s[1:], default=0.0))
@@ -92,16 +94,16 @@ def place(node_count: int, cpu: int, task_count: int, shape_count: int) -> Place
 
 def rows(size: Size) -> Iterator[Row]:
     """By shapes, by nodes, and one pass. Garbage is collected as a controller has it."""
-    tend_garbage()
+    garbage = Garbage()
     node_count, task_count = size.of(5_000, 1_000), size.of(10_000, 2_000)
     for shape_count in (1, 10, 1_000, task_count):
-        found = [place(node_count, 4, task_count, shape_count) for _ in range(size.rounds)]
+        found = [place(garbage, node_count, 4, task_count, shape_count) for _ in range(size.rounds)]
         per_s = median(task_count / one.took_s for one in found)
         what = f"placements, {node_count} nodes, {task_count} tasks, {shape_count} shapes"
         yield Row("placement", what, per_s, "/s", bar=Bar(at_least=PER_SECOND_MIN))
     for nodes in (100, 1_000, 10_000)[: size.of(3, 2)]:
         tasks = 100 * nodes
-        found = [place(nodes, 100, tasks, 1) for _ in range(size.rounds)]
+        found = [place(garbage, nodes, 100, tasks, 1) for _ in range(size.rounds)]
         took_s = median(one.took_s for one in found)
         point = Point("one pass: 100 tasks a node", tasks, took_s)
         bar = Bar(at_most=ONE_PASS_S_MAX) if tasks == 1_000_000 else None

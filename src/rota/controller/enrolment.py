@@ -15,7 +15,7 @@ from functools import partial
 
 import grpc
 
-from rota.controller.api.errors import DETAILS_KEY, answerable, check, error, refused
+from rota.controller.api.errors import check, error, refuse, refused
 from rota.controller.audit import Audit
 from rota.controller.ca import Authority, CsrError, key_digest, public_key
 from rota.controller.loop import Loop
@@ -60,9 +60,10 @@ class Enrolment(enrol_pb2_grpc.EnrolServiceServicer):
             audit(of=asked, outcome="abandoned")
             raise
         except Exception as failed:  # noqa: BLE001 (a bug in one call is no reason to fail others, and is logged)
-            wrong = answerable(failed, "EnrolService.Enrol")
-            audit(of=asked, outcome=wrong.code.name, problem=wrong.message)
-            await context.abort(wrong.code, wrong.message, ((DETAILS_KEY, wrong.details()),))
+            outcome, problem = refuse(context, failed, "EnrolService.Enrol")
+            audit(of=asked, outcome=outcome, problem=problem)
+            # Of a refused call it is not sent.
+            return enrol_pb2.EnrolResponse()
         audit(of=f"node {answer.name} {answer.node_id}", outcome="done")
         return answer
 

@@ -13,7 +13,6 @@ Cluster time is the last committed `now_ms` and the time on the boot clock since
 """
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any, Literal, Protocol, TypeVar
 
-from rota.controller.pace import Pace
+from rota.controller.pace import Pace, forget, keep
 from rota.controller.turn import Turn
 from rota.core.cluster.inputs import (
     Done,
@@ -292,8 +291,9 @@ class Loop:
             try:
                 turn = await self._load()
                 if again:
-                    # What was dropped is full of cycles, and nothing else looks for old ones (`pace`).
-                    gc.collect()
+                    # What was dropped is full of cycles.
+                    forget()
+                keep()
                 await self._lead(turn)
                 ready()
                 await self._turns(turn)

@@ -3,9 +3,11 @@
 A pause is the time from one look for events to the next: for so long nobody else was served. It is measured
 where the loop asks the kernel, so that an idle process has nothing to do for it.
 
-Garbage: nearly all that the controller makes is freed as its last reference goes; cycles are made by calls,
-of gRPC and of errors, and die young. So only young objects are looked at. A look at all of them would stop a
-controller with millions of objects for a large part of a second, and find nothing.
+Garbage: nearly all that the controller makes is freed as its last reference goes. Cycles are made by calls,
+of gRPC and of errors, and are garbage before the round that made them is over (a test looks for others). So
+what was made lately is looked at, between two rounds, and never all there is: that would stop a controller
+with millions of objects for seconds, and find nothing. Left to itself Python looks when more objects were
+made than freed: where old ones are replaced that is seldom, and then it had 150 ms of them to look at.
 """
 
 import asyncio
@@ -15,16 +17,39 @@ import time
 from dataclasses import dataclass
 
 LONG_MS = 20
-# Objects made and not freed since the last look; so many looks at them before one at those that stayed, too.
-# The larger one is at some 25,000 objects, and takes a few milliseconds.
-YOUNG_COUNT = 5_000
-YOUNG_ROUNDS = 5
-NEVER = 1_000_000_000
+# What was made in so much computing is looked at: one millisecond's work, about. Of so many such looks one is
+# also at what stayed at the others.
+LOOK_NS = 5_000_000
+LOOKS_MAX = 4
 
 
-def tend_garbage() -> None:
-    """From now on only what is young is collected; all there is, only where somebody asks for it."""
-    gc.set_threshold(YOUNG_COUNT, YOUNG_ROUNDS, NEVER)
+class Garbage:
+    """Looks for it instead of Python, which it keeps from doing so."""
+
+    def __init__(self) -> None:
+        gc.disable()
+        self._looks = 0
+        self._looked_ns = time.thread_time_ns()
+
+    def look(self, cpu_ns: int) -> bool:
+        """At what is young, if enough was computed since; `cpu_ns`: what this thread has by now."""
+        if cpu_ns - self._looked_ns < LOOK_NS:
+            return False
+        self._looked_ns = cpu_ns
+        self._looks += 1
+        gc.collect(0 if self._looks % LOOKS_MAX else 1)
+        return True
+
+
+def keep() -> None:
+    """All there is now will stay: it is not young."""
+    gc.freeze()
+
+
+def forget() -> None:
+    """What was kept is garbage, perhaps: a look at all of it."""
+    gc.unfreeze()
+    gc.collect()
 
 
 @dataclass(slots=True)
@@ -53,14 +78,17 @@ class _Selector(selectors.DefaultSelector):
     def __init__(self, pace: Pace) -> None:
         super().__init__()
         self._pace = pace
+        self._garbage = Garbage()
         self._left_ns = time.perf_counter_ns()
         self._came_cpu_ns = time.thread_time_ns()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         pace = self._pace
-        pause_ns = time.perf_counter_ns() - self._left_ns
-        # With the little that the last look itself took: a second reading would cost as much.
         cpu_ns = time.thread_time_ns()
+        if self._garbage.look(cpu_ns):
+            cpu_ns = time.thread_time_ns()
+        pause_ns = time.perf_counter_ns() - self._left_ns
+        # With the little that the last look for events took: a second reading would cost as much.
         busy_ns = cpu_ns - self._came_cpu_ns
         self._came_cpu_ns = cpu_ns
         if busy_ns > pace.busy_ns_max:
@@ -75,5 +103,5 @@ class _Selector(selectors.DefaultSelector):
 
 
 def timed_loop(pace: Pace) -> asyncio.AbstractEventLoop:
-    """An event loop whose pauses are noted."""
+    """An event loop whose pauses are noted, and that looks for garbage between its rounds."""
     return asyncio.SelectorEventLoop(_Selector(pace))

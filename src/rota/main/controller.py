@@ -95,9 +95,8 @@ def controller(
     # pool of threads of its own. It is read when gRPC is first used.
     os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
     # Here, so that no other command pays for the imports.
-    from rota.controller.pace import Pace, tend_garbage, timed_loop
+    from rota.controller.pace import Pace, timed_loop
 
-    tend_garbage()
     pace = Pace()
     try:
         with asyncio.Runner(loop_factory=lambda: timed_loop(pace)) as runner:

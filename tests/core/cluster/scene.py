@@ -23,6 +23,7 @@ from rota.core.cluster.recount import check_index
 from rota.core.cluster.rows import results
 from rota.core.cluster.state import Job
 from rota.core.cluster.step import Machine
+from rota.core.cluster.waiting import Reasons
 from rota.core.model.columns import columns_of
 from rota.core.model.protocol import (
     AllocationReport,
@@ -164,3 +165,9 @@ class Scene:
             if isinstance(block, ResultBlock) and block.job == job
             for one in results(block)
         ]
+
+
+def reasons(scene: Scene) -> Reasons:
+    """Why tasks wait, as the leader sees it."""
+    machine = scene.machine
+    return Reasons(machine.cluster, machine.soft, machine.placing.index)

@@ -18,7 +18,6 @@ from rota.core.cluster.inputs import (
 )
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.step import Machine
-from rota.core.cluster.waiting import Reasons
 from rota.core.model import indexset
 from rota.core.model.protocol import (
     AllocationReport,
@@ -44,7 +43,7 @@ from rota.core.model.protocol import (
 from rota.core.model.resources import Resources
 from rota.core.model.spec import Dependency
 from rota.core.model.states import Cause, DependencyWhen, JobState, NodeState, OnNodeLoss, StopReason
-from tests.core.cluster.scene import Scene, exits
+from tests.core.cluster.scene import Scene, exits, reasons
 
 SETTINGS = Settings()
 RETENTION_MS = 3_600_000
@@ -263,7 +262,7 @@ def test_a_job_stays_off_the_node_where_it_fails_while_others_are_away_for_a_mom
     assert scene.sent(Grant) == []
     assert scene.job(job).status.avoid == (first,)
     assert not scene.job(job).status.fails_everywhere
-    waiting = Reasons(scene.machine.cluster, scene.machine.soft).of_job(scene.job(job))
+    waiting = reasons(scene).of_job(scene.job(job))
     assert waiting is not None
     assert "kept off it, where it failed in a row" in waiting.says
 
@@ -286,7 +285,7 @@ def test_a_drain_ends_also_what_a_lost_node_takes_back_after_its_deadline() -> N
     scene.hello(first, 2, Holding((slots,), (HeldAllocation(grant.allocation, (), ((0, 1),)),)))
     # One is back; the other may yet have begun elsewhere.
     assert scene.job(job).count_started == 1
-    assert Reasons(scene.machine.cluster, scene.machine.soft).of_task(scene.job(job), 1) is None
+    assert reasons(scene).of_task(scene.job(job), 1) is None
     scene.ask(EditNode(0, "admin", "a", NodeEdit.DRAIN, deadline_ms=5_000))
     told: list[Stop] = []
 

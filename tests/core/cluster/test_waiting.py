@@ -1,5 +1,10 @@
 """Why tasks wait: each reason, with the sentence that people read."""
 
+import random
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import pytest
 
 from rota.core.cluster.inputs import EditNode, HoldJob, NodeEdit, PutQueue, RemoveNode, Submit
@@ -10,16 +15,33 @@ from rota.core.model.protocol import AllocationReport, Device, Ended, Grant, Poo
 from rota.core.model.resources import Resources
 from rota.core.model.spec import Dependency, JobSpec
 from rota.core.model.states import Cause, DependencyWhen, OnNodeLoss, PendingReason
-from tests.core.cluster.scene import Scene
+from tests.core.cluster.scene import Scene, reasons
 
 
 def why(scene: Scene, job: int, index: int | None = None) -> Waiting:
     """Why a job waits, or one of its tasks."""
-    reasons = Reasons(scene.machine.cluster, scene.machine.soft)
+    found_by = reasons(scene)
     one = scene.job(job)
-    found = reasons.of_job(one) if index is None else reasons.of_task(one, index)
+    found = found_by.of_job(one) if index is None else found_by.of_task(one, index)
     assert found is not None
     return found
+
+
+@dataclass
+class All:
+    """All nodes are told of."""
+
+    scene: Scene
+
+    def telling(self, shape: Resources, avoid: tuple[str, ...]) -> Iterable[str]:
+        return self.scene.machine.cluster.nodes
+
+    def able(self, shape: Resources) -> Iterable[str]:
+        return [
+            name
+            for name, node in self.scene.machine.cluster.nodes.items()
+            if any(not shape.missing_in(pool.resources) for pool in node.pools)
+        ]
 
 
 def cores(count: float) -> Resources:
@@ -30,8 +52,7 @@ def test_a_job_that_waits_for_nothing_has_no_reason() -> None:
     scene = Scene()
     scene.node("a", 1)
     job = scene.job(scene.submit())
-    reasons = Reasons(scene.machine.cluster, scene.machine.soft)
-    assert (reasons.of_job(job), reasons.of_task(job, 0)) == (None, None)
+    assert (reasons(scene).of_job(job), reasons(scene).of_task(job, 0)) == (None, None)
 
 
 def test_no_node_is_known() -> None:
@@ -172,3 +193,37 @@ def test_a_held_job_and_tasks_kept_for_a_lost_node() -> None:
     scene.ask(HoldJob(0, "admin", other))
     held = Waiting(PendingReason.HELD, f"is held; to let it go on: rota release {other}")
     assert why(scene, other) == why(scene, other, 0) == held
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_few_nodes_tell_what_all_would(seed: int) -> None:
+    """However many there are: a reader must not wait for a look at each."""
+    scene, chance = Scene(), random.Random(seed)
+    names = [f"n{number}" for number in range(40)]
+    for name in names:
+        scene.node(name, chance.randint(1, 6))
+    scene.submit(array="0-59", resources=cores(chance.choice([1, 2, 3])))
+    for name in chance.sample(names, chance.choice([0, 10, 38, 40])):
+        match chance.randrange(4):
+            case 0:
+                scene.ask(EditNode(0, "admin", name, NodeEdit.CORDON))
+            case 1:
+                scene.silence(f"id-{name}", 0)
+            case 2:
+                scene.ask(RemoveNode(0, "admin", name, force=True))
+            case _:
+                scene.ask(EditNode(0, "admin", name, NodeEdit.DRAIN))
+    machine = scene.machine
+    for cpu in (1, 2, 4, 6, 7):
+        avoid = tuple(chance.sample(sorted(machine.cluster.nodes), chance.choice([0, 5])))
+        few, all_ = (
+            Reasons(machine.cluster, machine.soft, nodes)._of_nodes(cores(cpu), "", avoid)
+            for nodes in (machine.placing.index, All(scene))
+        )
+        assert (few.reason, _unnamed(few.says)) == (all_.reason, _unnamed(all_.says))
+        assert len(machine.placing.index.telling(cores(cpu), avoid)) <= 4 + len(machine.cluster.news.nodes)
+
+
+def _unnamed(says: str) -> str:
+    """Without which of several nodes has the most, and in no order."""
+    return " ".join(sorted(re.sub(r"\(.*?\)", "", says).replace(",", "").split()))

@@ -25,6 +25,10 @@ class Call:
     about: str = ""
 
 
+# Of thousands of nodes, so many are looked at before others are served.
+PIECE_NODES = 512
+
+
 class Desk:
     """Changes and reads, for the services."""
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -32,6 +32,8 @@ _PROBLEM_CHARACTERS_MAX = 400
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 # Of the contract's fields: `jobs[0].resources.memory`, `idempotency_key`.
 _PATH = re.compile(r"(jobs\[\d+\][.\w\[\]]*|[a-z]+_[a-z_]+)")
@@ -106,6 +108,19 @@ def answerable(failed: Exception, name: str) -> ApiError:
         return error(grpc.StatusCode.UNAVAILABLE, str(failed))
     _log.error("%s failed", name, exc_info=failed)
     return error(grpc.StatusCode.INTERNAL, "the controller failed; its log says more")
+
+
+def refuse(context: Context, failed: Exception, name: str) -> tuple[str, str]:
+    """Sets a call's status; whoever serves it has then only to return. The status' name, and its message.
+
+    gRPC's own `abort` raises an error that the call keeps, and which by its traceback keeps the call: a
+    cycle. So would the error in the frame that caught it, which is why it is not told.
+    """
+    wrong = answerable(failed, name)
+    context.set_code(wrong.code)
+    context.set_details(wrong.message)
+    context.set_trailing_metadata(((DETAILS_KEY, wrong.details()),))
+    return wrong.code.name, wrong.message
 
 
 def refused(refusal: Refusal) -> ApiError:

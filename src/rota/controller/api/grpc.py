@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from rota.controller.api.auth import ACTIONS, Action, Caller, authorize
 from rota.controller.api.desk import Call, Desk
-from rota.controller.api.errors import DETAILS_KEY, answerable, check, error
+from rota.controller.api.errors import check, error, refuse
 from rota.controller.audit import Audit
 from rota.controller.calls import send
 from rota.controller.peers import peer_of
@@ -73,7 +73,7 @@ class Face:
         raise TypeError(f"{method.full_name}: streams both ways are not for users")
 
     def _unary(self, name: str, carry_out: Callable[..., Any]) -> Callable[..., Any]:
-        async def handle(request: Message, context: Context) -> Message:
+        async def handle(request: Message, context: Context) -> Message | None:
             async def work(call: Call) -> Message:
                 await check(request)
                 answer: Message = await carry_out(request, call)
@@ -96,7 +96,7 @@ class Face:
         return handle
 
     def _requests(self, name: str, carry_out: Callable[..., Any]) -> Callable[..., Any]:
-        async def handle(requests: AsyncIterator[Message], context: Context) -> Message:
+        async def handle(requests: AsyncIterator[Message], context: Context) -> Message | None:
             async def work(call: Call) -> Message:
                 answer: Message = await carry_out(_checked(requests), call)
                 return answer
@@ -105,8 +105,11 @@ class Face:
 
         return handle
 
-    async def _serve(self, name: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T:
-        """Admits the caller, works, writes the audit log, and turns errors into the call's status."""
+    async def _serve(self, name: str, context: Context, work: Callable[[Call], Awaitable[T]]) -> T | None:
+        """Admits the caller, works, writes the audit log, and turns errors into the call's status.
+
+        None where there is no answer but that.
+        """
         call = Call(Caller("", "", "", context.peer()))
         try:
             call.caller = self._caller(context)
@@ -116,9 +119,8 @@ class Face:
             self._write_down(name, call, "abandoned")
             raise
         except Exception as failed:  # noqa: BLE001 (a bug in one call is no reason to fail others, and is logged)
-            wrong = answerable(failed, name)
-            self._write_down(name, call, wrong.code.name, wrong.message)
-            await context.abort(wrong.code, wrong.message, ((DETAILS_KEY, wrong.details()),))
+            self._write_down(name, call, *refuse(context, failed, name))
+            return None
         self._write_down(name, call, "done")
         return answer
 

@@ -1,19 +1,27 @@
 """The cluster as the contract shows it: functions of committed state, which change nothing."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from urllib.parse import unquote
 
 from pyroaring import BitMap
 
-from rota.core.cluster.records import Event, QueueConfig, ResultBlock, TokenConfig
+from rota.core.cluster.records import (
+    AllocationStatus,
+    Event,
+    NodeTally,
+    QueueConfig,
+    ResultBlock,
+    TokenConfig,
+)
 from rota.core.cluster.rows import results
 from rota.core.cluster.settling import cannot_be_met
 from rota.core.cluster.soft import Soft
 from rota.core.cluster.state import Allocation, Cluster, Job, Node
-from rota.core.cluster.waiting import Reasons, Waiting
+from rota.core.cluster.step import Machine
+from rota.core.cluster.waiting import Reasons, Waiting, on_nodes_count
 from rota.core.model import indexset
 from rota.core.model.protocol import Inventory
 from rota.core.model.resources import NOTHING, Resources
@@ -29,6 +37,8 @@ EXIT_CANCELLED = 130
 EXIT_KILLED = 137
 # Sums over many nodes, each of which may declare much, could be beyond it.
 AMOUNT_MAX = 2**63 - 1
+
+_NO_TALLY = NodeTally()
 
 _SPEC = codec(JobSpec, job_pb2.JobSpec)
 _RESOURCES = codec(Resources, job_pb2.Resources)
@@ -47,23 +57,8 @@ class Now:
 # ---------------------------------------------------------------- jobs
 
 
-@dataclass(slots=True)
-class _NodeSum:
-    allocated: int = 0
-    running: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    cpu_ms: int = 0
-    memory_peak_bytes: int = 0
-
-    @property
-    def ended(self) -> int:
-        return self.succeeded + self.failed + self.cancelled
-
-
 def job(cluster: Cluster, one: Job, reasons: Reasons, clock: Now) -> job_pb2.Job:
-    """All that is said of a job."""
+    """All that is said of a job but for its nodes, each by itself: see `job_nodes`."""
     view = job_brief(cluster, one, reasons, clock)
     view.spec.CopyFrom(_SPEC.to_message(one.spec))
     return view
@@ -72,8 +67,9 @@ def job(cluster: Cluster, one: Job, reasons: Reasons, clock: Now) -> job_pb2.Job
 def job_brief(cluster: Cluster, one: Job, reasons: Reasons, clock: Now) -> job_pb2.Job:
     """The same, of the spec only name, queue, priority and labels."""
     config, status, spec = one.config, one.status, one.spec
-    sums = _sums(one)
     waiting = reasons.of_job(one)
+    open_ = [allocation.status for allocation in one.allocations.values()]
+    usage: list[NodeTally | AllocationStatus] = [*one.tallies.values(), *open_]
     view = job_pb2.Job(
         id=one.id,
         spec=job_pb2.JobSpec(
@@ -94,9 +90,8 @@ def job_brief(cluster: Cluster, one: Job, reasons: Reasons, clock: Now) -> job_p
         ended_at_ms=status.ended_at_ms,
         retried_at_ms=status.retried_at_ms,
         elapsed_ms=_elapsed_ms(one, clock.wall_ms),
-        cpu_ms=sum(each.cpu_ms for each in sums.values()),
-        memory_peak_bytes=max((each.memory_peak_bytes for each in sums.values()), default=0),
-        nodes=[_job_node(cluster, one, node, each) for node, each in sums.items()],
+        cpu_ms=sum(used.cpu_ms for used in usage),
+        memory_peak_bytes=max((used.memory_peak_bytes for used in usage), default=0),
     )
     if one.ended:
         view.exit_code = exit_code(one)
@@ -109,13 +104,13 @@ def _retry_in_ms(waiting: Waiting | None, clock: Now) -> int:
 
 def task_counts(one: Job) -> job_pb2.TaskCounts:
     """How many tasks are where; those that wait for a lost node are pending and held."""
-    placed = running = kept = 0
-    for allocation in one.allocations.values():
+    kept = kept_started = 0
+    for allocation in one.lost.values():
         if allocation.waits_for_node:
             kept += len(allocation.remaining)
-        else:
-            placed += len(allocation.remaining)
-            running += allocation.remaining.intersection_cardinality(allocation.status.started)
+            kept_started += allocation.remaining.intersection_cardinality(allocation.status.started)
+    placed = on_nodes_count(one) - kept
+    running = one.count_started - kept_started
     return job_pb2.TaskCounts(
         total=len(one.all),
         pending=len(one.pending) + kept,
@@ -136,42 +131,41 @@ def _elapsed_ms(one: Job, wall_ms: int) -> int:
     return max(0, (status.ended_at_ms or wall_ms) - status.started_at_ms)
 
 
-def _sums(one: Job) -> dict[str, _NodeSum]:
-    """What each node has done and holds: closed allocations' tallies and the open ones."""
-    sums: dict[str, _NodeSum] = {
-        node: _NodeSum(
-            0, 0, tally.succeeded, tally.failed, tally.cancelled, tally.cpu_ms, tally.memory_peak_bytes
-        )
-        for node, tally in one.tallies.items()
-    }
-    for allocation in one.allocations.values():
-        each = sums.setdefault(allocation.node.id, _NodeSum())
+def job_nodes(one: Job) -> list[str]:
+    """The nodes that have done something for a job, or hold something of it."""
+    holding = (allocation.node.id for allocation in one.allocations.values())
+    return list(dict.fromkeys([*one.tallies, *holding]))
+
+
+def job_node(cluster: Cluster, one: Job, node: str) -> job_pb2.JobNode:
+    """What one of them has done and holds: closed allocations' tally and the open ones."""
+    tally = one.tallies.get(node, _NO_TALLY)
+    view = job_pb2.JobNode(
+        node=node_name(cluster, node),
+        node_id=node,
+        succeeded=tally.succeeded,
+        failed=tally.failed,
+        cancelled=tally.cancelled,
+        cpu_ms=tally.cpu_ms,
+        memory_peak_bytes=tally.memory_peak_bytes,
+    )
+    known = cluster.nodes.get(node)
+    for allocation in known.allocations.values() if known is not None else ():
+        if allocation.job is not one:
+            continue
         status, owned = allocation.status, allocation.owned
         if not allocation.waits_for_node:
             running = allocation.remaining.intersection_cardinality(status.started)
-            each.running += running
-            each.allocated += len(allocation.remaining) - running
-        each.succeeded += owned.intersection_cardinality(status.succeeded)
-        each.failed += owned.intersection_cardinality(status.failed)
-        each.cancelled += owned.intersection_cardinality(status.cancelled)
-        each.cpu_ms += status.cpu_ms
-        each.memory_peak_bytes = max(each.memory_peak_bytes, status.memory_peak_bytes)
-    return sums
-
-
-def _job_node(cluster: Cluster, one: Job, node: str, each: _NodeSum) -> job_pb2.JobNode:
-    return job_pb2.JobNode(
-        node=node_name(cluster, node),
-        node_id=node,
-        allocated=each.allocated,
-        running=each.running,
-        succeeded=each.succeeded,
-        failed=each.failed,
-        cancelled=each.cancelled,
-        ended_percent=100 * each.ended / len(one.all) if one.all else 0.0,
-        cpu_ms=each.cpu_ms,
-        memory_peak_bytes=each.memory_peak_bytes,
-    )
+            view.running += running
+            view.allocated += len(allocation.remaining) - running
+        view.succeeded += owned.intersection_cardinality(status.succeeded)
+        view.failed += owned.intersection_cardinality(status.failed)
+        view.cancelled += owned.intersection_cardinality(status.cancelled)
+        view.cpu_ms += status.cpu_ms
+        view.memory_peak_bytes = max(view.memory_peak_bytes, status.memory_peak_bytes)
+    ended = view.succeeded + view.failed + view.cancelled
+    view.ended_percent = 100 * ended / len(one.all) if one.all else 0.0
+    return view
 
 
 def exit_code(one: Job) -> int:
@@ -504,26 +498,39 @@ def event(one: Event) -> cluster_pb2.Event:
     return _EVENT.to_message(one)
 
 
-def summary(cluster: Cluster) -> cluster_pb2.GetClusterResponse:
+@dataclass(slots=True)
+class NodeSums:
+    """How many nodes there are, and of those that are ready what they have and what is taken of it."""
+
+    count: int = 0
+    ready: int = 0
+    capacity: Resources = NOTHING
+    charged: Resources = NOTHING
+
+    def add(self, nodes: Iterable[str], machine: Machine) -> None:
+        """Takes in those of the nodes that there are."""
+        for name in nodes:
+            node = machine.cluster.nodes.get(name)
+            if node is None or node.config.removed:
+                continue
+            self.count += 1
+            if node.status.state is NodeState.READY:
+                self.ready += 1
+                self.capacity = self.capacity.plus(node.capacity())
+                self.charged = self.charged.plus(node.total_charged())
+
+
+def summary(cluster: Cluster, nodes: NodeSums) -> cluster_pb2.GetClusterResponse:
     """The cluster in numbers."""
-    nodes = [one for one in cluster.nodes.values() if not one.config.removed]
-    ready = [one for one in nodes if one.status.state is NodeState.READY]
     running = sum(one.status.state is JobState.RUNNING for one in cluster.active.values())
     return cluster_pb2.GetClusterResponse(
         uuid=cluster.meta.uuid,
         incarnation=cluster.meta.incarnation,
         term=cluster.commit.term,
-        nodes_ready=len(ready),
-        nodes=len(nodes),
+        nodes_ready=nodes.ready,
+        nodes=nodes.count,
         jobs_pending=len(cluster.active) - running,
         jobs_running=running,
-        capacity=resources(_sum(ready, Node.capacity)),
-        charged=resources(_sum(ready, Node.total_charged)),
+        capacity=resources(nodes.capacity),
+        charged=resources(nodes.charged),
     )
-
-
-def _sum(nodes: Iterable[Node], amount: Callable[[Node], Resources]) -> Resources:
-    total = NOTHING
-    for one in nodes:
-        total = total.plus(amount(one))
-    return total

@@ -273,6 +273,44 @@ class Index:
         """The row of a unit; None where it has none."""
         return self._rows.get(node, {}).get((pool, unit))
 
+    # ------------------------------------------------------------ what nodes tell
+
+    def telling(self, shape: Resources, avoid: tuple[str, ...]) -> list[str]:
+        """Some nodes of which the same follows as of all: why tasks of the shape have no place.
+
+        Those that the shape fits into, that have the most of a resource, and that have the most of it free,
+        one of each; and all that have changed since they were last looked at.
+        """
+        room = self.room
+        removed = tuple(node.id for node in self._cluster.nodes.values() if node.config.removed)
+        rows = np.setdiff1d(np.arange(room.size), self.rows_of(removed))
+        able = rows[room.holds(shape)[rows]]
+        open_ = np.setdiff1d(able[room.open(able)], self.rows_of(avoid))
+        found = [*able[:1]]
+        if len(open_):
+            found.append(open_[room.score(shape, open_)[0].argmax()])
+        for name, _ in shape.items():  # noqa: PERF102 (no dictionary)
+            found += [room.most_whole(name, rows), room.most_free(name, open_)]
+        units = [room.units[row] for row in found if row is not None]
+        names = [unit.node for unit in units if unit is not None]
+        return list(dict.fromkeys([*names, *self._unseen()])) or list(self._cluster.nodes)
+
+    def able(self, shape: Resources) -> list[str]:
+        """All nodes that could hold a task of the shape if they were empty."""
+        unseen = self._unseen()
+        units = [self.room.units[row] for row in np.flatnonzero(self.room.holds(shape))]
+        seen = [unit.node for unit in units if unit is not None and unit.node not in unseen]
+        return list(dict.fromkeys(seen)) + [
+            name
+            for name in unseen
+            if name in self._cluster.nodes
+            and any(not shape.missing_in(pool.resources) for pool in self._cluster.nodes[name].pools)
+        ]
+
+    def _unseen(self) -> dict[str, None]:
+        news = self._cluster.news
+        return news.nodes | dict.fromkeys(node for node, _, _ in news.units)
+
     # ------------------------------------------------------------ leases
 
     def _see_lease(self, node_id: str, number: int) -> None:

@@ -6,7 +6,7 @@ Placing asks the same functions for the limits, so that what is said is what is 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Protocol
 
 from pyroaring import BitMap
 
@@ -40,8 +40,7 @@ def ready_count(job: Job) -> int:
 
 def on_nodes_count(job: Job) -> int:
     """Tasks that nodes have and that have not ended: what counts towards `max_running`."""
-    ended = sum(len(allocation.owned) - len(allocation.remaining) for allocation in job.allocations.values())
-    return len(job.owned) - ended
+    return len(job.owned) - (job.count_ended - len(job.finals))
 
 
 def grantable_count(job: Job) -> int:
@@ -77,12 +76,25 @@ class Waiting:
     until_ms: int = 0
 
 
+class Telling(Protocol):
+    """What is said of nodes, without a look at each of thousands; `index.Index` is one."""
+
+    def telling(self, shape: Resources, avoid: tuple[str, ...]) -> Iterable[str]:
+        """Some nodes of which the same follows as of all: why tasks of the shape have no place."""
+        ...
+
+    def able(self, shape: Resources) -> Iterable[str]:
+        """All nodes that could hold a task of the shape if they were empty."""
+        ...
+
+
 class Reasons:
     """Why tasks of a cluster wait, as it is now. What is found of a job or of nodes is found once."""
 
-    def __init__(self, cluster: Cluster, soft: Soft) -> None:
+    def __init__(self, cluster: Cluster, soft: Soft, nodes: "Telling") -> None:
         self._cluster = cluster
         self._soft = soft
+        self._nodes = nodes
         self._all: dict[int, Waiting | None] = {}
         self._ready: dict[int, Waiting] = {}
         self._room: dict[tuple[Resources, str, tuple[str, ...]], Waiting] = {}
@@ -159,28 +171,31 @@ class Reasons:
 
     # ------------------------------------------------------------ nodes
 
-    @cached_property
-    def _nodes(self) -> list[Node]:
-        return [node for node in self._cluster.nodes.values() if not node.config.removed]
-
     def _of_nodes(self, shape: Resources, name: str, avoid: tuple[str, ...]) -> Waiting:
-        known = [node for node in self._nodes if name in ("", node.config.name)]
+        named = self._cluster.node_names.get(name, "")
+        known = self._known([named] if name else self._nodes.telling(shape, avoid))
         if not known:
             says = (
                 f"waits for node '{name}', which is not known" if name else "waits for a node: none is known"
             )
             return Waiting(PendingReason.NO_NODE, says)
-        able = [node for node in known if any(not shape.missing_in(pool.resources) for pool in node.pools)]
+        able = [node for node in known if _could_hold(node, shape)]
         if not able and any(node.pools for node in known):
             most = _most(shape, known, _wholes)
             return Waiting(PendingReason.TOO_LARGE, f"can run on no node: needs {most or _all_of(shape)}")
         taking = [node for node in able if takes_work(self._soft, node) and node.id not in avoid]
         if not taking:
+            if able and not name:
+                able = self._known(self._nodes.able(shape))
             return Waiting(PendingReason.NODES_UNAVAILABLE, self._unavailable(able or known, avoid))
         if any(_has_room(node, shape) for node in taking):
             return Waiting(PendingReason.QUEUED, "waits for its turn")
         most = _most(shape, taking, _frees, free=True)
         return Waiting(PendingReason.NO_ROOM, f"waits for room: needs {most or _all_of(shape, free=True)}")
+
+    def _known(self, names: Iterable[str]) -> list[Node]:
+        nodes = [self._cluster.nodes[name] for name in names if name in self._cluster.nodes]
+        return [node for node in nodes if not node.config.removed]
 
     def _unavailable(self, nodes: Iterable[Node], avoid: tuple[str, ...]) -> str:
         """How many nodes take no work, by why."""
@@ -237,6 +252,10 @@ def _frees(node: Node) -> Iterator[Resources]:
     for pool in node.pools:
         for unit in units_of(node, pool, 1):
             yield node.free(pool.name, unit)
+
+
+def _could_hold(node: Node, shape: Resources) -> bool:
+    return any(not shape.missing_in(pool.resources) for pool in node.pools)
 
 
 def _has_room(node: Node, shape: Resources) -> bool:

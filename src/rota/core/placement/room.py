@@ -307,11 +307,33 @@ class Room:
 
     def could_ever(self, shape: Resources) -> NDArray[np.bool_]:
         """By row, whether the shape fits into the unit when it is empty; of no lost node."""
-        result = self._there[: self.size].copy()
+        return self.holds(shape) & self._there[: self.size]
+
+    def holds(self, shape: Resources) -> NDArray[np.bool_]:
+        """By row, whether the shape fits into the unit when it is empty."""
+        result = np.ones(self.size, np.bool_)
         for name, amount in shape.items():
             column = self._columns.get(name)
             result &= (self._whole[column][: self.size] if column is not None else 0) >= amount
         return result
+
+    def open(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which of these rows may get more slots, whatever is free there."""
+        return self._slots[rows] > 0
+
+    def most_whole(self, name: str, rows: Rows) -> int | None:
+        """Of these rows one with the most of a resource when it is empty; None of none."""
+        return self._most(self._whole, name, rows)
+
+    def most_free(self, name: str, rows: Rows) -> int | None:
+        """Of these rows one with the most of a resource free; None of none."""
+        return self._most(self._free, name, rows)
+
+    def _most(self, table: Counts, name: str, rows: Rows) -> int | None:
+        if not len(rows):
+            return None
+        column = self._columns.get(name)
+        return int(rows[0] if column is None else rows[table[column][rows].argmax()])
 
     def columns_count(self) -> int:
         """How many resources there are a column of."""

@@ -1,8 +1,11 @@
 """ClusterService."""
 
+import asyncio
+from functools import partial
+
 import rota
 from rota.controller.api import views
-from rota.controller.api.desk import Call, Desk
+from rota.controller.api.desk import PIECE_NODES, Call, Desk
 from rota.wire.gen.v1 import cluster_pb2
 
 
@@ -19,7 +22,12 @@ class Clusters:
         self, _: cluster_pb2.GetClusterRequest, call: Call
     ) -> cluster_pb2.GetClusterResponse:
         """The cluster in numbers, and who asks."""
-        answer = await self._desk.read(lambda machine: views.summary(machine.cluster))
+        sums = views.NodeSums()
+        names = await self._desk.read(lambda machine: list(machine.cluster.nodes))
+        for start in range(0, len(names), PIECE_NODES):
+            await self._desk.read(partial(sums.add, names[start : start + PIECE_NODES]))
+            await asyncio.sleep(0)
+        answer = await self._desk.read(lambda machine: views.summary(machine.cluster, sums))
         answer.version = rota.__version__
         answer.now_ms = self._desk.loop.now_ms()
         answer.principal = call.caller.name

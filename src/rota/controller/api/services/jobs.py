@@ -4,13 +4,14 @@ import asyncio
 import hashlib
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
 from typing import TypeVar
 
 import grpc
 from pyroaring import BitMap
 
 from rota.controller.api import views
-from rota.controller.api.desk import Call, Desk, find_job
+from rota.controller.api.desk import PIECE_NODES, Call, Desk, find_job
 from rota.controller.api.errors import ApiError, aside, error
 from rota.controller.api.reading import OutputReader
 from rota.controller.api.writing import InputWriter
@@ -165,8 +166,15 @@ class Jobs:
     async def get_job(
         self, request: job_service_pb2.GetJobRequest, _: Call
     ) -> job_service_pb2.GetJobResponse:
-        """One job."""
-        return job_service_pb2.GetJobResponse(job=await self._look(request.id, self._view))
+        """One job, and what its nodes do for it: they may be thousands, so others are served in between."""
+        view = await self._look(request.id, self._view)
+        await asyncio.sleep(0)
+        nodes = await self._look(request.id, lambda _, job: views.job_nodes(job))
+        for start in range(0, len(nodes), PIECE_NODES):
+            some = nodes[start : start + PIECE_NODES]
+            view.nodes.extend(await self._look(request.id, partial(_job_nodes, nodes=some)))
+            await asyncio.sleep(0)
+        return job_service_pb2.GetJobResponse(job=view)
 
     async def watch_job(
         self, request: job_service_pb2.WatchJobRequest, _: Call
@@ -177,12 +185,9 @@ class Jobs:
         with self._desk.loop.watch_job(request.id) as news:
             while True:
                 news.clear()
-                view, ended = await self._look(
-                    request.id, lambda machine, job: (self._view(machine, job), job.ended)
-                )
-                wait_s = sent_s + WATCH_INTERVAL_S_MIN - clock()
-                if ended or wait_s <= 0:
-                    wait_s = 0
+                wait_s = max(0, sent_s + WATCH_INTERVAL_S_MIN - clock())
+                view, ended = await self._look(request.id, partial(self._watched, soon=wait_s > 0))
+                if view is not None:
                     # That time passes is no change.
                     answer = job_service_pb2.WatchJobResponse(job=view)
                     view.elapsed_ms = view.retry_in_ms = 0
@@ -192,6 +197,12 @@ class Jobs:
                     if ended:
                         return
                 await _wait(news, wait_s)
+
+    def _watched(self, machine: Machine, job: Job, *, soon: bool) -> tuple[job_pb2.Job | None, bool]:
+        """What is said of a job that is watched, unless it is said soon enough; whether it has ended."""
+        if soon and not job.ended:
+            return None, False
+        return self._view(machine, job), job.ended
 
     async def list_tasks(
         self, request: job_service_pb2.ListTasksRequest, _: Call
@@ -256,7 +267,7 @@ class Jobs:
 
     @staticmethod
     def _reasons(machine: Machine) -> Reasons:
-        return Reasons(machine.cluster, machine.soft)
+        return Reasons(machine.cluster, machine.soft, machine.placing.index)
 
     def _clock(self) -> views.Now:
         return views.Now(self._desk.loop.now_ms(), self._desk.loop.wall_ms())
@@ -302,6 +313,10 @@ def _spec(path: str, message: job_pb2.JobSpec) -> JobSpec:
     except ConvertError as wrong:
         at = f"{path}.{wrong.path}" if wrong.path else path
         raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, [(at, wrong.says)]) from wrong
+
+
+def _job_nodes(machine: Machine, job: Job, nodes: list[str]) -> list[job_pb2.JobNode]:
+    return [views.job_node(machine.cluster, job, node) for node in nodes]
 
 
 def _indices(text: str) -> BitMap | None:
