@@ -1,5 +1,7 @@
 """The choice by columns against the plain one."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,10 +37,10 @@ def units(draw: st.DrawFn) -> Unit:
 
 
 def spread(
-    room: Room, shape: Resources, slots: int, only: Rows | None = None, without: Rows | None = None
+    room: Room, shape: Resources, slots: int, only: Rows | None = None, without: Sequence[int] = ()
 ) -> list[tuple[int, int]]:
     rows, counts = choose.spread(room, shape, slots, only, without)
-    return list(zip(rows.tolist(), counts.tolist(), strict=True))
+    return list(zip(rows, counts, strict=True))
 
 
 def filled(found: list[Unit]) -> Room:
@@ -65,7 +67,7 @@ def test_some_rows_alone_or_without_some(
 ) -> None:
     rows = st.lists(st.integers(0, len(found) - 1), unique=True).map(sorted)
     only, without = data.draw(rows), data.draw(rows)
-    chosen = spread(filled(found), shape, slots, np.array(only, np.intp), np.array(without, np.intp))
+    chosen = spread(filled(found), shape, slots, np.array(only, np.intp), without)
     allowed = [row for row in only if row not in without]
     wanted = oracle.spread([found[row] for row in allowed], shape, slots)
     assert chosen == [(allowed[place], count) for place, count in wanted]

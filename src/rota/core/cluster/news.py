@@ -74,6 +74,9 @@ class Ranked(Generic[Item]):
 
     def firsts(self, count: int) -> list[Item]:
         """So many items in order, or as many as there are."""
+        first = self.first()
+        if first is None or count == 1 or len(self._ranks) == 1:
+            return [] if first is None else [first]
         found: list[tuple[Any, int, Item]] = []
         while len(found) < count and self.first() is not None:
             found.append(heappop(self._heap))

@@ -28,7 +28,7 @@ from rota.core.model.protocol import Recall, Slot
 from rota.core.model.resources import NOTHING
 from rota.core.model.states import EventKind, OnNodeLoss
 from rota.core.placement.choose import spread
-from rota.core.placement.room import Counts, Rows, Unit
+from rota.core.placement.room import Unit
 from rota.core.placement.sizing import Pace, backlog_wanted, recall_count
 
 GRANT_INDICES_MAX = 65_536
@@ -103,13 +103,14 @@ class _Pass:
         name = next(iter(awake))
         if not alone:
             name = min(awake, key=lambda queue: (self._share(queue), served.get(queue, 0), queue))
-        first, *rest = awake[name].firsts(2)
+        first = awake[name].first()
+        assert first is not None, name
         self.left -= 1
         # Of one queue all the jobs that come before another group's; of several one, for it changes shares.
         # Of a group that is parked a few, for few slots are freed at a time: if it were more, it comes again.
         most = min(self.left, PARKED_JOBS_MAX) if first.parked else self.left
         jobs = self.index.jobs_of(first, max(most, 1) if alone else 1)
-        if rest:
+        if len(jobs) > 1 and (rest := awake[name].firsts(2)[1:]):
             limit = rest[0].rank
             jobs = [job for job in jobs if (-job.spec.priority, job.id) < limit] or jobs[:1]
         before = self.left
@@ -183,13 +184,13 @@ class _Pass:
         if group.plan and self._carry_out(group, batch, left):
             return
         rows, counts = self._choose(group, left)
-        group.plan = list(zip(rows.tolist(), counts.tolist(), strict=True))[::-1]
+        group.plan = list(zip(rows[::-1], counts[::-1], strict=True))
         self._carry_out(group, batch, left)
         if group.plan:
             return
-        if int(counts.sum()) < left:
+        if sum(counts) < left:
             # A lease has a bound, and a row that has reached it may have room for another.
-            if not (len(counts) and counts.max() == SLOTS_OF_LEASE_MAX):
+            if SLOTS_OF_LEASE_MAX not in counts:
                 self.index.park(group, quota=False)
         elif left < wanted:
             self.index.park(group, quota=True)
@@ -211,7 +212,7 @@ class _Pass:
             group.plan = []
         return before - most
 
-    def _choose(self, group: Group, slots: int) -> tuple[Rows, Counts]:
+    def _choose(self, group: Group, slots: int) -> tuple[list[int], list[int]]:
         """Rows with room for so many of the group's tasks, and for how many each."""
         index = self.index
         only = None
@@ -223,7 +224,7 @@ class _Pass:
             if gathering.place is not None and claim != group.claim:
                 row = index.row(*gathering.place)
                 without += [] if row is None else [row]
-        return spread(index.room, group.kind.shape, slots, only, np.array(without, np.intp))
+        return spread(index.room, group.kind.shape, slots, only, without)
 
     def _open_slots(self, unit: Unit, kind: Kind, count: int) -> Lease:
         """Slots in a lease of this kind that is not about to shrink, else in a new one."""

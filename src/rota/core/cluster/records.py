@@ -456,13 +456,13 @@ def parse_key(key: str) -> Key:  # noqa: C901 - a table, one row a kind of recor
     match key.split("/"):
         # First what is put most.
         case ["ev", seq]:
-            return Key(EventRecord, number=int(seq, 16))
+            return Key(EventRecord, 0, "", int(seq, 16))
         case ["des", node, "alloc", allocation]:
-            return Key(AllocationDesired, node=node, number=int(allocation, 16))
+            return Key(AllocationDesired, 0, node, int(allocation, 16))
         case ["st", node, "alloc", allocation]:
-            return Key(AllocationStatus, node=node, number=int(allocation, 16))
+            return Key(AllocationStatus, 0, node, int(allocation, 16))
         case ["des", node, "lease", lease]:
-            return Key(LeaseDesired, node=node, number=int(lease, 16))
+            return Key(LeaseDesired, 0, node, int(lease, 16))
         case ["meta", "cluster"]:
             return Key(ClusterMeta)
         case ["meta", "commit"]:

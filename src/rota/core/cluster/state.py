@@ -635,24 +635,35 @@ class Cluster:
         job = self.jobs[record.job]
         allocation = node.allocations.get(key.number)
         if allocation is None:
-            allocation = Allocation(key.number, node, job, record)
-            node.allocations[key.number] = job.allocations[key.number] = allocation
-            if record.lease in node.leases:
-                node.leases[record.lease].allocations[key.number] = allocation
-            changed = allocation.owned.copy()
-        else:
-            self._count(allocation, -1)
-            before = allocation.owned
-            allocation.desired = record
-            allocation.owned = record.kept if record.lost else record.indices
-            changed = before ^ allocation.owned
+            self._add_allocation(Allocation(key.number, node, job, record))
+            return
+        self._count(allocation, -1)
+        before = allocation.owned
+        allocation.desired = record
+        allocation.owned = record.kept if record.lost else record.indices
         if record.lost:
             job.lost[key.number] = allocation
         else:
             job.lost.pop(key.number, None)
         allocation.remaining = allocation.owned - allocation.ended
         self._count(allocation, 1)
-        self._own(job, changed)
+        self._own(job, before ^ allocation.owned)
+
+    def _add_allocation(self, allocation: Allocation) -> None:
+        """A new one, of which nothing has been reported: what it owns was nobody's."""
+        node, job, number = allocation.node, allocation.job, allocation.id
+        node.allocations[number] = job.allocations[number] = allocation
+        lease = node.leases.get(allocation.desired.lease)
+        if lease is not None:
+            lease.allocations[number] = allocation
+        if allocation.desired.lost:
+            job.lost[number] = allocation
+        self._count(allocation, 1)
+        if allocation.owned:
+            job.owned = _own(job.owned)
+            job.owned |= allocation.owned
+            job.pending = _own(job.pending, job.all)
+            job.pending -= allocation.owned
 
     def _drop_allocation(self, key: Key) -> None:
         node = self.nodes.get(key.node)
@@ -688,10 +699,11 @@ class Cluster:
         job, owned, status = allocation.job, allocation.owned, allocation.status
         self.news.jobs[job.id] = None
         self.news.leases[allocation.node.id, allocation.desired.lease] = None
-        job.count_succeeded += sign * owned.intersection_cardinality(status.succeeded)
-        job.count_failed += sign * owned.intersection_cardinality(status.failed)
-        job.count_cancelled += sign * owned.intersection_cardinality(status.cancelled)
-        job.count_started += sign * allocation.remaining.intersection_cardinality(status.started)
+        if status is not _NO_STATUS:
+            job.count_succeeded += sign * owned.intersection_cardinality(status.succeeded)
+            job.count_failed += sign * owned.intersection_cardinality(status.failed)
+            job.count_cancelled += sign * owned.intersection_cardinality(status.cancelled)
+            job.count_started += sign * allocation.remaining.intersection_cardinality(status.started)
         lease = allocation.node.leases.get(allocation.desired.lease)
         if lease is not None:
             lease.load += sign * len(allocation.remaining)

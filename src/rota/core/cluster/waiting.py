@@ -34,8 +34,9 @@ _TO = {
 
 def ready_count(job: Job) -> int:
     """Pending tasks that wait for nothing of their own: no back-off, no hold."""
-    waiting = job.delayed | job.held
-    return len(job.pending) - job.pending.intersection_cardinality(waiting) if waiting else len(job.pending)
+    if not (job.delayed or job.held):
+        return len(job.pending)
+    return len(job.pending) - job.pending.intersection_cardinality(job.delayed | job.held)
 
 
 def on_nodes_count(job: Job) -> int:

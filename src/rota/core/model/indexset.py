@@ -55,9 +55,11 @@ def within(ranges: "Ranges", whole: BitMap) -> BitMap:
 
 def to_ranges(indices: BitMap) -> "Ranges":
     """The wire's ranges of a set, in time linear in the number of ranges."""
+    count = len(indices)
+    if count and indices.max() - indices.min() == count - 1:
+        return ((indices.min(), indices.max()),)
     result: list[tuple[int, int]] = []
     rank = 0
-    count = len(indices)
     while rank < count:
         first = indices[rank]
         length = _run_length(indices, rank, first, count)

@@ -81,7 +81,15 @@ class Resources:
     def times_in(self, free: "Resources", times_max: int) -> int:
         """How many of this fit into `free`, at most `times_max`."""
         count = times_max
-        for name, amount in self.items():
+        if self.cpu:
+            count = min(count, free.cpu // self.cpu)
+        if self.memory:
+            count = min(count, free.memory // self.memory)
+        if self.gpu:
+            count = min(count, free.gpu // self.gpu)
+        if self.disk:
+            count = min(count, free.disk // self.disk)
+        for name, amount in self.named:
             count = min(count, free.get(name) // amount)
         return max(count, 0)
 

@@ -6,6 +6,7 @@ only becomes fuller, that is: of all (row, how many slots it then has) those tha
 """
 
 import heapq
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,27 +16,24 @@ from rota.core.placement.room import FULL, Counts, Levels, Room, Rows
 # So few slots are given one by one.
 ONE_BY_ONE_MAX = 64
 
-_NONE = np.zeros(0, np.int64)
-_ONE = np.ones(1, np.int64)
-
 
 def spread(
-    room: Room, shape: Resources, slots: int, only: Rows | None = None, without: Rows | None = None
-) -> tuple[Rows, Counts]:
+    room: Room, shape: Resources, slots: int, only: Rows | None = None, without: Sequence[int] = ()
+) -> tuple[list[int], list[int]]:
     """Which rows get slots of a shape, and how many each: `slots` in all where they fit. Rows ascend.
 
     `only` these rows, which ascend, or all but `without`.
     """
     if slots <= 0:
-        return _NONE, _NONE
+        return [], []
     score = room.scored(shape) if only is None else room.score(shape, only)
-    if without is not None and len(without):
+    if without:
         score = score.copy()
         score[without if only is None else np.flatnonzero(np.isin(only, without))] = np.inf
     if slots == 1:
         if not len(score) or score[place := int(score.argmin())] > FULL:
-            return _NONE, _NONE
-        return np.array([place if only is None else only[place]], np.intp), _ONE
+            return [], []
+        return [place if only is None else int(only[place])], [1]
     places = np.flatnonzero(score <= FULL)
     if slots < len(places) and slots <= ONE_BY_ONE_MAX:
         # No more rows than slots get any: those that are the least full with one.
@@ -47,7 +45,7 @@ def spread(
     fits = room.slots(shape, rows)
     counts = fits if fits.sum() <= slots else _fill(room.levels(shape, rows), fits, slots)
     some = counts > 0
-    return rows[some], counts[some]
+    return rows[some].tolist(), counts[some].tolist()
 
 
 def _fill(levels: Levels, fits: Counts, slots: int) -> Counts:
