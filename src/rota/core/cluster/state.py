@@ -8,6 +8,7 @@ of a `Job` here are its own.
 Records must come in an order in which what they refer to is there: that of their keys does.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
@@ -281,7 +282,8 @@ class Cluster:
         self.queue_charged: dict[str, Resources] = {}
         self.tokens: dict[str, TokenConfig] = {}
         self.users: dict[str, UserConfig] = {}
-        self.events: dict[int, EventRecord] = {}
+        # The oldest goes first, again and again, for which a plain dict looks at all that went before.
+        self.events: OrderedDict[int, EventRecord] = OrderedDict()
         self.idempotency: dict[str, Idempotency] = {}
         self.expiries = Expiries(self.records)
         # What has changed, for those who keep an index of it.
@@ -309,7 +311,6 @@ class Cluster:
             LeaseDesired: self._put_lease,
             AllocationDesired: self._put_allocation,
             AllocationStatus: self._set_allocation_status,
-            EventRecord: self._put_event,
             Idempotency: self._put_idempotency,
         }
         self._droppers: dict[type, Callable[[Key], None]] = {
@@ -328,7 +329,6 @@ class Cluster:
             LeaseDesired: self._drop_lease,
             AllocationDesired: self._drop_allocation,
             AllocationStatus: lambda key: self._set_allocation_status(key, _NO_STATUS),
-            EventRecord: lambda key: self._forget(self.events, key.number),
             Idempotency: lambda key: self._forget(self.idempotency, key.name),
         }
 
@@ -342,13 +342,19 @@ class Cluster:
 
     def put(self, key: str, record: Record) -> None:
         """Puts a record in place of the one with this key, if there was one."""
-        self._putters[type(record)](parse_key(key), record)
+        if isinstance(record, EventRecord):
+            # Put more than anything else, and it says itself which one it is.
+            self.events[record.event.seq] = record
+        else:
+            self._putters[type(record)](parse_key(key), record)
         self.records[key] = record
 
     def drop(self, key: str) -> None:
         """Removes a record; nothing happens where there is none."""
         record = self.records.pop(key, None)
-        if record is not None:
+        if isinstance(record, EventRecord):
+            self.events.pop(record.event.seq, None)
+        elif record is not None:
             self._droppers[type(record)](parse_key(key))
 
     @staticmethod
@@ -381,9 +387,6 @@ class Cluster:
 
     def _drop_user(self, key: Key) -> None:
         self.users = {name: user for name, user in self.users.items() if name != key.name}
-
-    def _put_event(self, key: Key, record: EventRecord) -> None:
-        self.events[key.number] = record
 
     def _put_idempotency(self, key: Key, record: Idempotency) -> None:
         self.expiries.put(f"idem/{key.name}", self.idempotency.get(key.name), record)

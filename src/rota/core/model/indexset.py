@@ -89,7 +89,10 @@ def take_first(indices: BitMap, count: int) -> BitMap:
         return indices.copy()
     if count <= 0:
         return BitMap()
-    return indices & BitMap(range(indices[count - 1] + 1))
+    first, last = indices.min(), indices[count - 1]
+    if last - first == count - 1:
+        return BitMap(range(first, last + 1))
+    return indices & BitMap(range(last + 1))
 
 
 def parse(text: str, count_max: int) -> BitMap:

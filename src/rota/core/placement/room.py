@@ -119,7 +119,8 @@ class Room:
         """What the row's unit is now. Returns whether it may have become room for something."""
         before = self.units[row]
         self.units[row] = unit
-        if before is None or before.whole != unit.whole or (before.slots > 0) != (unit.slots > 0):
+        alike = before is not None and (before.whole is unit.whole or before.whole == unit.whole)
+        if before is None or not alike or (before.slots > 0) != (unit.slots > 0):
             for name in (name for name, _ in unit.whole.items() if name not in self._columns):
                 self._add_column(name)
             pairs = zip(self._amounts(unit.whole), self._amounts(unit.free), strict=True)
@@ -128,7 +129,7 @@ class Room:
                 self._whole[column, row] = whole
                 self._over[column, row] = max(whole, 1)
                 self._used[column, row] = whole - free if whole and unit.slots else np.inf
-        elif before.free != unit.free:
+        elif before.free is not unit.free:
             pairs = zip(self._amounts(unit.free), self._amounts(before.free), strict=True)
             for column, (free, had) in enumerate(pairs):
                 if free != had:
@@ -140,7 +141,7 @@ class Room:
         if unit.devices:
             self._put_devices(row, unit.devices)
         self._changed(row)
-        if before is None or before.slots < unit.slots or before.whole != unit.whole:
+        if before is None or before.slots < unit.slots or not alike:
             return unit.slots > 0
         return unit.slots > 0 and (
             _more(before.free, unit.free)
