@@ -52,6 +52,7 @@ from rota.core.node.inputs import (
     Shutdown,
     Signal,
     Spawn,
+    SpawnFailed,
     WriteInput,
 )
 from rota.core.node.machine import GOODBYE_MS_MAX
@@ -502,6 +503,21 @@ def test_failed_starts_in_a_row_stall_the_job(scene: Scene) -> None:
     assert spawns(outcome) == [(12, 0, 1)]
     # What was granted before the leader knew comes back too.
     assert scene.grant(((0, 9),), allocation=13).entries[-1] == Drop(13, ((0, 9),), 0, True)
+
+
+def test_what_comes_back_from_a_run_after_the_stall_was_acknowledged_is_given_back(scene: Scene) -> None:
+    run, other = lengthen(scene)
+    scene.spawned(run[0])
+    for _ in range(START_FAILURES_MAX):
+        rest = ((other[1][1], other[-1][1]),) if len(other) > 1 else ()
+        news = [SpawnFailed(other[0], "no"), *([Returned(((10, rest),))] if rest else [])]
+        outcome = scene.step(*news)
+        other = next(iter(runs(outcome)), other)
+    assert any(isinstance(entry, Drop) and entry.stalled for entry in outcome.entries)
+    scene.down(Ack(scene.machine.held.sequence))
+    back = ((run[1][1], run[-1][1]),)
+    outcome = scene.step(Returned(((10, back),)))
+    assert outcome.entries == [Drop(10, back)]
 
 
 def test_a_stall_is_said_even_where_nothing_is_left(scene: Scene) -> None:

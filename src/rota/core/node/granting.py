@@ -259,6 +259,10 @@ class Granting:
                 unstarted = self._attempts.unstarted(held).ranges()
                 if unstarted:
                     self._drop(held.allocation, unstarted, stalled=True)
+        for held in self._held.allocations.values():
+            if held.job == allocation.job and not held.never_stall:
+                # The leader may know of the stall, and grant again, before what is in a run comes back.
+                self._attempts.recall(held.allocation, ())
         # The one that failed says so even where nothing is left of it.
         self._drop(allocation.allocation, self._attempts.unstarted(allocation).ranges(), stalled=True)
         self._stalled[allocation.job] = self._held.sequence
