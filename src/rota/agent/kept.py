@@ -96,6 +96,11 @@ class Kept:
         self._blank = blank
         self._own = own
 
+    @property
+    def place(self) -> str:
+        """Where its file is found now, also where it has no name yet."""
+        return self.path if self._blank < 0 else f"/proc/self/fd/{self._blank}"
+
     def show(self) -> None:
         """Its file has its name from now on. Raises OSError."""
         if self._blank >= 0:

@@ -50,7 +50,7 @@ class Task:
     def show_output(self) -> None:
         """Its files are there to be read."""
         for kept in self.kept:
-            # Tried again at its end.
+            # Tried again while it runs, and at its end.
             with suppress(OSError):
                 kept.show()
 

@@ -359,10 +359,15 @@ class Spawner:
         floor_kib = getrusage(RUSAGE_SELF).ru_maxrss
         live = _Live(attempt, part.job, run, task, at_ms, now_s, room, oom_kills, floor_kib)
         self._live[attempt] = self._mains[task.pid] = live
-        self._fresh.append(live)
         if task.stdin >= 0:
             live.feeds = True
             os.set_blocking(task.stdin, False)
+        if part.number == 1:
+            self._fresh.append(live)
+        else:
+            # One that took its spawner with it before is to be known as started, should it do so again.
+            self._tell_of(live)
+            self._send()
         return True
 
     def _room(self, launch: Launch) -> cgroups.Room:
@@ -400,16 +405,20 @@ class Spawner:
                 # It has ended, and only what it left lives on: there is no process to name any more.
                 live.task.show_output()
                 continue
-            self._lasting = live
-            self._give_spare()
-            found = tree.process(live.task.pid)
-            assert found is not None, live.task
-            self._answer(Spawned(live.attempt, live.task.pid, found.start_ticks, live.at_ms))
-            with suppress(OSError):
-                self._renew_spare()
-            live.told = True
-            live.task.show_output()
-            self._measure_ms = MEASURE_MS_MIN
+            self._tell_of(live)
+
+    def _tell_of(self, live: _Live) -> None:
+        """Says that it was started, and has its output where it is looked for."""
+        self._lasting = live
+        self._give_spare()
+        found = tree.process(live.task.pid)
+        assert found is not None, live.task
+        self._answer(Spawned(live.attempt, live.task.pid, found.start_ticks, live.at_ms))
+        with suppress(OSError):
+            self._renew_spare()
+        live.told = True
+        live.task.show_output()
+        self._measure_ms = MEASURE_MS_MIN
 
     # ------------------------------------------------------------ ending
 
@@ -633,7 +642,8 @@ class Spawner:
                 # Tried again: there may be no descriptor just now. Where holes cannot be punched at all, the
                 # agent's warnings say so from its start.
                 with suppress(OSError):
-                    written = output.hold_to_limit([kept.path for kept in live.task.kept])
+                    live.task.show_output()
+                    written = output.hold_to_limit([kept.place for kept in live.task.kept])
                     grown = max(grown, written - live.written)
                     live.written = written
         fast = grown > output.SLACK_BYTES

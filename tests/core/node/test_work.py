@@ -39,6 +39,7 @@ from rota.core.node.entries import (
 )
 from rota.core.node.entries import Resize as Resized
 from rota.core.node.granting import DROP_RANGES_MAX, FAILURES_MAX, START_FAILURES_MAX
+from rota.core.node.indices import normal
 from rota.core.node.inputs import (
     CloseStream,
     DeleteOutput,
@@ -509,11 +510,11 @@ def test_what_comes_back_from_a_run_after_the_stall_was_acknowledged_is_given_ba
     run, other = lengthen(scene)
     scene.spawned(run[0])
     for _ in range(START_FAILURES_MAX):
-        rest = ((other[1][1], other[-1][1]),) if len(other) > 1 else ()
-        news = [SpawnFailed(other[0], "no"), *([Returned(((10, rest),))] if rest else [])]
-        outcome = scene.step(*news)
-        other = next(iter(runs(outcome)), other)
-    assert any(isinstance(entry, Drop) and entry.stalled for entry in outcome.entries)
+        failed, rest = other[0], other[1:]
+        indices = normal(tuple((index, index) for _, index, _ in rest))
+        scene.step(SpawnFailed(failed, "no such program"), Returned(((10, indices),)))
+        other = next(iter(runs(scene.outcome)), other)
+    assert any(isinstance(entry, Drop) and entry.stalled for entry in scene.outcome.entries)
     scene.down(Ack(scene.machine.held.sequence))
     back = ((run[1][1], run[-1][1]),)
     outcome = scene.step(Returned(((10, back),)))

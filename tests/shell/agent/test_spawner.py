@@ -316,6 +316,46 @@ def test_output_that_could_not_be_held_to_its_limit_is_when_it_can(
     )
 
 
+def test_output_that_could_not_be_named_is_held_to_its_limit_and_named_when_it_can(
+    spawner: Conversation, tmp_path: Path
+) -> None:
+    in_the_way = tmp_path / "out" / "7"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    code = f"import os, time; os.posix_fallocate(1, 0, {2 * output.ATTEMPT_BYTES_MAX}); time.sleep(1000)"
+    spawner.say(prepare(sys.executable, "-c", code), launch(0))
+    born = spawner.hear()
+    assert isinstance(born, Spawned)
+    out = Path(f"/proc/{born.pid}/fd/1")
+    look_again(lambda: out.stat().st_size > output.ATTEMPT_BYTES_MAX, "the task has not written")
+    look_again(
+        lambda: out.stat().st_blocks * 512 < output.ATTEMPT_BYTES_MAX + 100_000, "it is not held to its limit"
+    )
+    assert not in_the_way.is_dir()
+    in_the_way.unlink()
+    look_again(output.path(tmp_path, 7, 10, 0, 1, 1).exists, "it is not tried again")
+    assert alive(born.pid)
+
+
+def test_a_second_attempt_is_told_of_at_once(spawner: Conversation) -> None:
+    """The first may have died with its spawner, too soon to be told of."""
+    part = Part(10, 7, 1, 2, ((0, 2),))
+    spawner.say(prepare("true"), Launch((part,), Resources(), ()))
+    born: list[int] = []
+    over = 0
+    while over < 3:
+        heard = spawner.hear()
+        if isinstance(heard, Spawned):
+            born.append(heard.attempt[1])
+        elif isinstance(heard, Ran):
+            over += len(heard.index)
+            assert set(heard.index) <= set(born)
+        elif isinstance(heard, Returned):
+            # The machine is slow: they have not begun.
+            over += sum(last - first + 1 for _, ranges in heard.tasks for first, last in ranges)
+    assert born[0] == 0
+
+
 @pytest.fixture
 def group() -> Iterator[Path]:
     """A cgroup of the test's own."""
