@@ -16,7 +16,7 @@ from pyroaring import BitMap
 from rota.core.cluster.claims import Claims, share
 from rota.core.cluster.index import SLOTS_OF_LEASE_MAX, Group, Index, Kind
 from rota.core.cluster.leases import devices_free, shrink, take_devices, tell_lease
-from rota.core.cluster.records import AllocationDesired, LeaseDesired, allocation_key, lease_key
+from rota.core.cluster.records import AllocationDesired, Key, LeaseDesired, allocation_key, lease_key
 from rota.core.cluster.soft import Average, Soft
 from rota.core.cluster.state import Allocation, Cluster, Job, Lease
 from rota.core.cluster.streams import tell_grant
@@ -252,7 +252,7 @@ class _Pass:
         if lease is None:
             number = self.work.number()
             desired = LeaseDesired(*kind.key, slots, count, count, unit.pool, unit.unit)
-            self.work.put(lease_key(node.id, number), desired)
+            self.work.put(lease_key(node.id, number), desired, Key(LeaseDesired, 0, node.id, number))
             message = f"lease {number} for queue {kind.queue}"
             self.work.event(EventKind.LEASE_OPENED, node=node.config.name, message=message)
             lease = node.leases[number]
@@ -353,8 +353,8 @@ class _Pass:
                 grant=self.work.number(),
                 never_stall=job.status.fails_everywhere,
             )
-            key = allocation_key(lease.node.id, number)
-            self.work.put(key, desired)
+            node = lease.node.id
+            self.work.put(allocation_key(node, number), desired, Key(AllocationDesired, 0, node, number))
             tell_grant(self.work, lease.node.allocations[number])
             soft = self.work.soft
             soft.served_count += 1

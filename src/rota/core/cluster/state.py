@@ -145,7 +145,10 @@ class Node:
 
     def pool(self, name: str) -> Pool | None:
         """A pool by its name; None where the node declares it no longer."""
-        return next((pool for pool in self.pools if pool.name == name), None)
+        for pool in self.inventory.pools:
+            if pool.name == name:
+                return pool
+        return None
 
     @property
     def lost(self) -> bool:
@@ -340,13 +343,16 @@ class Cluster:
             cluster.put(key, record)
         return cluster
 
-    def put(self, key: str, record: Record) -> None:
-        """Puts a record in place of the one with this key, if there was one."""
+    def put(self, key: str, record: Record, at: Key | None = None) -> None:
+        """Puts a record in place of the one with this key, if there was one.
+
+        `at` is the key taken apart, where the caller has just put it together.
+        """
         if isinstance(record, EventRecord):
             # Put more than anything else, and it says itself which one it is.
             self.events[record.event.seq] = record
         else:
-            self._putters[type(record)](parse_key(key), record)
+            self._putters[type(record)](at or parse_key(key), record)
         self.records[key] = record
 
     def drop(self, key: str) -> None:

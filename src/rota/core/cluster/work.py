@@ -1,7 +1,7 @@
 """A step in the making: what the parts of the core share while they turn inputs into an outcome."""
 
 from rota.core.cluster.inputs import Close, Done, Enrolled, Outcome, Refusal, Reply, Send, Submitted, Why
-from rota.core.cluster.records import Event, EventRecord, Record, event_key
+from rota.core.cluster.records import Event, EventRecord, Key, Record, event_key
 from rota.core.cluster.soft import Settings, Soft
 from rota.core.cluster.state import Cluster, Job
 from rota.core.model.protocol import Body, Down
@@ -32,9 +32,9 @@ class Work:
         # Whether a commit is due even if nothing changes.
         self.confirm_wanted = False
 
-    def put(self, key: str, record: Record) -> None:
-        """Puts a record, here and in the outcome."""
-        self.cluster.put(key, record)
+    def put(self, key: str, record: Record, at: Key | None = None) -> None:
+        """Puts a record, here and in the outcome. `at` is the key taken apart, where that is known."""
+        self.cluster.put(key, record, at)
         self.outcome.changes[key] = record
 
     def drop(self, key: str) -> None:

@@ -18,8 +18,8 @@ Rows = NDArray[np.intp]
 Counts = NDArray[np.int64]
 Scores = NDArray[np.float64]
 
-# Scored shapes that are kept, in rows of all of them together: 16 bytes each.
-SCORED_ROWS_MAX = 500_000
+# Scored shapes that are kept, in rows of all of them together, 8 bytes each: what a processor has at hand.
+SCORED_ROWS_MAX = 200_000
 WHOLE_DEVICE = 1000
 """Thousandths of one device."""
 
@@ -74,6 +74,7 @@ class Room:
         # what fits is at most FULL, and what does not is beyond it.
         self._used = np.full((len(BUILT_IN), _ROWS_MIN), np.inf)
         self._over = np.ones((len(BUILT_IN), _ROWS_MIN))
+        self._part = np.zeros(_ROWS_MIN)
         self._slots = np.zeros(_ROWS_MIN, np.int64)
         self._there = np.zeros(_ROWS_MIN, np.bool_)
         # Thousandths left of each device, -1 for none; the rows that have any.
@@ -177,6 +178,7 @@ class Room:
         self._used = np.pad(self._used, ((0, 0), (0, more)), constant_values=np.inf)
         self._over = np.pad(self._over, ((0, 0), (0, more)), constant_values=1)
         self._slots = np.pad(self._slots, (0, more))
+        self._part = np.zeros(len(self._slots))
         self._there = np.pad(self._there, (0, more))
         self._named = np.pad(self._named, (0, more))
         self._devices = np.pad(self._devices, ((0, more), (0, 0)), constant_values=-1)
@@ -233,9 +235,16 @@ class Room:
             column = self._columns.get(name)
             if column is None:
                 return np.full(len(self._slots[rows]), np.inf)
-            part = self._used[column][rows] + amount
-            part /= self._over[column][rows]
-            score = part if score is None else np.maximum(score, part, out=score)
+            used, over = self._used[column][rows], self._over[column][rows]
+            if score is None:
+                score = used + amount
+                score /= over
+            else:
+                # Memory that was just used is at hand, new memory is not.
+                part = self._part[: len(used)]
+                np.add(used, amount, out=part)
+                part /= over
+                np.maximum(score, part, out=score)
         if score is None:
             return np.where(self._slots[rows] > 0, 0.0, np.inf)
         if shape.gpu and self._devices.shape[1]:
