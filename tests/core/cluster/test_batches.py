@@ -1,16 +1,20 @@
 """Many jobs in one submission: in pieces, and whole none the less; what is equal is kept and encoded once."""
 
+from typing import Any
+
 import pytest
 
-from rota.core.cluster.inputs import Found, Lead, Refusal, Submit, Submitted
+from rota.core.cluster.inputs import Found, FromNode, Lead, Refusal, Send, Submit, Submitted
 from rota.core.cluster.jobs import EVENTS_OF_SUBMISSION_MAX
-from rota.core.cluster.records import JobConfig, JobStatus, JobVersion, Record
+from rota.core.cluster.records import JobConfig, JobStatus, JobVersion, Record, segment_key
 from rota.core.cluster.step import Machine
 from rota.core.cluster.work import PIECE_JOBS
+from rota.core.model.protocol import AllocationReport, Ended, Grant, Report
 from rota.core.model.spec import JobSpec
-from rota.core.model.states import EventKind
+from rota.core.model.states import Cause, EventKind, JobState
 from rota.store.port import Changes
 from rota.wire import records as wire
+from tests.core.cluster.scene import WALL_MS, Scene, exits
 
 COUNT = 1_000
 TRUE = JobSpec(command=("true",))
@@ -90,3 +94,50 @@ def test_placing_takes_in_very_many_jobs_in_pieces(machine: Machine) -> None:
     many = sum(1 for _ in machine.pieces([Submit(2, "ann", (TRUE,) * COUNT)], 3, 3))
     assert machine.placing.index.jobs_looked_at - looked_at == COUNT, "each once"
     assert many - few >= 4 * (COUNT // PIECE_JOBS - 1)
+
+
+def test_a_record_that_many_inputs_put_is_encoded_once_as_it_is_in_the_end() -> None:
+    scene = Scene()
+    nodes = [scene.node(f"n{number}", 2) for number in range(4)]
+    scene.submit(array="0-7")
+    reports = [
+        FromNode(
+            order.node,
+            order.stream,
+            Report("j", 1, 1, (AllocationReport(body.allocation, exits=exits(first)),)),
+        )
+        for order in scene.last.orders
+        if isinstance(order, Send) and isinstance(body := order.message.body, Grant)
+        for first, _ in body.indices[:1]
+    ]
+    assert len({report.node for report in reports}) == len(nodes)
+    proved: list[str] = []
+    outcome = scene.machine.step(
+        reports, scene.now_ms, WALL_MS, lambda records, blocks: proved.extend(records)
+    )
+    assert sorted(proved) == sorted(outcome.changes)
+
+
+def test_all_that_an_allocation_has_may_succeed_at_once_or_by_and_by() -> None:
+    told: dict[str, Any] = {
+        "started_at_ms": WALL_MS,
+        "duration_ms": 3,
+        "cpu_user_ms": 1,
+        "memory_peak_kib": 4,
+    }
+    found = []
+    for one_by_one in (False, True):
+        scene = Scene()
+        node = scene.node("n", 2)
+        job = scene.submit(array="0-1")
+        (grant,) = scene.sent(Grant)
+        if one_by_one:
+            ended = tuple(Ended(index, Cause.EXIT, **told) for index in (0, 1))
+            scene.report(node, AllocationReport(grant.allocation, ended=ended))
+        else:
+            scene.report(node, AllocationReport(grant.allocation, exits=exits(0, 1, **told)))
+        assert scene.job(job).status.state is JobState.SUCCEEDED
+        assert not scene.job(job).allocations
+        found.append((scene.machine.cluster.records, scene.outcomes(job)))
+    assert found[0] == found[1]
+    assert segment_key(1, 0) in found[0][0]

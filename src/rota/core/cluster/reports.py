@@ -77,10 +77,10 @@ class _Ends:
         known, said = self.causes.get((cause, code), (empty(), message))
         self.causes[cause, code] = (known | indices, said or message)
 
-    def used(self, cpu_ms: int, memory_peak_kib: int) -> None:
+    def used(self, cpu_ms: int, memory_peak_bytes: int) -> None:
         """So much was used; of the memory, by one."""
         self.cpu_ms += cpu_ms
-        self.memory_peak_bytes = max(self.memory_peak_bytes, memory_peak_kib * 1024)
+        self.memory_peak_bytes = max(self.memory_peak_bytes, memory_peak_bytes)
 
 
 def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
@@ -100,6 +100,12 @@ def take_allocation(work: Work, node: Node, report: AllocationReport) -> None:
     exits = of(report.exits, exited)
     if job.status.state is JobState.PENDING:
         _begin_job(work, allocation, report, exits, open_)
+    if not exits.code and exited == allocation.owned and not (allocation.desired.lost or job.lost):
+        # Most of all that is ever reported; nothing else that the report says of it is news.
+        _succeed_whole(work, allocation, exits)
+        if report.stalled:
+            _stalled(work, node, job)
+        return
     ends = _Ends()
     if exited:
         _take_exits(work, allocation, exits, exited, ends)
@@ -128,6 +134,33 @@ def end_unheard(work: Work, allocation: Allocation, gone: BitMap, cause: Cause, 
         close_if_done(work, allocation)
 
 
+def _succeed_whole(work: Work, allocation: Allocation, exits: Columns) -> None:
+    """All that an allocation owns has succeeded: `_take_exits` and `_apply` without what they do not find."""
+    owned, before = allocation.owned, allocation.status
+    cpu_ms, memory_peak_bytes = _used(exits, len(owned))
+    _learn(work, allocation, exits, len(owned))
+    work.outcome.blocks.append(block_of(allocation, exits))
+    status = AllocationStatus(
+        succeeded=owned,
+        cpu_ms=min(before.cpu_ms + cpu_ms, CPU_MS_MAX),
+        memory_peak_bytes=max(before.memory_peak_bytes, memory_peak_bytes),
+    )
+    close(work, allocation, status, empty(), TaskWriter(work, allocation.job))
+
+
+def _used(exits: Columns, count: int) -> tuple[int, int]:
+    """The CPU time of all of them in milliseconds, and the memory of the largest in bytes."""
+    cpu_ms = total(exits.cpu_user_ms, count) + total(exits.cpu_system_ms, count)
+    return cpu_ms, highest(exits.memory_peak_kib, count) * 1024
+
+
+def _learn(work: Work, allocation: Allocation, exits: Columns, succeeded: int) -> None:
+    """How long those took that succeeded."""
+    if succeeded and exits.started_at_ms:
+        spec = allocation.job.spec
+        work.soft.learn(allocation.job.id, (spec.resources, spec.queue), succeeded, succeeded_ms(exits))
+
+
 def _take_exits(work: Work, allocation: Allocation, exits: Columns, exited: BitMap, ends: _Ends) -> None:
     """Attempts at the tasks `exited`, of which nothing was known: what they used, and how they ended."""
     count = len(exited)
@@ -138,12 +171,8 @@ def _take_exits(work: Work, allocation: Allocation, exits: Columns, exited: BitM
     succeeded = exited - failed
     ends.started |= exited
     ends.succeeded |= succeeded
-    cpu_ms = total(exits.cpu_user_ms, count) + total(exits.cpu_system_ms, count)
-    ends.used(cpu_ms, highest(exits.memory_peak_kib, count))
-    if succeeded and exits.started_at_ms:
-        spec = allocation.job.spec
-        kind = (spec.resources, spec.queue)
-        work.soft.learn(allocation.job.id, kind, len(succeeded), succeeded_ms(exits))
+    ends.used(*_used(exits, count))
+    _learn(work, allocation, exits, len(succeeded))
     if failed:
         _take_failures(work, allocation, exits, failed, ends)
     late = succeeded - allocation.owned
@@ -195,6 +224,7 @@ def _take_ends(
         if one.index not in open_:
             continue
         open_.discard(one.index)
+        ends.used(one.cpu_user_ms + one.cpu_system_ms, one.memory_peak_kib * 1024)
         if one.started:
             ends.started.add(one.index)
         if one.cause is Cause.EXIT and one.code == 0:
@@ -214,7 +244,6 @@ def _take_end(work: Work, allocation: Allocation, ended: Ended, ends: _Ends) -> 
     """One attempt that did not succeed."""
     job, index = allocation.job, ended.index
     one = BitMap([index])
-    ends.used(ended.cpu_user_ms + ended.cpu_system_ms, ended.memory_peak_kib)
     message = ended.message[:MESSAGE_CHARS_MAX]
     if index not in allocation.owned:
         # A lost node's attempt that is not wanted any more: it ended, and that is all. Its number

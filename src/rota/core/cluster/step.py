@@ -1,6 +1,7 @@
 """One step of the cluster: inputs in, an outcome out. Everything that can happen is listed here."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from rota.core.cluster import admin, feeding, jobs, nodes, placing, settling, streams
@@ -70,7 +71,14 @@ _TIMERS: dict[str, Callable[[Work, str], None]] = {
 }
 
 Proof = Callable[[Mapping[str, Record | None], Iterable[Block]], None]
-"""Given what one input has put; raises where that cannot be kept."""
+"""Given some of what is to be committed; raises where that cannot be kept."""
+
+# So many records, or blocks, are proved before others may be served.
+PIECE_RECORDS = 256
+
+
+# One input, what it has put, and its blocks.
+_Taken = tuple[Input, dict[str, Record | None], list[Block]]
 
 
 class StepFailed(Exception):
@@ -124,13 +132,14 @@ class Machine:
             # This process was stopped, not the nodes: what they said meanwhile has still to be read.
             nodes.not_listened(work, late_ms)
             feeding.begin(work)
+        taken: list[_Taken] = []
         for item in inputs:
             if isinstance(item, Found):
                 work.put(META_CLUSTER, ClusterMeta(uuid=item.uuid))
             elif isinstance(item, Lead):
                 self._lead(work)
             else:
-                yield from self._take(work, item, proof)
+                yield from self._take(work, item, taken)
             yield
         for kind, name in self.soft.timers.due(work.now_ms):
             _TIMERS[kind](work, name)
@@ -140,23 +149,20 @@ class Machine:
             if work.place_wanted:
                 yield from self.placing.index.see_jobs()
             self.placing.place(work)
-        return self._outcome(work)
+        outcome = self._outcome(work)
+        yield from _prove(outcome, taken, proof)
+        return outcome
 
-    def _take(self, work: Work, item: Input, proof: Proof) -> Iterator[None]:
+    def _take(self, work: Work, item: Input, taken: list[_Taken]) -> Iterator[None]:
         assert self.soft.leading, item
         outcome = work.outcome
         changes, outcome.changes = outcome.changes, {}
         block_count = len(outcome.blocks)
         try:
-            for _ in _HANDLERS[type(item)](work, item) or ():
-                # A key is put once in a piece and again in another, or not: the last one counts.
-                proof(outcome.changes, ())
-                changes.update(outcome.changes)
-                outcome.changes = {}
-                yield
-            proof(outcome.changes, outcome.blocks[block_count:])
+            yield from _HANDLERS[type(item)](work, item) or ()
         except Exception as bug:
             raise StepFailed(item) from bug
+        taken.append((item, outcome.changes, outcome.blocks[block_count:]))
         changes.update(outcome.changes)
         outcome.changes = changes
 
@@ -177,3 +183,23 @@ class Machine:
             work.put(META_COMMIT, Commit(commit.term, commit.seq + 1, work.now_ms, work.next_number))
         outcome.wake_at_ms = self._due_ms = self.soft.timers.next_ms()
         return outcome
+
+
+def _prove(outcome: Outcome, taken: Iterable[_Taken], proof: Proof) -> Iterator[None]:
+    """Proves each record once, as it is in the end, in pieces; looks for who put it only if it fails."""
+    try:
+        records = iter(outcome.changes.items())
+        while piece := dict(islice(records, PIECE_RECORDS)):
+            proof(piece, ())
+            yield
+        blocks_left = iter(outcome.blocks)
+        while some := list(islice(blocks_left, PIECE_RECORDS)):
+            proof({}, some)
+            yield
+    except Exception:
+        for item, changes, blocks in taken:
+            try:
+                proof(changes, blocks)
+            except Exception as bug:
+                raise StepFailed(item) from bug
+        raise

@@ -276,9 +276,10 @@ def _count_ends(
     if not ended:
         return ended
     writer.finish(succeeded, TaskState.SUCCEEDED)
-    writer.finish(failed, TaskState.FAILED)
-    writer.finish(cancelled, TaskState.CANCELLED)
-    writer.count_attempts(failed | cancelled)
+    if failed or cancelled:
+        writer.finish(failed, TaskState.FAILED)
+        writer.finish(cancelled, TaskState.CANCELLED)
+        writer.count_attempts(failed | cancelled)
     tally = job.tallies.get(allocation.node.id, NodeTally())
     work.put(
         tally_key(job.id, allocation.node.id),
