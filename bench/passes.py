@@ -63,11 +63,11 @@ class _Core:
             )
         place = self.machine.placing.place
 
-        def timed(work: Work) -> None:
+        def timed(work: Work) -> Iterator[None]:
             if self.placing_waits:
                 return
             before = time.process_time()
-            place(work)
+            yield from place(work)
             self.passes_s.append(time.process_time() - before)
 
         self.machine.placing.place = timed  # type: ignore[method-assign]

@@ -1,13 +1,18 @@
 """What a pass of placing looks at: what has changed, once for all that is alike. No times, only counts."""
 
 from dataclasses import replace
+from itertools import pairwise
 
-from rota.core.cluster.index import Index
+from rota.core.cluster.index import PIECE_NODES, Index
+from rota.core.cluster.inputs import Submit
+from rota.core.cluster.placing import PIECE_PLACED
+from rota.core.cluster.recount import check_index
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.step import Machine
 from rota.core.model.columns import columns_of
 from rota.core.model.protocol import AllocationReport, Ended, Grant, Pool, Recall
 from rota.core.model.resources import Resources
+from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause
 from tests.core.cluster.scene import Scene
 
@@ -107,6 +112,28 @@ def test_a_pass_that_would_be_long_goes_on_in_the_next_step() -> None:
     # As if it had been one pass: what was chosen is carried out, and nothing twice.
     assert all(len(node.leases) == 1 for node in scene.machine.cluster.nodes.values())
     assert all(len(node.allocations) == 1 for node in scene.machine.cluster.nodes.values())
+
+
+def test_a_pass_comes_in_pieces_in_which_little_is_placed() -> None:
+    """Others are served between them."""
+    scene = scene_of(80, 1)
+    inputs = [Submit(1, "user", (JobSpec(command=("x",), array="0-79"),))]
+    pieces = scene.machine.pieces(inputs, scene.now_ms, 0)
+    jobs = scene.machine.cluster.jobs
+    placed = [0, *(sum(len(one.owned) for one in jobs.values()) for _ in pieces)]
+    steps = [after - before for before, after in pairwise(placed)]
+    assert max(steps) <= PIECE_PLACED // 2  # each a lease and a grant
+    assert placed[-1] > PIECE_PLACED
+
+
+def test_what_has_changed_very_much_is_taken_in_in_pieces() -> None:
+    scene = scene_of(3 * PIECE_NODES, 1)
+    index = index_of(scene)
+    scene.machine.cluster.news.nodes.update(dict.fromkeys(scene.machine.cluster.nodes))
+    left = [len(scene.machine.cluster.news.nodes) for _ in index.catch_up()]
+    assert left == [2 * PIECE_NODES, PIECE_NODES]
+    index.refresh()
+    check_index(index, scene.machine.cluster, scene.machine.soft)
 
 
 def test_passes_that_are_cut_short_starve_no_queue() -> None:

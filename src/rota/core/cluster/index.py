@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from rota.core.cluster.leases import devices_free
-from rota.core.cluster.news import Ranked
+from rota.core.cluster.news import Item, Ranked
 from rota.core.cluster.nodes import takes_work
 from rota.core.cluster.settling import waits_for
 from rota.core.cluster.soft import Soft
@@ -26,6 +26,9 @@ from rota.core.placement.room import Room, Rows, Unit
 SLOTS_OF_LEASE_MAX = 1_024
 # However little a task asks for, a machine runs no more of them at once.
 SLOTS_OF_UNIT_MAX = 4_096
+# What has changed is taken in by so many nodes, or leases and units, before others may be served.
+PIECE_NODES = 64
+PIECE_LEASES = 256
 # Of the empty units of a pool, so many beyond the last that is used have a row.
 UNITS_AHEAD = 1_024
 
@@ -167,12 +170,30 @@ class Index:
         while self._cluster.news:
             self._refresh()
 
-    def see_jobs(self) -> Iterator[None]:
-        """Takes in the jobs that have changed, where they are very many, in pieces ahead of `refresh`."""
-        jobs = self._cluster.news.jobs
-        while len(jobs) > PIECE_JOBS:
-            for job in list(islice(jobs, PIECE_JOBS)):
-                del jobs[job]
+    def catch_up(self) -> Iterator[None]:
+        """Takes in what has changed, where it is very much, in pieces ahead of `refresh`."""
+        news = self._cluster.news
+        while len(news.nodes) > PIECE_NODES:
+            freed: list[int] = []
+            for name in (some := _taken(news.nodes, PIECE_NODES)):
+                self._see_node(name)
+            for name in some:
+                self._see_units(name, freed)
+            self._wake_avoiding()
+            self.wake_for_room(freed)
+            yield
+        while len(news.leases) > PIECE_LEASES:
+            for node, number in _taken(news.leases, PIECE_LEASES):
+                self._see_lease(node, number)
+            yield
+        while len(news.units) > PIECE_LEASES:
+            freed = []
+            for node, pool, unit in _taken(news.units, PIECE_LEASES):
+                self._see_unit(node, pool, unit, freed)
+            self.wake_for_room(freed)
+            yield
+        while len(news.jobs) > PIECE_JOBS:
+            for job in _taken(news.jobs, PIECE_JOBS):
                 self._see_job(job)
             self.jobs_looked_at += PIECE_JOBS
             yield
@@ -568,6 +589,14 @@ class Index:
                     unit is not None and unit.node == node for unit in map(self.room.units.__getitem__, freed)
                 ):
                     self._unpark(group)
+
+
+def _taken(news: dict[Item, None], count: int) -> list[Item]:
+    """So many of them, the oldest, which are news no more."""
+    some = list(islice(news, count))
+    for one in some:
+        del news[one]
+    return some
 
 
 def _take(table: dict[str, Ranked[Group]], group: Group) -> None:

@@ -7,6 +7,7 @@ node that could take it changes. A pass that would be long goes on in the next s
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
@@ -41,6 +42,10 @@ RECALLS_MAX = 128
 STILL_FACTOR = 3
 # So many idle leases are looked at for one that could take what is asked back.
 USABLE_LOOKED_AT_MAX = 16
+# A pass comes in pieces of so many grants and leases; and of leases that may be short of work so many are
+# looked at in one.
+PIECE_PLACED = 32
+LOW_LOOKED_MAX = 512
 # Leases are looked at again when their tasks have turned out to be so much shorter.
 PACE_FACTOR = 1.5
 
@@ -56,11 +61,11 @@ class Placing:
     def __init__(self, cluster: Cluster, soft: Soft) -> None:
         self.index = Index(cluster, soft)
 
-    def place(self, work: Work) -> None:
-        """One pass, where something may have changed."""
-        if work.place_wanted:
-            work.place_wanted = False
-            _Pass(work, self.index).run()
+    def place(self, work: Work) -> Iterator[None]:
+        """One pass, for something may have changed; in pieces."""
+        work.place_wanted = False
+        yield from self.index.catch_up()
+        yield from _Pass(work, self.index).run()
 
 
 class _Batch:
@@ -76,16 +81,21 @@ class _Pass:
         self.work = work
         self.index = index
         self.cluster = work.cluster
-        self.left = work.settings.placed_at_once
+        # How much may still be placed in this piece of the pass.
+        self.left = 0
         self.claims = Claims(work, index)
 
-    def run(self) -> None:
+    def run(self) -> Iterator[None]:
         index = self.index
         index.now_ms = self.work.now_ms
         index.refresh()
         self.claims.give_up()
-        while index.awake and self.left > 0:
+        left = self.work.settings.placed_at_once
+        while index.awake and left > 0:
+            self.left = piece = min(left, PIECE_PLACED)
             self._serve_next()
+            left -= piece - self.left
+            yield
             index.refresh()
         if index.awake:
             self.work.soft.timers.arm("placing", "", self.work.now_ms)
@@ -156,13 +166,14 @@ class _Pass:
         if not len(kind.idle) or not batch.left:
             return
         picky = bool(group.node or group.avoid)
-        numbers = kind.idle.firsts(len(kind.idle) if picky else batch.left)
+        numbers = kind.idle.firsts(len(kind.idle) if picky else min(batch.left, self.left))
         leases = [kind.leases[number] for number in numbers]
         if picky:
             leases = [lease for lease in leases if group.may_go_to(lease.node)]
         idle = [(lease.desired.target - lease.load, lease) for lease in leases]
+        sharers = len(idle) if picky else len(kind.idle)
         while batch.left > 0 and idle and self.left > 0:
-            share = max(batch.left // len(idle), 1)
+            share = max(batch.left // sharers, 1)
             rest = []
             for count, lease in idle:
                 taken = min(count, share, batch.left)
@@ -172,7 +183,7 @@ class _Pass:
                     self._give(group, batch, lease, max(taken, ahead))
                     if count > taken:
                         rest.append((count - taken, lease))
-            idle = rest
+            idle, sharers = rest, len(rest)
 
     def _widen(self, group: Group, batch: _Batch) -> None:
         """New slots where there is room."""
@@ -273,8 +284,12 @@ class _Pass:
         """Leases whose queue is below half of what it should be are filled."""
         kind = group.kind
         self._look_again_if_faster(group, batch)
-        for number, lease in list(kind.low.items()):
+        for looked, (number, lease) in enumerate(list(kind.low.items())):
             if self.left <= 0 or batch.left <= 0:
+                return
+            if looked == LOW_LOOKED_MAX and not (group.node or group.avoid):
+                # The rest in the next piece; those that were looked at are low no more.
+                self.left -= 1
                 return
             if not group.may_go_to(lease.node):
                 continue

@@ -147,8 +147,7 @@ class Machine:
         if self.soft.leading:
             yield from settling.settle(work)
             if work.place_wanted:
-                yield from self.placing.index.see_jobs()
-            self.placing.place(work)
+                yield from self.placing.place(work)
         outcome = self._outcome(work)
         yield from _prove(outcome, taken, proof)
         return outcome
