@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from rota.controller.calls import next_message, send
 from rota.controller.output import Outputs
+from rota.controller.pace import Rounds
 from rota.controller.peers import peer_of
 from rota.core.cluster import rows
 from rota.core.cluster.inputs import Close, FromNode, Order, Send, StreamClosed
@@ -134,10 +135,11 @@ class Links:
     """All streams of nodes."""
 
     def __init__(
-        self, inbox: Inbox, outputs: Outputs, input_taken: Callable[[str, InputTaken], bool]
+        self, inbox: Inbox, outputs: Outputs, input_taken: Callable[[str, InputTaken], bool], rounds: Rounds
     ) -> None:
         """`input_taken` is whether somebody waited to hear that."""
         self._inbox = inbox
+        self._rounds = rounds
         self._input_taken = input_taken
         self._outputs = outputs
         self._streams: dict[int, _Stream] = {}
@@ -218,7 +220,7 @@ class Links:
         stream.room.set()
         self._streams[stream.number] = stream
         reader = asyncio.create_task(self._receive(stream, context), name=f"stream {stream.number} up")
-        writer = asyncio.create_task(_send(stream, context), name=f"stream {stream.number} down")
+        writer = asyncio.create_task(self._send(stream, context), name=f"stream {stream.number} down")
         overdue = asyncio.create_task(stream.overdue(), name=f"stream {stream.number} overdue")
         try:
             done, _ = await asyncio.wait({reader, writer, overdue}, return_when=asyncio.FIRST_COMPLETED)
@@ -278,6 +280,7 @@ class Links:
 
     async def _listen(self, stream: _Stream, context: Context, until_hello: asyncio.Timeout) -> None:
         while (data := await next_message(context)) is not None:
+            await self._rounds.turn()
             try:
                 message = parse_up(data)
             except ConvertError as error:
@@ -291,24 +294,24 @@ class Links:
                 continue
             await self._inbox.tell(FromNode(stream.node, stream.number, message))
 
-
-async def _send(stream: _Stream, context: Context) -> None:
-    while True:
-        while not stream.waiting and stream.end is None:
-            stream.changed.clear()
-            await stream.changed.wait()
-        if not stream.waiting:
-            return
-        batch, stream.waiting = stream.waiting, []
-        sent = 0
-        for data, messages in joined(batch):
-            stream.writing_since_s = time.monotonic()
-            await send(context, data)
-            stream.writing_since_s = None
-            stream.waiting_bytes -= sum(map(len, batch[sent : sent + messages]))
-            sent += messages
-            if stream.waiting_bytes <= ROOM_BYTES:
-                stream.room.set()
+    async def _send(self, stream: _Stream, context: Context) -> None:
+        while True:
+            while not stream.waiting and stream.end is None:
+                stream.changed.clear()
+                await stream.changed.wait()
+            if not stream.waiting:
+                return
+            await self._rounds.turn()
+            batch, stream.waiting = stream.waiting, []
+            sent = 0
+            for data, messages in joined(batch):
+                stream.writing_since_s = time.monotonic()
+                await send(context, data)
+                stream.writing_since_s = None
+                stream.waiting_bytes -= sum(map(len, batch[sent : sent + messages]))
+                sent += messages
+                if stream.waiting_bytes <= ROOM_BYTES:
+                    stream.room.set()
 
 
 def parse_up(data: bytes) -> Up:

@@ -14,9 +14,13 @@ import asyncio
 import gc
 import selectors
 import time
+from collections import deque
 from dataclasses import dataclass
 
 LONG_MS = 20
+# So long a round takes up what nodes say and are told, and of what then waits so much in each further one.
+ROUND_NS = 4_000_000
+ROUND_COUNT_MAX = 64
 # What was made in so much computing is looked at: one millisecond's work, about. Of so many such looks one is
 # also at what stayed at the others.
 LOOK_NS = 5_000_000
@@ -65,6 +69,8 @@ class Pace:
     pause_ns_max: int = 0
     busy_ns_max: int = 0
     pauses_long: int = 0
+    # When the round under way began.
+    round_began_ns: int = 0
 
     def begin(self) -> None:
         """Counts anew."""
@@ -79,7 +85,7 @@ class _Selector(selectors.DefaultSelector):
         super().__init__()
         self._pace = pace
         self._garbage = Garbage()
-        self._left_ns = time.perf_counter_ns()
+        pace.round_began_ns = time.perf_counter_ns()
         self._came_cpu_ns = time.thread_time_ns()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -87,7 +93,7 @@ class _Selector(selectors.DefaultSelector):
         cpu_ns = time.thread_time_ns()
         if self._garbage.look(cpu_ns):
             cpu_ns = time.thread_time_ns()
-        pause_ns = time.perf_counter_ns() - self._left_ns
+        pause_ns = time.perf_counter_ns() - pace.round_began_ns
         # With the little that the last look for events took: a second reading would cost as much.
         busy_ns = cpu_ns - self._came_cpu_ns
         self._came_cpu_ns = cpu_ns
@@ -98,8 +104,41 @@ class _Selector(selectors.DefaultSelector):
         if pause_ns > LONG_MS * 1_000_000:
             pace.pauses_long += 1
         found = super().select(timeout)
-        self._left_ns = time.perf_counter_ns()
+        pace.round_began_ns = time.perf_counter_ns()
         return found
+
+
+class Rounds:
+    """Lets the many who have something to do at once do it in several rounds of the event loop.
+
+    asyncio runs whatever is ready before it looks for events again, and of a thousand streams each may have a
+    message.
+    """
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def turn(self) -> None:
+        """Until a round has time for it; who came first goes first."""
+        now_ns = time.perf_counter_ns()
+        if not self._waiting and now_ns - self._pace.round_began_ns < ROUND_NS:
+            return
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._next)
+        self._waiting.append(turn)
+        await turn
+
+    def _next(self) -> None:
+        """Lets some run in the next round, and sees to the rest in that."""
+        for _ in range(min(len(self._waiting), ROUND_COUNT_MAX)):
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._next)
 
 
 def timed_loop(pace: Pace) -> asyncio.AbstractEventLoop:

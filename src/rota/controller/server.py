@@ -36,7 +36,7 @@ from rota.controller.housekeeping import keep_archive_small
 from rota.controller.links import Links
 from rota.controller.loop import Clock, Loop
 from rota.controller.output import Outputs
-from rota.controller.pace import Pace
+from rota.controller.pace import Pace, Rounds
 from rota.controller.ports import Listen, PortError
 from rota.core.cluster.inputs import PutUser
 from rota.core.cluster.records import UserConfig
@@ -86,7 +86,7 @@ class Controller:
         self.loop = Loop(store, clock, settings, self.authority.cluster, pace)
         self._outputs = Outputs()
         inputs = Inputs()
-        self._links = Links(self.loop, self._outputs, inputs.taken)
+        self._links = Links(self.loop, self._outputs, inputs.taken, Rounds(self.loop.pace))
         self.loop.connect(self._links)
         desk = Desk(self.loop)
         self._api = grpc.aio.server(

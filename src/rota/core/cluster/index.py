@@ -304,9 +304,13 @@ class Index:
         """
         room = self.room
         removed = tuple(node.id for node in self._cluster.nodes.values() if node.config.removed)
-        rows = np.setdiff1d(np.arange(room.size), self.rows_of(removed))
-        able = rows[room.holds(shape)[rows]]
-        open_ = np.setdiff1d(able[room.open(able)], self.rows_of(avoid))
+        known = np.ones(room.size, np.bool_)
+        known[self.rows_of(removed)] = False
+        wanted = known & room.holds(shape)
+        rows, able = np.flatnonzero(known), np.flatnonzero(wanted)
+        wanted[self.rows_of(avoid)] = False
+        open_ = np.flatnonzero(wanted)
+        open_ = open_[room.open(open_)]
         found = [*able[:1]]
         if len(open_):
             found.append(open_[room.score(shape, open_)[0].argmax()])

@@ -74,7 +74,7 @@ Proof = Callable[[Mapping[str, Record | None], Iterable[Block]], None]
 """Given some of what is to be committed; raises where that cannot be kept."""
 
 # So many records, or blocks, are proved before others may be served.
-PIECE_RECORDS = 256
+PIECE_RECORDS = 64
 
 
 # One input, what it has put, and its blocks.
