@@ -16,10 +16,10 @@ import apsw
 import pytest
 from pyroaring import BitMap
 
-from rota.core.cluster.records import JobBlock, JobVersion, QueueConfig, job_key, version_key
+from rota.core.cluster.records import JobBlock, JobVersion, QueueConfig, Record, job_key, version_key
 from rota.core.model.spec import JobSpec
 from rota.store.port import Ambiguous, Full, StoreError
-from rota.store.sqlite import SqliteStore, check_version
+from rota.store.sqlite import ROWS_MAX, SqliteStore, check_version
 from tests.contract.conftest import Clock, changes, queue
 from tests.contract.writer import commit_number
 
@@ -416,3 +416,27 @@ async def test_all_that_share_a_transaction_are_told_of_its_failure(tmp_path: Pa
         ]
         answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
         assert [type(answer) for answer in answers] == [Full] * 3
+
+
+async def test_many_records_are_written_by_few_statements(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def note(_: object, statement: str, __: object) -> bool:
+        ran.append(statement.split(maxsplit=1)[0])
+        return True
+
+    async with store_of(tmp_path) as store:
+        store._writer._connection.exec_trace = note
+        names = [queue(f"q-{number}") for number in range(3 * ROWS_MAX)]
+        fence = await store.commit(changes(1, {name: QueueConfig(1) for name in names}), 0)
+        puts = -(-(len(names) + 1) // ROWS_MAX)
+        assert ran == ["BEGIN", "SELECT", *["INSERT"] * puts, "COMMIT"]
+        ran.clear()
+        # Put again, and dropped, in the same few.
+        again: dict[str, Record | None] = {
+            name: QueueConfig(2) if place % 2 else None for place, name in enumerate(names)
+        }
+        await store.commit(changes(2, again), fence)
+        assert (ran.count("INSERT"), ran.count("DELETE")) == (2, 2)
+        loaded = await store.load("cfg/queue/")
+        assert loaded.records == sorted((name, QueueConfig(2)) for name in names[1::2])

@@ -12,12 +12,13 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import apsw
 from pyroaring import BitMap
@@ -63,6 +64,20 @@ JOB_MAX = 2**63 - 2
 """SQLite's integers are signed; jobs are counted up and come nowhere near."""
 
 _Row = tuple[int, int | None, int | None, int, bytes]
+
+PUT = (
+    "INSERT INTO records VALUES {} "
+    "ON CONFLICT DO UPDATE SET value = excluded.value, revision = excluded.revision"
+)
+DROP = "DELETE FROM records WHERE key IN ({})"
+APPEND = "REPLACE INTO blocks (job, first, last, at_ms, data) VALUES {}"
+
+ROWS_MAX = 32
+"""Rows in one statement: after each statement the thread has to wait for the interpreter's lock, which the
+loop has."""
+
+STATEMENTS_MAX = 3 * ROWS_MAX + 16
+"""Statements that a connection keeps ready: those with rows have a text for each number of rows."""
 
 
 def check_version(version: str) -> None:
@@ -143,17 +158,13 @@ class SqliteStore:
             if found != fence:
                 raise Fenced(f"the fence is revision {found} and no longer {fence}: another has committed")
             revision = fence + 1
-            connection.executemany(
-                "INSERT INTO records VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET value = ?2, revision = ?3",
+            _many(
+                connection,
+                PUT,
                 [(key, value, revision) for key, value in values.items() if value is not None],
             )
-            gone = [(key,) for key, value in values.items() if value is None]
-            if gone:
-                connection.executemany("DELETE FROM records WHERE key = ?", gone)
-            if rows:
-                connection.executemany(
-                    "REPLACE INTO blocks (job, first, last, at_ms, data) VALUES (?, ?, ?, ?, ?)", rows
-                )
+            _many(connection, DROP, [(key,) for key, value in values.items() if value is None])
+            _many(connection, APPEND, rows)
             return revision, values
 
         revision, _ = await self._writer.run(write, lambda done: self._history.append(*done))
@@ -252,6 +263,19 @@ def _nothing(_: object) -> None:
 def _fence(connection: apsw.Connection) -> int:
     revision = connection.execute("SELECT revision FROM records WHERE key = ?", (META_COMMIT,)).get
     return int(revision or 0)
+
+
+def _many(connection: apsw.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Runs a statement with `{}` for its rows, with as many of them at a time as may be."""
+    for start in range(0, len(rows), ROWS_MAX):
+        some = rows[start : start + ROWS_MAX]
+        connection.execute(_statement(statement, len(some), len(some[0])), list(chain.from_iterable(some)))
+
+
+@cache
+def _statement(statement: str, rows: int, columns: int) -> str:
+    row = "(" + ", ".join("?" * columns) + ")"
+    return statement.format(", ".join([row] * rows))
 
 
 def _results(connection: apsw.Connection, number: int) -> ResultBlock:
@@ -355,6 +379,6 @@ def _prepared(file: Path, vfs: str) -> apsw.Connection:
 
 
 def _connect(file: Path, vfs: str, flags: int) -> apsw.Connection:
-    connection = apsw.Connection(str(file), flags=flags, vfs=vfs or None)
+    connection = apsw.Connection(str(file), flags=flags, vfs=vfs or None, statementcachesize=STATEMENTS_MAX)
     connection.set_busy_timeout(BUSY_MS_MAX)
     return connection

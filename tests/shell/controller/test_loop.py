@@ -458,10 +458,10 @@ async def test_a_bug_in_what_follows_is_tried_again_and_ends_nothing(monkeypatch
     async with leading() as it:
         place, failures = Placing.place, [ZeroDivisionError("a bug")]
 
-        def broken(placing: Placing, work: Work) -> None:
+        def broken(placing: Placing, work: Work) -> Iterator[None]:
             if failures and work.place_wanted:
                 raise failures.pop()
-            place(placing, work)
+            yield from place(placing, work)
 
         monkeypatch.setattr(Placing, "place", broken)
         with pytest.raises(Unavailable):
