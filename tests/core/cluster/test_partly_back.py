@@ -14,8 +14,8 @@ from rota.core.model.protocol import (
     Holding,
     Stop,
 )
-from rota.core.model.states import NodeState
-from tests.core.cluster.scene import Scene
+from rota.core.model.states import NodeState, OnNodeLoss
+from tests.core.cluster.scene import WALL_MS, Scene, exits
 
 
 def _partly_back() -> tuple[Scene, int]:
@@ -67,6 +67,24 @@ def test_a_release_does_not_give_up_what_runs_on_a_node_that_is_away_for_a_momen
     answer = scene.ask(ReleaseJob(0, "user", job))
     assert not answer.changed
     assert scene.sent(Grant) == []
+
+
+def test_what_a_lost_node_says_of_a_job_that_has_ended_teaches_nothing() -> None:
+    scene = Scene()
+    first = scene.node("a", 1)
+    job = scene.submit(on_node_loss=OnNodeLoss.RERUN)
+    (grant,) = scene.sent(Grant)
+    scene.report(first, AllocationReport(grant.allocation, started=((0, 0),)))
+    scene.silence(first, Settings().lost_after_ms)
+    second = scene.node("b", 1)
+    (again,) = scene.sent(Grant)
+    measured = exits(0, started_at_ms=WALL_MS, duration_ms=5)
+    scene.report(second, AllocationReport(again.allocation, exits=measured))
+    assert scene.job(job).ended
+    slots, running = HeldLease(grant.lease, (0,)), HeldAllocation(grant.allocation, (), ((0, 0),))
+    scene.hello(first, 1, Holding((slots,), (running,)))
+    scene.report(first, AllocationReport(grant.allocation, exits=measured))
+    assert not scene.machine.soft.averages
 
 
 @pytest.mark.parametrize(("lost_s", "late_ms", "every_ms"), [(300, 5_000, 240_000), (10, 170, 8_000)])

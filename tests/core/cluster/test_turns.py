@@ -4,8 +4,14 @@ from typing import Any
 
 import pytest
 
-from rota.core.cluster.claims import GATHERING_MS_MAX, GATHERING_PAUSE_MS, GROUPS_MAX, SHORT_TASK_MS
-from rota.core.cluster.inputs import EditNode, NodeEdit, PutQueue
+from rota.core.cluster.claims import (
+    GATHERING_MS_MAX,
+    GATHERING_PAUSE_MS,
+    GROUPS_LOOKED_AT_MAX,
+    GROUPS_MAX,
+    SHORT_TASK_MS,
+)
+from rota.core.cluster.inputs import CancelJob, EditNode, NodeEdit, PutQueue
 from rota.core.cluster.records import QueueConfig
 from rota.core.model import indexset
 from rota.core.model.protocol import (
@@ -136,6 +142,31 @@ def test_work_for_nodes_that_take_none_is_in_nobodys_way() -> None:
         full.submit(array="0-9", queue="quiet", node=f"away-{number}")
     full.submit(array="0-9", queue="quiet", node="n")
     assert full.asked, "the queue has a share"
+
+
+def test_of_very_much_work_for_nodes_that_take_none_the_rest_has_its_turn() -> None:
+    full = Full(node="n", queue="video")
+    away = full.scene.node("away", 4)
+    full.scene.ask(EditNode(0, "admin", away, NodeEdit.CORDON))
+    for number in range(GROUPS_LOOKED_AT_MAX + 1):
+        full.submit(queue="quiet", node="away", resources=Resources(cpu=1_000 + number))
+    full.submit(array="0-9", queue="quiet", node="n")
+    full.end_one(full.first)
+    assert full.asked, "the queue has a share"
+
+
+def test_room_that_nobody_gathers_any_more_is_given_to_others_at_once() -> None:
+    full = Full()
+    full.task_ms = 1_000
+    full.end_one(full.first)
+    large = full.submit(queue="video", resources=Resources(cpu=4_000))
+    for _ in range(2):
+        full.end_one(full.first)
+    assert len(full.running) == 2
+    full.scene.ask(CancelJob(0, "user", large))
+    full.scene.wait(1)
+    full._hear()
+    assert len(full.running) == 4
 
 
 def test_work_that_may_start_once_is_not_queued_behind_short_tasks() -> None:

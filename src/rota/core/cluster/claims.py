@@ -124,6 +124,8 @@ class Claims:
                 found.append(_Short(group, job, count))
                 if len(found) == GROUPS_MAX:
                     break
+            else:
+                self._index.put_behind(group)
         return found
 
     def _turn(self, short: _Short) -> tuple[float, tuple[int, int]]:

@@ -8,6 +8,7 @@ looks at what has changed alone. `recount.check_index` compares it with a recoun
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -127,6 +128,18 @@ def rank(job: Job) -> tuple[int, int]:
     return (-job.spec.priority, job.id)
 
 
+class _Counted(NamedTuple):
+    """Of a lease what was counted: slots, and idle ones (less than none: tasks wait), where it may get more;
+    and all its slots, also those that it gives back, by which its unit is taken.
+    """
+
+    kind: Kind
+    slots: int
+    idle: int
+    taken: int
+    unit: tuple[str, str, int]
+
+
 class Index:
     """The index of one cluster, for the leader alone."""
 
@@ -149,6 +162,8 @@ class Index:
         # By queue: groups to be looked at, and groups that found no room.
         self.awake: dict[str, Ranked[Group]] = {}
         self.parked: dict[str, Ranked[Group]] = {}
+        # How often one of these was put behind the others.
+        self._behind = 0
         self._parked_shapes: dict[Resources, dict[Group, None]] = {}
         self._no_quota: dict[str, dict[Group, None]] = {}
         # Of parked shapes their amounts, a line each; lines that are nobody's ask for more than there is.
@@ -158,7 +173,7 @@ class Index:
         self._amounts = np.zeros((0, 0), np.int64)
         # Leases that have changed, and of a known one what was counted: its kind, slots, unit.
         self.touched: dict[LeaseId, None] = {}
-        self._counted: dict[LeaseId, tuple[Kind, int, int, tuple[str, str, int]]] = {}
+        self._counted: dict[LeaseId, _Counted] = {}
         self._unit_slots: dict[tuple[str, str, int], int] = {}
         # For tests and figures: how many jobs were looked at.
         self.jobs_looked_at = 0
@@ -345,12 +360,11 @@ class Index:
         self.touched[name] = None
         counted = self._counted.pop(name, None)
         if counted is not None:
-            kind, slots, taken, unit = counted
-            kind.slots -= slots
-            self._count_unit(unit, -taken)
+            counted.kind.slots -= counted.slots
+            self._count_unit(counted.unit, -counted.taken)
         if lease is None:
             if counted is not None:
-                self._forget_lease(counted[0], number)
+                self._forget_lease(counted.kind, number)
             return
         desired = lease.desired
         kind = self._kind(desired.shape, desired.queue)
@@ -358,10 +372,12 @@ class Index:
         kind.since_ms[number] = self.now_ms
         taking = node_id in self._taking
         unit = (node_id, desired.pool, desired.unit)
-        self._counted[name] = (kind, desired.target if taking else 0, len(desired.slots), unit)
-        self._count_unit(unit, len(desired.slots))
-        kind.slots += desired.target if taking else 0
+        slots = desired.target if taking else 0
         idle = desired.target - lease.load if taking else 0
+        more = slots > 0 and (counted is None or not counted.slots or idle > counted.idle)
+        self._counted[name] = _Counted(kind, slots, idle, len(desired.slots), unit)
+        self._count_unit(unit, len(desired.slots))
+        kind.slots += slots
         if idle > 0:
             kind.idle.put(number, -idle)
             kind.backlogs.discard(number)
@@ -371,9 +387,8 @@ class Index:
         else:
             kind.idle.discard(number)
             kind.backlogs.discard(number)
-        if taking and desired.target:
+        if slots:
             kind.low[number] = lease
-            self._wake_kind(kind, lease)
         else:
             kind.low.pop(number, None)
         if len(desired.slots) > desired.target and not lease.node.lost:
@@ -381,6 +396,8 @@ class Index:
         else:
             kind.leaving.pop(number, None)
         self._list(kind)
+        if more:
+            self._wake_kind(kind, lease)
 
     def _forget_lease(self, kind: Kind, number: int) -> None:
         kind.leases.pop(number, None)
@@ -463,7 +480,7 @@ class Index:
         self._group_of[number] = group
         queue = group.kind.queue
         if group.parked:
-            self.parked[queue].put(group, group.rank)
+            self.parked[queue].put(group, (0, *group.rank))
         if (more > 0 and not group.parked) or group in self.awake.get(queue, ()):
             self.wake(group)
 
@@ -485,9 +502,10 @@ class Index:
 
     def _rank_anew(self, group: Group) -> None:
         queue = group.kind.queue
-        for table in (self.awake, self.parked):
-            if group in table.get(queue, ()):
-                table[queue].put(group, group.rank)
+        if group in self.awake.get(queue, ()):
+            self.awake[queue].put(group, group.rank)
+        if group.parked:
+            self.parked[queue].put(group, (0, *group.rank))
 
     def group_of(self, number: int) -> Group | None:
         """The group of a job that waits; None for another."""
@@ -506,6 +524,11 @@ class Index:
     def wake(self, group: Group) -> None:
         """The group is to be looked at."""
         self.awake.setdefault(group.kind.queue, Ranked()).put(group, group.rank)
+
+    def put_behind(self, group: Group) -> None:
+        """The parked group cannot be helped now: those that can are not to wait for it."""
+        self._behind += 1
+        self.parked[group.kind.queue].put(group, (self._behind, *group.rank))
 
     def sleep(self, group: Group) -> None:
         """The group has been looked at."""
@@ -528,7 +551,7 @@ class Index:
         self._unpark(group, wake=False)
         group.parked = True
         shape, queue = group.kind.key
-        self.parked.setdefault(queue, Ranked()).put(group, group.rank)
+        self.parked.setdefault(queue, Ranked()).put(group, (0, *group.rank))
         if quota:
             self._no_quota.setdefault(queue, {})[group] = None
             return

@@ -97,11 +97,12 @@ class _Pass:
             left -= piece - self.left
             yield
             index.refresh()
-        if index.awake:
-            self.work.soft.timers.arm("placing", "", self.work.now_ms)
         self._even_out()
         self.claims.run()
         index.refresh()
+        if index.awake:
+            # What there was no budget for, or what claims have made room for.
+            self.work.soft.timers.arm("placing", "", self.work.now_ms)
         self._give_back()
 
     # ------------------------------------------------------------ order

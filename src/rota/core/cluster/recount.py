@@ -33,6 +33,10 @@ def check_index(index: Index, cluster: Cluster, soft: Soft) -> None:
         require(key in index.kinds, "index", "there is no kind {}", key)
         _check_kind(index, index.kinds[key], leases.get(key, []))
     _check_groups(index, cluster, soft)
+    timed = soft.timers.at_ms("placing", "") is not None
+    require(timed or not index.awake, "index", "{} are to be looked at, and no pass is due", index.awake)
+    gone = soft.averages.keys() - cluster.active.keys()
+    require(not gone, "index", "averages are kept of jobs {}, which have ended", gone)
 
 
 def _check_room(index: Index, cluster: Cluster, taking: set[str]) -> None:
@@ -127,8 +131,17 @@ def _check_groups(index: Index, cluster: Cluster, soft: Soft) -> None:
         require(
             parked == group.parked and (awake or parked), "index", "group {} is forgotten", group.kind.key
         )
+        if group.plan:
+            _check_plan(index, group, awake=awake)
         if not awake:
             _check_asleep(index, soft, group)
+
+
+def _check_plan(index: Index, group: Group, *, awake: bool) -> None:
+    """What is kept of a choice is of a group whose turn goes on, and names each row once."""
+    rows = [row for row, count in group.plan if count > 0]
+    right = len(set(rows)) == len(group.plan) and all(0 <= row < index.room.size for row in rows)
+    require(awake and not group.parked and right, "index", "the plan of {}: {}", group.kind.key, group.plan)
 
 
 def _check_asleep(index: Index, soft: Soft, group: Group) -> None:

@@ -156,7 +156,7 @@ def _used(exits: Columns, count: int) -> tuple[int, int]:
 
 def _learn(work: Work, allocation: Allocation, exits: Columns, succeeded: int) -> None:
     """How long those took that succeeded."""
-    if succeeded and exits.started_at_ms:
+    if succeeded and exits.started_at_ms and not allocation.job.ended:
         spec = allocation.job.spec
         work.soft.learn(allocation.job.id, (spec.resources, spec.queue), succeeded, succeeded_ms(exits))
 

@@ -160,6 +160,10 @@ class Timers:
         if armed is None or at_ms < armed:
             self.arm(kind, name, at_ms)
 
+    def at_ms(self, kind: str, name: str) -> int | None:
+        """The time of (kind, name); None where none is set."""
+        return self._armed.get((kind, name))
+
     def disarm(self, kind: str, name: str) -> None:
         """Forgets the time of (kind, name)."""
         self._armed.pop((kind, name), None)
