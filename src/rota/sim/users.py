@@ -20,7 +20,8 @@ from rota.core.cluster.inputs import (
     Submitted,
     ToNode,
 )
-from rota.core.cluster.state import Job, indices_of
+from rota.core.cluster.state import Job
+from rota.core.model import indexset
 from rota.core.model.protocol import ReadOutput
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import OnNodeLoss
@@ -107,7 +108,8 @@ class Users:
     def _some(self, job: int) -> BitMap:
         """One task, or every other one."""
         chance = self._world.chance
-        tasks = indices_of(self._cast.checkers.accepted[job])
+        spec = self._cast.checkers.accepted[job]
+        tasks = indexset.of_job(spec.array, len(spec.lines))
         if chance.random() < 0.7:
             return BitMap([tasks[chance.randrange(len(tasks))]])
         return tasks[chance.randint(0, 1) :: 2] or tasks

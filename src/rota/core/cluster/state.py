@@ -10,7 +10,6 @@ Records must come in an order in which what they refer to is there: that of thei
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import Any
 
 from pyroaring import BitMap
@@ -52,18 +51,6 @@ from rota.core.model.states import JOB_ENDS, NodeState
 _NO_STATUS = AllocationStatus()
 _NO_SEGMENT = Segment()
 _EMPTY = BitMap()
-# Sets of indices that are remembered by their text: many jobs have the same ones.
-INDICES_KNOWN_MAX = 1_024
-
-
-def indices_of(spec: JobSpec) -> BitMap:
-    """The task indices of a job; jobs share them, so they must not be changed."""
-    return _indices(spec.array, 0 if spec.array else max(len(spec.lines), 1))
-
-
-@lru_cache(maxsize=INDICES_KNOWN_MAX)
-def _indices(array: str, count: int) -> BitMap:
-    return indexset.parse(array, indexset.TASK_COUNT_MAX) if array else indexset.full(count)
 
 
 def _own(found: BitMap, shared: BitMap = _EMPTY) -> BitMap:
@@ -344,12 +331,8 @@ class Cluster:
         return cluster
 
     def put(self, key: str, record: Record, at: Key | None = None) -> None:
-        """Puts a record in place of the one with this key, if there was one.
-
-        `at` is the key taken apart, where the caller has just put it together.
-        """
+        """Puts a record in place of the one with this key, if any. `at` is the key taken apart, if known."""
         if isinstance(record, EventRecord):
-            # Put more than anything else, and it says itself which one it is.
             self.events[record.event.seq] = record
         else:
             self._putters[type(record)](at or parse_key(key), record)
@@ -446,7 +429,7 @@ class Cluster:
         job.versions[key.number] = record.spec
         if key.number == job.config.version:
             job.spec = record.spec
-            job.all = indices_of(record.spec)
+            job.all = indexset.of_job(record.spec.array, len(record.spec.lines))
             taken = job.finals or job.owned
             job.pending = job.all - job.finals - job.owned if taken else job.all
 
@@ -662,8 +645,7 @@ class Cluster:
         """A new one, of which nothing has been reported: what it owns was nobody's."""
         node, job, number = allocation.node, allocation.job, allocation.id
         node.allocations[number] = job.allocations[number] = allocation
-        lease = node.leases.get(allocation.desired.lease)
-        if lease is not None:
+        if (lease := node.leases.get(allocation.desired.lease)) is not None:
             lease.allocations[number] = allocation
         if allocation.desired.lost:
             job.lost[number] = allocation

@@ -6,6 +6,7 @@ Software Library", 2018) by way of pyroaring.
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pyroaring import BitMap
@@ -18,6 +19,8 @@ INDEX_MAX = 2**32 - 2
 TASK_COUNT_MAX = 4_000_000
 """Tasks of a job."""
 
+# Sets that are remembered by their text: many jobs have the same ones.
+SETS_KNOWN_MAX = 1_024
 SEGMENT_SIZE = 65_536
 RANGES_PRINTED_MAX = 1_000
 
@@ -31,6 +34,12 @@ class NotIndices(ValueError):
 def full(count: int) -> BitMap:
     """0 to count - 1."""
     return BitMap(range(count)) if count else BitMap()
+
+
+@lru_cache(maxsize=SETS_KNOWN_MAX)
+def of_job(array: str, line_count: int) -> BitMap:
+    """The tasks of a job with such an array, or so many lines; shared by jobs, so it must not be changed."""
+    return parse(array, TASK_COUNT_MAX) if array else full(max(line_count, 1))
 
 
 def from_ranges(ranges: "Ranges") -> BitMap:
