@@ -126,11 +126,14 @@ def _running(home: Home, agents: Iterable[int]) -> _Tasks | None:
             running = sum(node.running for node in rota.nodes() if node.name in names)
             # Of one task each, and nowhere else but here.
             alone = (
-                job.id
+                rota.job(job.id)
                 for job in rota.jobs(states=[JobState.JOB_STATE_RUNNING])
-                if job.tasks.total == 1 and any(each.running and each.node in names for each in job.nodes)
+                if running and job.tasks.total == 1
             )
-            lost = sum(rota.job(number).spec.stdin for number in alone) if running else 0
+            lost = sum(
+                job.spec.stdin and any(each.running and each.node in names for each in job.nodes)
+                for job in alone
+            )
             return _Tasks(running, lost)
     except RotaError:
         return None

@@ -157,8 +157,9 @@ async def test_when_the_supervisor_dies_what_its_journal_names_dies_too(tmp_path
     async with running(tmp_path / "home") as run:
         home = tmp_path / "n1"
         await enrol(run, home)
-        # In a session of its own and deaf to SIGTERM, as a task may be; its child has left for another one.
-        script = "trap '' TERM; setsid sleep 1000 & echo $!; wait"
+        # In a session of its own and deaf to SIGTERM, as a task may be; its child has left for another one,
+        # whose end is not its own.
+        script = "trap '' TERM; setsid sleep 1000 & echo $!; exec sleep 1000"
         task = await asyncio.create_subprocess_exec(
             "sh", "-c", script, stdout=asyncio.subprocess.PIPE, start_new_session=True
         )
