@@ -194,6 +194,8 @@ class Cluster:
 
     home: Path
     place: Path
+    # What stands in front of each command.
+    prefix: tuple[str, ...] = ()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -204,7 +206,7 @@ class Cluster:
     def __call__(self, *arguments: str | Path, stdin: str = "") -> str:
         """Runs `rota` to its end; what it prints. Raises CalledProcessError, having shown what it said."""
         done = subprocess.run(
-            [ROTA, *map(str, arguments)],
+            [*self.prefix, ROTA, *map(str, arguments)],
             env=self.environment,
             cwd=self.place,
             input=stdin,
@@ -251,14 +253,31 @@ def pause_row(bench: str, rota: Cluster, under: str) -> Row:
     return Row(bench, what, longest_us / 1000, "ms", bar=Bar(at_most=PAUSE_MS_MAX))
 
 
+# Runs a command where no cgroup2 is mounted.
+WITHOUT_CGROUPS = (
+    "unshare",
+    "-m" if os.geteuid() == 0 else "-rm",
+    "sh",
+    "-c",
+    'for at in $(findmnt -rno TARGET -t cgroup2); do mount -t tmpfs -o ro n $at || exit; done; exec "$@"',
+    "sh",
+)
+
+
+def hides_cgroups() -> bool:
+    """Whether this account may run something without cgroups."""
+    return subprocess.run([*WITHOUT_CGROUPS, "true"], capture_output=True, check=False).returncode == 0
+
+
 @contextmanager
-def cluster(*options: str) -> Iterator[Cluster]:
+def cluster(*options: str, prefix: tuple[str, ...] = ()) -> Iterator[Cluster]:
     """A cluster that `rota up` starts with these options, its ports its own; stopped in any case.
 
+    `prefix` stands in front of each of its commands, as WITHOUT_CGROUPS does.
     Its home lies in TMPDIR, else /tmp, and is removed: what needs a disk is measured with the one there.
     """
     base = Path(tempfile.mkdtemp(prefix="rb-"))
-    made = Cluster(base / "h", base / "w")
+    made = Cluster(base / "h", base / "w", prefix)
     made.place.mkdir()
     try:
         made("up", "--detach", *options)

@@ -1,13 +1,27 @@
 """Processes per second: arrays of /bin/true with output files off and on, and as many jobs of one task.
 
 One node with two cores. Each is measured in turn with the bare loop that is the most this machine can do:
-`posix_spawn` and reap on both cores. CPU time is told too: of everything, the programs included.
+`posix_spawn` and reap on both cores. CPU time is told too: of everything, the programs included. What cgroups
+cost is told apart: an array on a node that has none, in turn with one on the node that has.
 """
 
 from collections.abc import Callable, Iterator
 from statistics import median
 
-from bench.harness import Bar, Cluster, Row, Size, cluster, in_turn, medians, pause_row, ratios, seconds
+from bench.harness import (
+    WITHOUT_CGROUPS,
+    Bar,
+    Cluster,
+    Row,
+    Size,
+    cluster,
+    hides_cgroups,
+    in_turn,
+    medians,
+    pause_row,
+    ratios,
+    seconds,
+)
 from bench.limits import spawns
 from rota.client.client import Client
 from rota.client.messages import EventKind, JobSpec
@@ -30,6 +44,22 @@ def rows(size: Size) -> Iterator[Row]:
         for what, (work, bar) in tries.items():
             yield from beside_bare_loops(rota, size, what, work, count, bar)
         yield pause_row("processes", rota, "processes")
+        if not size.small and hides_cgroups():
+            yield without_cgroups(client, size, count)
+
+
+def without_cgroups(beside: Client, size: Size, count: int) -> Row:
+    """The array on a node without cgroups, in turn with the one that has them: what they cost."""
+    off = {"stdout": "none", "stderr": "none"}
+    with cluster("--cpu", "2", prefix=WITHOUT_CGROUPS) as rota, rota.client() as client:
+        run_array(client, 10)
+        found = in_turn(
+            size.rounds,
+            without=lambda: count / seconds(lambda: run_array(client, count, **off)),
+            **{"with cgroups": lambda: count / seconds(lambda: run_array(beside, count, **off))},
+        )
+    what = "array, output files off, no cgroups"
+    return Row("processes", what, medians(found)["without"], "/s", ratios(found, "without"))
 
 
 def beside_bare_loops(

@@ -42,15 +42,6 @@ from rota.core.node.indices import each
 from tests.support.files import WAIT_S_MAX
 
 SHAPE = Resources(cpu=1000)
-# Runs a command where no cgroup2 is mounted.
-WITHOUT_CGROUPS = (
-    "unshare",
-    "-m" if os.geteuid() == 0 else "-rm",
-    "sh",
-    "-c",
-    'for at in $(findmnt -rno TARGET -t cgroup2); do mount -t tmpfs -o ro n $at || exit; done; exec "$@"',
-    "sh",
-)
 U = TypeVar("U")
 
 _FROM_LINK: Codec[FromLink] = Codec(FromLink)
