@@ -1,11 +1,15 @@
 """The small parts, against the plainest thing that does the same."""
 
 from itertools import pairwise
+from typing import NoReturn
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rota.core.model.protocol import Ranges
+from rota.core.model.protocol import Ranges, Template
+from rota.core.model.spec import JobSpec
+from rota.core.node.entries import Drop, Granted, TemplateKept
+from rota.core.node.held import TEMPLATES_COUNT_MAX, Held
 from rota.core.node.indices import Indices, each, normal, size
 from rota.core.node.signals import parse
 from rota.core.node.timers import Timers
@@ -79,3 +83,26 @@ def test_signals_are_read_as_jobs_name_them() -> None:
     assert parse("HUP") == (1, 0)
     assert parse("") is None
     assert parse("NONE@1s") is None
+
+
+class Unwalked(dict[tuple[int, int], Template]):
+    """Templates that nobody may go through: there are many where each job has one task."""
+
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("all templates were looked at")
+
+
+def test_of_many_templates_the_one_that_was_used_least_lately_goes_and_no_other_is_looked_at() -> None:
+    held = Held()
+    for job in range(1, TEMPLATES_COUNT_MAX + 1):
+        held.apply(TemplateKept(Template(job, 1, JobSpec(command=("true",)), 1, "")))
+        held.apply(Granted(job, 1, job, 1, job, 1, ((0, 0),), (), never_stall=False))
+    held.templates = Unwalked(held.templates)
+    for job in (6, 5):
+        held.apply(Drop(job, ((0, 0),)))
+    for job in range(TEMPLATES_COUNT_MAX + 1, TEMPLATES_COUNT_MAX + 4):
+        held.apply(TemplateKept(Template(job, 1, JobSpec(command=("true",)), 1, "")))
+    assert (6, 1) not in held.templates
+    assert (5, 1) not in held.templates
+    # None but they, and what came last.
+    assert len(held.templates) == TEMPLATES_COUNT_MAX + 1

@@ -23,6 +23,7 @@ def sanity_check(machine: Machine) -> None:
         uses[allocation.job, allocation.version] = uses.get((allocation.job, allocation.version), 0) + 1
         _check_allocation(machine, allocation)
     assert uses == held.template_uses, "uses of templates"
+    assert set(held.unused_templates) == set(held.templates) - set(uses), "templates without a use"
     assert all(use in held.templates for use in uses), "a template in use is gone"
     assert set(attempts.running) <= set(held.allocations), "an attempt runs for no allocation"
 

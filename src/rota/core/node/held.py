@@ -5,7 +5,7 @@ stream, timers, which slot is busy) is made again after a crash.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import assert_never
 
 from rota.core.model.protocol import Ranges, Slot, Template
@@ -147,7 +147,14 @@ class Held:
         self.allocations: dict[int, AllocationHeld] = {}
         self.templates: dict[tuple[int, int], Template] = {}
         self.template_uses: dict[tuple[int, int], int] = {}
+        # Templates that no allocation uses, the one that was used least lately first.
+        self._unused: OrderedDict[tuple[int, int], None] = OrderedDict()
         self._templates_bytes = 0
+
+    @property
+    def unused_templates(self) -> Iterable[tuple[int, int]]:
+        """Templates that no allocation uses, the one that was used least lately first."""
+        return self._unused.keys()
 
     def template(self, allocation: AllocationHeld) -> Template:
         """The template of a held allocation."""
@@ -251,6 +258,7 @@ class Held:
         self.allocations[held.allocation] = held
         use = (held.job, held.version)
         self.template_uses[use] = self.template_uses.get(use, 0) + 1
+        self._unused.pop(use, None)
         if held.over:
             self._close(held)
         elif held.waiting and held.lease in self.leases:
@@ -262,6 +270,8 @@ class Held:
         left = self.template_uses.pop(use) - 1
         if left:
             self.template_uses[use] = left
+        elif use in self.templates:
+            self._unused[use] = None
         if held.lease in self.leases:
             self.leases[held.lease].waiting.pop(held.allocation, None)
 
@@ -311,19 +321,18 @@ class Held:
         self._forget_template(key)
         self._forget_templates(TEMPLATES_COUNT_MAX, TEMPLATES_BYTES_MAX)
         self.templates[key] = template
+        if key not in self.template_uses:
+            self._unused[key] = None
         self._templates_bytes += template_bytes(template)
 
     def _forget_templates(self, count_max: int, bytes_max: int) -> None:
-        """Drops unused templates, the oldest first, until no more than these are left."""
-        if len(self.templates) <= count_max and self._templates_bytes <= bytes_max:
-            return
-        for key in [key for key in self.templates if key not in self.template_uses]:
-            if len(self.templates) <= count_max and self._templates_bytes <= bytes_max:
-                break
-            self._forget_template(key)
+        """Drops unused templates, those used least lately first, until no more than these are left."""
+        while self._unused and (len(self.templates) > count_max or self._templates_bytes > bytes_max):
+            self._forget_template(next(iter(self._unused)))
 
     def _forget_template(self, key: tuple[int, int]) -> None:
         template = self.templates.pop(key, None)
+        self._unused.pop(key, None)
         if template is not None:
             self._templates_bytes -= template_bytes(template)
 
