@@ -42,7 +42,7 @@ def validate(message: Message) -> list[Problem]:
     _message(message.DESCRIPTOR)(message, (), problems)
     for whole in WHOLE.get(message.DESCRIPTOR.full_name, ()):
         problems.extend(whole(message))
-    return sorted(problems, key=_item)
+    return sorted(problems, key=_item) if problems else problems
 
 
 def _item(problem: Problem) -> int:
@@ -54,21 +54,24 @@ def _item(problem: Problem) -> int:
 def _message(descriptor: Any) -> Check:
     """The check of a message type: of its fields that are set, and for those that must be."""
     checks: dict[int, tuple[str, Check]] = {}
-    required: list[tuple[str, str]] = []
+    required: dict[int, tuple[str, str]] = {}
     for field in descriptor.fields:
         rules = rules_of(field)
         checks[field.number] = field.name, _field(field, rules)
         if rules.required:
-            required.append((field.name, _missing(field)))
+            required[field.number] = field.name, _missing(field)
 
     def check(message: Any, path: Path, problems: list[Problem]) -> None:
-        given = message.ListFields()
-        for field, value in given:
-            name, one = checks[field.number]
+        missing = len(required)
+        for field, value in message.ListFields():
+            number = field.number
+            name, one = checks[number]
             one(value, (*path, name), problems)
-        if required:
-            there = {field.name for field, _ in given}
-            problems.extend(Problem((*path, name), says) for name, says in required if name not in there)
+            missing -= number in required
+        if missing:
+            there = {field.number for field, _ in message.ListFields()}
+            rest = (says for number, says in required.items() if number not in there)
+            problems.extend(Problem((*path, name), says) for name, says in rest)
 
     return check
 

@@ -107,6 +107,18 @@ async def test_very_many_problems_are_cut_and_counted(tmp_path: Path) -> None:
         assert len(details) < 2 * DETAILS_BYTES_MAX
 
 
+async def test_equal_jobs_of_separate_calls_have_one_template(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        jobs = run.admin().jobs
+        for name in ("one", "one", "other"):
+            await jobs.SubmitJobs(submit(job_pb2.JobSpec(name=name, command=["true"])))
+        one, two, other = await run.controller.loop.read(
+            lambda machine: [job.spec for job in machine.cluster.jobs.values()]
+        )
+        assert one is two
+        assert (one.name, other.name) == ("one", "other")
+
+
 async def test_a_repeated_request_is_the_same_request(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         jobs = run.admin().jobs

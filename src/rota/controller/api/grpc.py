@@ -112,7 +112,7 @@ class Face:
         """
         call = Call(Caller("", "", "", context.peer()))
         try:
-            call.caller = self._caller(context)
+            call.caller = self._caller(context, call.caller.address)
             authorize(call.caller, ACTIONS.get(name))
             answer = await work(call)
         except asyncio.CancelledError:
@@ -136,9 +136,9 @@ class Face:
                 problem=problem,
             )
 
-    def _caller(self, context: Context) -> Caller:
+    def _caller(self, context: Context, address: str) -> Caller:
         """Who asks, by certificate and record. Raises ApiError for anybody who is no user."""
-        peer = peer_of(context.auth_context(), context.peer())
+        peer = peer_of(context.auth_context(), address)
         if peer is None or peer.kind != "user":
             raise error(
                 grpc.StatusCode.UNAUTHENTICATED, "the API is for users: connect with a user's certificate"

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 import grpc
@@ -31,6 +31,9 @@ PAGE_SIZE_DEFAULT = 100
 PIECE_LOOKED_MAX = 2_048
 PIECE_FOUND_MAX = 128
 WATCH_INTERVAL_S_MIN = 0.2
+# So many templates, none of them larger, are known again when they are submitted again.
+SPECS_KNOWN_MAX = 256
+SPEC_KNOWN_BYTES_MAX = 4 * 1024
 
 T = TypeVar("T")
 
@@ -294,25 +297,36 @@ class Jobs:
 
 
 def _read(request: job_service_pb2.SubmitJobsRequest) -> tuple[tuple[JobSpec, ...], bytes]:
-    """The jobs, equal ones as one object, and the digest of all of them. Raises ApiError."""
-    body = job_service_pb2.SubmitJobsRequest(jobs=request.jobs).SerializeToString(deterministic=True)
+    """The jobs, equal ones as one object, and the digest of all of them. Raises ApiError.
+
+    The key is taken out of the request: it is not part of what is submitted.
+    """
+    request.ClearField("idempotency_key")
+    body = request.SerializeToString(deterministic=True)
     known: dict[bytes, JobSpec] = {}
     specs = []
     for number, message in enumerate(request.jobs):
         data = message.SerializeToString(deterministic=True)
         spec = known.get(data)
         if spec is None:
-            spec = known[data] = _spec(f"jobs[{number}]", message)
+            spec = known[data] = _spec(f"jobs[{number}]", data)
         specs.append(spec)
     return tuple(specs), hashlib.sha256(body).digest()
 
 
-def _spec(path: str, message: job_pb2.JobSpec) -> JobSpec:
+def _spec(path: str, data: bytes) -> JobSpec:
+    # Who submits equal jobs one by one has them kept once too; large ones are not held on to for that.
+    of = _spec_of if len(data) <= SPEC_KNOWN_BYTES_MAX else _spec_of.__wrapped__
     try:
-        return _SPEC.from_message(message)
+        return of(data)
     except ConvertError as wrong:
         at = f"{path}.{wrong.path}" if wrong.path else path
         raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, [(at, wrong.says)]) from wrong
+
+
+@lru_cache(maxsize=SPECS_KNOWN_MAX)
+def _spec_of(data: bytes) -> JobSpec:
+    return _SPEC.from_message(job_pb2.JobSpec.FromString(data))
 
 
 def _job_nodes(machine: Machine, job: Job, nodes: list[str]) -> list[job_pb2.JobNode]:
