@@ -10,7 +10,7 @@ from rota.core.cluster.recount import check_index
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.step import Machine
 from rota.core.model.columns import columns_of
-from rota.core.model.protocol import AllocationReport, Ended, Grant, Pool, Recall
+from rota.core.model.protocol import AllocationReport, Ended, Grant, Pool, Recall, Resize
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
 from rota.core.model.states import Cause
@@ -239,3 +239,12 @@ def test_what_waits_behind_a_task_that_takes_long_is_asked_back_whole() -> None:
         asked += scene.sent(Recall)
     assert scene.now_ms >= scene.machine.settings.recall_backlog_ms
     assert sum(recall.count for recall in asked) == waiting
+
+
+def test_asking_for_slots_wakes_nobody_who_could_use_none() -> None:
+    scene = scene_of(2, 4)
+    scene.submit(array="0-99")
+    scene.submit(array="0-99", priority=5, resources=Resources(cpu=500))
+    assert scene.sent(Resize)
+    assert not index_of(scene).awake
+    assert scene.last.wake_at_ms is None or scene.last.wake_at_ms > scene.now_ms
