@@ -231,17 +231,23 @@ class Links:
                 # still goes.
                 await asyncio.wait({writer, overdue}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            stream.room.set()
-            del self._streams[stream.number]
-            self._forget(stream)
-            tasks = (reader, writer, overdue)
-            for task in tasks:
-                task.cancel()
-            self._inbox.closed(StreamClosed(node, stream.number))
-            await asyncio.gather(*tasks, return_exceptions=True)
+            try:
+                # The streams of thousands of nodes may end at once.
+                await self._rounds.turn()
+            finally:
+                await self._close(stream, reader, writer, overdue)
         if stream.end is not None:
             context.set_code(stream.end.code)
             context.set_details(stream.end.details)
+
+    async def _close(self, stream: _Stream, *tasks: asyncio.Task[None]) -> None:
+        stream.room.set()
+        del self._streams[stream.number]
+        self._forget(stream)
+        for task in tasks:
+            task.cancel()
+        self._inbox.closed(StreamClosed(stream.node, stream.number))
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _why_not_now(self, node: str) -> str:
         """Why a node may not open a stream, if it may not; else the stream is counted."""

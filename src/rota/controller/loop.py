@@ -15,6 +15,7 @@ Cluster time is the last committed `now_ms` and the time on the boot clock since
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -155,7 +156,10 @@ class Loop:
         self._time_base_ms = 0
         self._boot_base_ms = 0
         self._inbox: asyncio.Queue[Input] = asyncio.Queue(INBOX_COUNT_MAX)
-        self._closings: list[StreamClosed] = []
+        # How much was put into the inbox so far, and taken; ends of streams, each with what was put before.
+        self._put_count = 0
+        self._taken_count = 0
+        self._closings: deque[tuple[int, StreamClosed]] = deque()
         self._beat_wait_s = settings.heartbeat_ms_min / 1000 / BEAT_WAIT_SHARE
         self._beats_wait = False
         self._wake = asyncio.Event()
@@ -198,6 +202,7 @@ class Loop:
         match message.message:
             case Heartbeat(leaving=False):
                 await self._inbox.put(message)
+                self._put_count += 1
                 if not self._beats_wait:
                     self._beats_wait = True
                     asyncio.get_running_loop().call_later(self._beat_wait_s, self._answer_beats)
@@ -211,7 +216,7 @@ class Loop:
 
     def closed(self, stream: StreamClosed) -> None:
         """Takes the end of a node's stream."""
-        self._closings.append(stream)
+        self._closings.append((self._put_count, stream))
         self._wake.set()
 
     async def read(self, look: Callable[[Machine], T]) -> T:
@@ -277,6 +282,7 @@ class Loop:
 
     async def _put(self, item: Input) -> None:
         await self._inbox.put(item)
+        self._put_count += 1
         self._wake.set()
 
     # ------------------------------------------------------------ turns
@@ -377,12 +383,12 @@ class Loop:
         return True
 
     def _arrived(self, count_max: int = TURN_COUNT_MAX) -> list[Input]:
-        count = self._inbox.qsize()
-        arrived = [self._inbox.get_nowait() for _ in range(min(count, count_max))]
-        if count <= count_max:
-            # What a stream brought goes before its end.
-            arrived += self._closings
-            self._closings.clear()
+        arrived = [self._inbox.get_nowait() for _ in range(min(self._inbox.qsize(), count_max))]
+        self._taken_count += len(arrived)
+        # What a stream brought goes before its end; what others brought since does not.
+        while self._closings and self._closings[0][0] <= self._taken_count:
+            arrived.append(self._closings.popleft()[1])
+        if self._inbox.empty():
             self._wake.clear()
         return arrived
 

@@ -44,7 +44,7 @@ from rota.core.cluster.records import (
 from rota.core.cluster.soft import Settings
 from rota.core.cluster.step import Machine
 from rota.core.cluster.work import Work
-from rota.core.model.protocol import Heartbeat
+from rota.core.model.protocol import Heartbeat, HoldingEnd
 from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
 from rota.store.memory import MemoryStore
@@ -348,6 +348,19 @@ async def test_idle_it_takes_no_turn() -> None:
         for _ in range(1000):
             await asyncio.sleep(0)
         assert turns == 0
+
+
+async def test_a_streams_end_waits_for_what_came_before_and_for_no_more() -> None:
+    """Or it would be taken only once the inbox is empty, which under load it never is."""
+    async with leading() as it:
+        for _ in range(TURN_COUNT_MAX + 1):
+            await it.loop.tell(FromNode("n", 1, HoldingEnd()))
+        it.loop.closed(StreamClosed("n", 1))
+        for _ in range(2 * TURN_COUNT_MAX):
+            await it.loop.tell(FromNode("m", 2, HoldingEnd()))
+        turns = [it.loop._arrived() for _ in range(4)]
+        assert [sum(isinstance(one, StreamClosed) for one in turn) for turn in turns] == [0, 1, 0, 0]
+        assert sum(map(len, turns)) == 3 * TURN_COUNT_MAX + 2
 
 
 async def test_the_inbox_has_a_limit_and_loses_nothing() -> None:

@@ -43,9 +43,9 @@ LEASES_MAX = 256
 SHORT_TASK_MS = 10_000
 GATHERING_MS_MAX = 60_000
 GATHERING_PAUSE_MS = 600_000
-# Where no unit would do, another look is taken after this, at so many nodes.
+# Where no unit would do, another look is taken after this, at so many.
 GATHERING_LOOK_MS = 1_000
-GATHERING_NODES_MAX = 256
+GATHERING_UNITS_MAX = 256
 
 Place = tuple[str, str, int]
 """Node, pool and unit."""
@@ -233,19 +233,19 @@ class Claims:
         self._set(kind, None, GATHERING_LOOK_MS)
 
     def _nodes(self, short: _Short) -> list[Node]:
-        """Nodes that could carry the group's tasks, so many; the next time those that follow."""
+        """Nodes of so many units that could carry the group's tasks; the next time those that follow."""
         room, soft, group = self._index.room, self._work.soft, short.group
-        units = (room.units[row] for row in np.flatnonzero(room.could_ever(group.kind.shape)))
+        rows = np.flatnonzero(room.could_ever(group.kind.shape))
+        if len(rows) > GATHERING_UNITS_MAX:
+            first = soft.gathering_looked % len(rows)
+            soft.gathering_looked = first + GATHERING_UNITS_MAX
+            rows = np.roll(rows, -first)[:GATHERING_UNITS_MAX]
+        units = (room.units[row] for row in rows)
         names = dict.fromkeys(
             unit.node for unit in units if unit is not None and self._index.taking(unit.node)
         )
         nodes = [self._work.cluster.nodes[name] for name in names]
-        nodes = [node for node in nodes if group.may_go_to(node)]
-        if len(nodes) <= GATHERING_NODES_MAX:
-            return nodes
-        first = soft.gathering_looked % len(nodes)
-        soft.gathering_looked = first + GATHERING_NODES_MAX
-        return (nodes + nodes)[first : first + GATHERING_NODES_MAX]
+        return [node for node in nodes if group.may_go_to(node)]
 
     def _set(
         self, kind: tuple[Resources, str, str, tuple[str, ...]], place: Place | None, for_ms: int
