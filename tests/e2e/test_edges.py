@@ -92,6 +92,21 @@ def test_they_come_back_to_a_controller_that_was_started_again(controller: Clust
         assert [len(of_task) for of_task in attempts] == [1] * 8
 
 
+def test_a_second_process_of_the_same_nodes_says_why_it_waits_and_ends_at_once(controller: Cluster) -> None:
+    options = ("--count", "2", "--name", "twin-{}")
+    with edges(controller, *options):
+        nodes = until_ready(controller, 2)
+        second = controller.begin("sim", "edges", *options)
+        assert second.stderr is not None
+        assert b" to wait" in second.stderr.readline()
+        second.send_signal(signal.SIGTERM)
+        _, err = second.communicate(timeout=END_S_MAX)
+        assert second.returncode == 0
+        assert b"0 of 2 nodes connected" in err.splitlines()[-1]
+        assert not any(b"are connected" in line for line in err.splitlines())
+        assert [node["id"] for node in until_ready(controller, 2)] == [node["id"] for node in nodes]
+
+
 def test_the_token_made_for_them_is_ended(controller: Cluster) -> None:
     with edges(controller, "--count", "2", "--name", "short-{}"):
         until_ready(controller, 2)
@@ -106,6 +121,10 @@ def test_the_token_made_for_them_is_ended(controller: Cluster) -> None:
         (("--count", "2", "--name", "edge"), 2, "'edge' is one name for 2 nodes; try edge-{}"),
         (("--count", "1", "--name", "no_"), 2, "--name: "),
         (("--count", "1", "--cpu", "many", "--label", "x"), 2, "--cpu: "),
+        (("--count", "1", "--cpu", "0"), 2, "--cpu: '0' is no core"),
+        (("--count", "1", "--resource", "cpu=3"), 2, "'cpu' has an option of its own: --cpu 3"),
+        (("--count", "1", "--resource", "power=1", "--resource", "power=2"), 2, "'power' is given twice"),
+        (("--count", "1", "--resource", "power="), 2, "--resource power=: '' is not a number"),
         (("--count", "1", "--task-time", "5s..1s"), 2, "upside down; try 1s..5s"),
         (("--count", "1", "--fail", "2"), 2, "'2' is no share; try 1%"),
         (

@@ -457,6 +457,8 @@ def test_a_held_job_starts_when_it_is_released(cluster: Cluster, gate: Gate) -> 
     assert cluster.json("show", number)["held"] is True
     assert "PENDING, HELD" in cluster.ok("ls", "--limit", "1")
     assert cluster("wait", "--timeout", "100ms", number).returncode == 1
+    done = cluster("wait", "--timeout", "0", first)
+    assert (done.returncode, done.stdout.partition(":")[0]) == (0, f"job {first} SUCCEEDED"), done
     assert cluster.ok("release", number) == f"job {number} is released\n"
     assert (
         cluster.unchanged("release", first)

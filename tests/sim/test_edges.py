@@ -198,8 +198,11 @@ class Call:
 
 
 async def test_a_node_that_was_about_to_say_something_as_its_stream_ended_can_speak_on_the_next() -> None:
+    def told(node: str, why: str) -> None:
+        raise AssertionError(node, why)
+
     identity = Identity("uuid", "edge-0", ("127.0.0.1:1",), b"", b"", b"")
-    fleet = Fleet("", [identity], Inventory(), Drawn(), lambda node, why: None)
+    fleet = Fleet("", [identity], Inventory(), Drawn(), told, told)
     (member,) = fleet._members
     member.call = Call()
     fleet._say(member, [Heartbeat(0, 0)])

@@ -107,7 +107,7 @@ def events(
             for event in found:
                 _print(event, output)
         else:
-            EVENTS.print(found, output, "no events yet")
+            EVENTS.print(found, output, "no such events" if job or node or kinds else "no events yet")
             if job and (not chosen or EventKind.EVENT_KIND_ATTEMPT_ENDED in chosen):
                 _say_what_is_missing(rota, job)
 

@@ -88,6 +88,8 @@ def _wait(rota: Client, jobs: Sequence[int], last: dict[int, Job], timeout_ms: i
             try:
                 job = news.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
             except queue.Empty:
+                # Of these nothing has been heard yet.
+                last.update((number, rota.job(number)) for number in left.difference(last))
                 return
             if isinstance(job, BaseException):
                 raise job

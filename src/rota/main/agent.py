@@ -16,11 +16,12 @@ from rota.cli.app import say
 from rota.cli.session import not_empty
 from rota.client.context import expanded
 from rota.client.errors import InvalidRequest, Refused, RotaError, Unreachable
-from rota.client.texts import set_named, set_text
+from rota.client.texts import set_text
 from rota.client.units import UnitError, parse_milliseconds
 from rota.main.controller import Address
 from rota.main.daemon import say_ready
 from rota.main.home import Home
+from rota.main.machine_texts import add_label, add_named, pair
 from rota.main.options import home_option, ready_option
 from rota.wire.gen.v1.node_pb2 import Inventory, Pool
 from rota.wire.units import quoted
@@ -223,14 +224,12 @@ def machine_flags(options: Mapping[str, Any]) -> list[tuple[str, str]]:
         return str(getattr(amounts, name))
 
     def named(text: str) -> str:
-        name, value = _split(text, "power=100")
-        set_named(amounts, name, value)
+        name = add_named(amounts, text)
         return f"{name}={amounts.named[name]}"
 
     def label(text: str) -> str:
-        name, value = _split(text, "rack=7")
-        inventory.labels[name] = value
-        return f"{name}={value}"
+        name = add_label(inventory.labels, text)
+        return f"{name}={inventory.labels[name]}"
 
     for name in _AMOUNTS:
         add(name, partial(amount, name))
@@ -252,7 +251,7 @@ def _option_of(path: tuple[str | int, ...]) -> str:
 
 
 def _account(text: str) -> str:
-    user, account = _split(text, "ada=render")
+    user, account = pair(text, "ada=render")
     try:
         pwd.getpwnam(account)
     except KeyError:
@@ -265,10 +264,3 @@ def _directory(text: str) -> str:
     if not path.is_dir():
         raise UnitError(f"there is no directory {path}")
     return str(path)
-
-
-def _split(text: str, example: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise UnitError(f"'{text}' has no name and value; try {example}")
-    return name, value

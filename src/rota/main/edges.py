@@ -8,18 +8,20 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rota.cli.app import say
 from rota.cli.session import client, not_empty
-from rota.client.context import join_address
+from rota.client.context import join_address, load_context
 from rota.client.errors import InvalidRequest, Refused, RotaError, Unreachable
-from rota.client.texts import set_named, set_text
+from rota.client.texts import set_text
 from rota.client.units import UnitError, parse_milliseconds
 from rota.main.controller import Address
 from rota.main.home import Home
+from rota.main.machine_texts import add_label, add_named
 from rota.main.open_files import allow
 from rota.main.options import home_option
 from rota.wire.gen.v1.enrol_pb2 import EnrolRequest
@@ -35,6 +37,7 @@ COUNT_MAX = 100_000
 TOKEN_TTL_MS = 3_600_000
 GRPC_EXPERIMENTS = "-event_engine_client"
 PROGRESS_S = 1.0
+# Lines on nodes that are not wanted, and on such that have to wait.
 REFUSALS_SHOWN_MAX = 5
 # By the exit codes of `rota.agent.enrol`.
 _ENROL_ERRORS: dict[int, type[RotaError]] = {2: InvalidRequest, 4: Refused, 5: Unreachable}
@@ -157,6 +160,9 @@ def edges(
     names = _names(name, first, count)
     inventory = _inventory(options)
     _allow_files(count)
+    if not (home.path.exists() or token):
+        # There is none to join, and nothing is to be made there.
+        load_context(home.path)
     home.make()
     # As for the controller, where the same is said of the other side.
     os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)
@@ -167,7 +173,7 @@ def edges(
     from rota.sim.edges.tasks import Drawn
     from rota.wire.convert import codec
 
-    refusals: list[tuple[str, str]] = []
+    refusals = _Refusals()
     try:
         identities = Identities(home.path)
         try:
@@ -184,11 +190,12 @@ def edges(
         known,
         codec(protocol.Inventory, Inventory).from_message(inventory),
         Drawn(task_time, fail, exit_code, seed + first),
-        lambda node, why: refusals.append((node, why)),
+        lambda node, why: refusals.final.append((node, why)),
+        refusals.now.__setitem__,
     )
     asyncio.run(_run(fleet, refusals))
-    if len(refusals) == count:
-        raise Refused(f"none of these nodes is wanted: {refusals[0][1]}")
+    if len(refusals.final) == count:
+        raise Refused(f"none of these nodes is wanted: {refusals.final[0][1]}")
     return 0
 
 
@@ -225,12 +232,14 @@ def _inventory(options: Mapping[str, Any]) -> Inventory:
     for amount in ("cpu", "memory", "gpu", "disk"):
         with told(f"--{amount}"):
             set_text(pool.resources, amount, options[amount])
+            if amount == "cpu" and not pool.resources.cpu:
+                raise UnitError(f"'{options[amount]}' is no core; each task takes some")
     for text in options["resource"]:
-        with told("--resource"):
-            set_named(pool.resources, *_split(text, "power=100"))
+        with told(f"--resource {text}"):
+            add_named(pool.resources, text)
     for text in options["label"]:
-        with told("--label"):
-            inventory.labels.update([_split(text, "rack=7")])
+        with told(f"--label {text}"):
+            add_label(inventory.labels, text)
     problems += [f"{problem.path[-1]}: {problem.says}" for problem in validate(inventory)]
     if not problems and pool.resources.gpu % 1000:
         problems.append(f"--gpu: '{options['gpu']}' is no whole number of GPUs")
@@ -239,13 +248,6 @@ def _inventory(options: Mapping[str, Any]) -> Inventory:
     for number in range(pool.resources.gpu // 1000):
         pool.devices.add(kind="gpu", id=str(number))
     return inventory
-
-
-def _split(text: str, example: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise UnitError(f"'{text}' has no name and value; try {example}")
-    return name, value
 
 
 def _allow_files(count: int) -> None:
@@ -268,8 +270,10 @@ def _enrol_missing(
     there = identities.enrolled(names)
     missing = [name for name in names if name not in there]
     if not missing:
-        if token:
-            say("these nodes have joined already: the token was not used")
+        unused = [option for option, given in (("--join", join), ("--token", token)) if given]
+        if unused:
+            were = "was" if len(unused) == 1 else "were"
+            say(f"these nodes have joined already: {' and '.join(unused)} {were} not used")
         return
     if token:
         if join is None:
@@ -322,7 +326,15 @@ def _enrol(identities: "Identities", names: Sequence[str], join: str, token: str
 # ---------------------------------------------------------------- running
 
 
-async def _run(fleet: "Fleet", refusals: list[tuple[str, str]]) -> None:
+@dataclass
+class _Refusals:
+    """Nodes that are not wanted, and those that were told since the last look to come later, with why."""
+
+    final: list[tuple[str, str]] = field(default_factory=list)
+    now: dict[str, str] = field(default_factory=dict)
+
+
+async def _run(fleet: "Fleet", refusals: _Refusals) -> None:
     """Until all have left. The first INT or TERM lets them say goodbye, the second ends this at once."""
     running = asyncio.create_task(fleet.run())
     leaving: list[asyncio.Task[None]] = []
@@ -349,29 +361,47 @@ async def _run(fleet: "Fleet", refusals: list[tuple[str, str]]) -> None:
     say(_sum(fleet.counts))
 
 
-async def _show(counts: "Counts", refusals: Sequence[tuple[str, str]]) -> None:
+async def _show(counts: "Counts", refusals: _Refusals) -> None:
     """How it goes: on a terminal a line that is written anew, else what becomes of the connections."""
     line = _Line()
     shown = 0
+    waiting: set[str] = set()
+    waits_shown = 0
     all_there: bool | None = None
     ended_before = counts.ended
     try:
         while True:
-            for node, why in refusals[shown:REFUSALS_SHOWN_MAX]:
+            for node, why in refusals.final[shown:REFUSALS_SHOWN_MAX]:
                 line.clear()
                 say(f"{node} is not wanted: {why}")
-            shown = len(refusals)
+            shown = len(refusals.final)
+            others = sorted(refusals.now.keys() - waiting)
+            if others and waits_shown < REFUSALS_SHOWN_MAX:
+                line.clear()
+                say(_waits(others, refusals.now[others[0]]))
+                waits_shown += 1
+            waiting.update(others)
+            refusals.now.clear()
             there = counts.connected == counts.nodes
             if there is not all_there and (there or all_there):
                 line.clear()
                 say(f"{counts.connected:,} of {counts.nodes:,} nodes are connected")
                 all_there = there
+                # What keeps them away next time is news again.
+                waiting.clear()
+                waits_shown = 0
             rate = (counts.ended - ended_before) / PROGRESS_S
             ended_before = counts.ended
             line.show(f"{_sum(counts)}, {rate:,.0f} a second")
             await asyncio.sleep(PROGRESS_S)
     finally:
         line.clear()
+
+
+def _waits(nodes: Sequence[str], why: str) -> str:
+    if len(nodes) == 1:
+        return f"{nodes[0]} has to wait: {why}"
+    return f"{len(nodes):,} nodes have to wait; {nodes[0]}: {why}"
 
 
 def _sum(counts: "Counts") -> str:

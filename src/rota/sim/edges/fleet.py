@@ -43,7 +43,8 @@ from rota.wire.link import DownReader, apart, up_to_message
 CONNECT_S_MAX = 10.0
 # How long the controller may take to answer the greeting, and that nothing more comes.
 WELCOME_S_MAX = 10.0
-FAREWELL_S_MAX = 2.0
+# How long a busy controller may take to hear of thousands who leave.
+FAREWELL_S_MAX = 10.0
 # So many are on their way between dialling and the session at once.
 DIALLING_MAX = 64
 ASK_AGAIN_S = 0.2
@@ -86,7 +87,11 @@ class _Member:
 
 
 class Fleet:
-    """Edges with these identities. `refused` is told, once each, of nodes that are not wanted."""
+    """Edges with these identities.
+
+    `refused` is told of each node that is not wanted, once; `put_off` of each that is to come again later,
+    each time: both with the node's name and why.
+    """
 
     def __init__(
         self,
@@ -95,9 +100,11 @@ class Fleet:
         inventory: Inventory,
         tasks: Tasks,
         refused: Callable[[str, str], None],
+        put_off: Callable[[str, str], None],
     ) -> None:
         self._inventory = inventory
         self._refused = refused
+        self._put_off = put_off
         self._members = [
             _Member(identity, Edge(Memory(str(uuid.uuid4()), str(uuid.uuid4())), cluster, tasks))
             for identity in identities
@@ -108,24 +115,30 @@ class Fleet:
         self._timers: list[tuple[int, int, _Member]] = []
         self._timer_count = itertools.count()
         self._sooner = asyncio.Event()
+        self._living: list[asyncio.Task[None]] = []
         self._leaving = False
 
     async def run(self) -> None:
         """Lives until every node has left, or is not wanted."""
         ticking = asyncio.create_task(self._tick(), name="timers")
-        living = [asyncio.create_task(self._live(member)) for member in self._members]
+        self._living = [asyncio.create_task(self._live(member)) for member in self._members]
         try:
-            await asyncio.gather(*living)
+            for ended in await asyncio.gather(*self._living, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    raise ended
         finally:
-            for task in (ticking, *living):
+            for task in (ticking, *self._living):
                 task.cancel()
-            await asyncio.gather(ticking, *living, return_exceptions=True)
+            await asyncio.gather(ticking, *self._living, return_exceptions=True)
 
     async def leave(self) -> None:
-        """Stops what runs, and says goodbye for all; then `run` returns."""
+        """Stops what runs, and says goodbye for all that are connected; then `run` returns."""
         self._leaving = True
-        for member in self._members:
+        for member, living in zip(self._members, self._living, strict=True):
             self._step(member, [Shutdown(0)])
+            if not member.edge.talk.open:
+                # It comes to no session any more.
+                living.cancel()
             # Thousands of them must not keep the loop from what comes.
             await asyncio.sleep(0)
 
@@ -170,8 +183,8 @@ class Fleet:
                 counts.failed += int(np.count_nonzero(happened.code))
                 counts.begun += 0 if happened.slot is None else len(happened.index)
             case End():
+                # Cut short: that is no failure of the task.
                 counts.ended += 1
-                counts.failed += 1
 
     def _wake(self, member: _Member, at_ms: int | None) -> None:
         if at_ms is None or at_ms == member.wake_at_ms:
@@ -205,11 +218,14 @@ class Fleet:
         for number in itertools.count(1):
             address = member.identity.addresses[number % len(member.identity.addresses)]
             await self._until_listened(address)
-            async with self._dialling:
-                call = await self._dial(member, address, number)
-            if call is not None:
-                await self._receive(member, call)
-            await self._hang_up(member)
+            call = None
+            try:
+                async with self._dialling:
+                    call = await self._dial(member, address, number)
+                if call is not None:
+                    await self._receive(member, call)
+            finally:
+                await self._hang_up(member)
             failures = 0 if call is not None else failures + 1
             end = member.end
             if member.left or (self._leaving and not member.edge.talk.open):
@@ -217,6 +233,8 @@ class Fleet:
             if end is not None and end.final:
                 self._refused(member.identity.name, end.reason)
                 return
+            if end is not None:
+                self._put_off(member.identity.name, end.reason)
             await asyncio.sleep(pause_s(failures))
             if end is not None:
                 await asyncio.sleep(end.retry_ms / 1000 * random.uniform(1.0, 1.2))
