@@ -1,14 +1,17 @@
 """The small parts, against the plainest thing that does the same."""
 
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NoReturn
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rota.core.model.protocol import Ranges, Template
+from rota.core.model.protocol import Ranges, Slot, Template
+from rota.core.model.resources import Resources
 from rota.core.model.spec import JobSpec
-from rota.core.node.entries import Drop, Granted, TemplateKept
+from rota.core.node.entries import Begin, Drop, Entry, Granted, LeaseKept, TemplateKept
 from rota.core.node.held import TEMPLATES_COUNT_MAX, Held
 from rota.core.node.indices import Indices, each, normal, size
 from rota.core.node.signals import parse
@@ -92,17 +95,91 @@ class Unwalked(dict[tuple[int, int], Template]):
         raise AssertionError("all templates were looked at")
 
 
-def test_of_many_templates_the_one_that_was_used_least_lately_goes_and_no_other_is_looked_at() -> None:
+def held_one_task_jobs(count: int) -> Held:
+    """A memory of so many jobs of one task each, all of which wait."""
     held = Held()
-    for job in range(1, TEMPLATES_COUNT_MAX + 1):
+    for job in range(1, count + 1):
         held.apply(TemplateKept(Template(job, 1, JobSpec(command=("true",)), 1, "")))
         held.apply(Granted(job, 1, job, 1, job, 1, ((0, 0),), (), never_stall=False))
+    return held
+
+
+def test_of_many_templates_the_one_that_was_used_least_lately_goes_and_no_other_is_looked_at() -> None:
+    held = held_one_task_jobs(TEMPLATES_COUNT_MAX)
     held.templates = Unwalked(held.templates)
     for job in (6, 5):
         held.apply(Drop(job, ((0, 0),)))
-    for job in range(TEMPLATES_COUNT_MAX + 1, TEMPLATES_COUNT_MAX + 4):
-        held.apply(TemplateKept(Template(job, 1, JobSpec(command=("true",)), 1, "")))
+    job = TEMPLATES_COUNT_MAX + 1
+    held.apply(TemplateKept(Template(job, 1, JobSpec(command=("true",)), 1, "")))
+    assert len(held.templates) == job, "what comes with it is not known before the grant"
+    held.apply(Granted(job, 1, job, 1, job, 1, ((0, 0),), (), never_stall=False))
     assert (6, 1) not in held.templates
-    assert (5, 1) not in held.templates
-    # None but they, and what came last.
-    assert len(held.templates) == TEMPLATES_COUNT_MAX + 1
+    assert (5, 1) in held.templates
+    assert len(held.templates) == TEMPLATES_COUNT_MAX
+
+
+def state(held: Held) -> tuple[object, ...]:
+    """All that a memory is, with the orders that count."""
+    return (
+        list(held.snapshot()),
+        list(held.unused_templates),
+        held.templates,
+        held.template_uses,
+        held._templates_bytes,
+        [list(lease.waiting) for lease in held.leases.values()],
+    )
+
+
+def replayed(entries: Iterable[Entry]) -> Held:
+    held = Held()
+    for entry in entries:
+        held.apply(entry)
+    return held
+
+
+# A job to grant a task of, with the size of its script, or else one whose oldest allocation is given back.
+deeds = st.lists(
+    st.tuples(st.integers(1, 12), st.sampled_from([0, 0, 300_000, 1_000_000]), st.booleans()), max_size=60
+)
+
+
+def entries_of(held: Held, deeds: list[tuple[int, int, bool]], first: int) -> Iterator[Entry]:
+    """What a machine would write, which is given a template only where it has none; each is applied."""
+
+    def done(entry: Entry) -> Entry:
+        held.apply(entry)
+        return entry
+
+    for number, (job, size_bytes, gives_back) in enumerate(deeds, first):
+        oldest = next((one for one in held.allocations.values() if one.job == job), None)
+        if gives_back and oldest is not None:
+            yield done(Drop(oldest.allocation, oldest.waiting.ranges()))
+            continue
+        if (job, 1) not in held.templates:
+            spec = JobSpec(command=("true",), script="x" * size_bytes)
+            yield done(TemplateKept(Template(job, 1, spec, 1, "")))
+        yield done(Granted(number, 1, job, 1, number, 1, ((0, 0),), (), never_stall=False))
+
+
+@given(deeds, deeds, st.integers(1, 8))
+def test_a_snapshot_and_what_follows_it_make_the_same_memory(
+    before: list[tuple[int, int, bool]], after: list[tuple[int, int, bool]], count_max: int
+) -> None:
+    """Above both limits too: of the number of templates, and of their bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rota.core.node.held.TEMPLATES_COUNT_MAX", count_max)
+        live = replayed([Begin("j", "b"), LeaseKept(1, Resources(cpu=1), "q", (Slot(0),), 1)])
+        for _ in entries_of(live, before, 1):
+            pass
+        snapshot = list(live.snapshot())
+        assert state(replayed(snapshot)) == state(live)
+        tail = list(entries_of(live, after, 1_000))
+        again = replayed([*snapshot, *tail])
+        assert state(again) == state(live)
+        assert all(again.template(held) for held in again.allocations.values())
+
+
+def test_more_jobs_than_templates_may_be_unused_are_all_there_after_a_snapshot() -> None:
+    live = held_one_task_jobs(TEMPLATES_COUNT_MAX + 200)
+    assert state(replayed(live.snapshot())) == state(live)
+    assert len(live.templates) == TEMPLATES_COUNT_MAX + 200

@@ -15,7 +15,7 @@ from rota.core.model.protocol import (
 )
 from rota.core.model.resources import NOTHING, Resources
 from rota.core.model.states import Cause
-from rota.core.node.entries import Begin, Drop, End, Entry, Session, Unacknowledged
+from rota.core.node.entries import Begin, Drop, End, Entry, Session, TemplateKept, Unacknowledged
 from rota.core.node.entries import Resize as Resized
 from rota.core.node.inputs import StreamOpened
 from rota.core.node.recovery import recover
@@ -97,6 +97,26 @@ def test_drops_cut_off_when_a_lease_went_are_made_up_for() -> None:
     assert isinstance(scene.journal.pop(), Drop)
     scene.crash()
     assert scene.journal[-1] == Drop(10, ((0, 9),))
+
+
+def test_what_has_no_template_is_ended_or_given_back_and_the_rest_goes_on() -> None:
+    """Journals of earlier versions know allocations whose templates their snapshots forgot."""
+    scene = Scene()
+    scene.connect()
+    scene.lease(slots=1)
+    scene.grant(((0, 99),))
+    scene.spawned((10, 0, 1))
+    scene.grant(((0, 9),), allocation=11, job=8)
+    scene.journal = [
+        entry for entry in scene.journal if not (isinstance(entry, TemplateKept) and entry.template.job == 7)
+    ]
+    before = len(scene.journal)
+    scene.crash()
+    ends = scene.journal[before:-1]
+    assert {end.ended.cause for end in ends if isinstance(end, End)} == {Cause.AGENT_ERROR}
+    assert len(ends) == 64
+    assert scene.journal[-1] == Drop(10, ((64, 99),))
+    assert spawns(scene.step()) == [(11, 0, 1)]
 
 
 def test_freed_slots_stay_freed() -> None:

@@ -31,8 +31,8 @@ from rota.core.node.entries import (
 )
 from rota.core.node.indices import Indices, each, joined
 
-# Above these, templates that no allocation uses are forgotten, though a grant may follow: one whose
-# template is gone ends the stream, and in the next session the template is sent again.
+# Above these, templates that no allocation uses are forgotten at each grant, though another may follow: one
+# whose template is gone ends the stream, and in the next session the template is sent again.
 TEMPLATES_COUNT_MAX = 1_000
 TEMPLATES_BYTES_MAX = 4 * 1024 * 1024
 
@@ -207,11 +207,16 @@ class Held:
                 assert_never(entry)
 
     def snapshot(self) -> Iterator[Entry]:
-        """Entries that make this state out of nothing."""
+        """Entries that make this state out of nothing.
+
+        None of them has templates forgotten, and of those without a use the order is kept: what follows then
+        forgets the same ones in a replay.
+        """
         yield Begin(self.journal_id, self.boot_id, self.acknowledged, self.grant)
         yield self.session
-        for template in self.templates.values():
-            yield TemplateKept(template)
+        used = dict.fromkeys((held.job, held.version) for held in self.allocations.values())
+        for key in (*used, *self._unused):
+            yield TemplateKept(self.templates[key])
         for lease in self.leases.values():
             yield lease.kept()
         for allocation in self.allocations.values():
@@ -253,6 +258,8 @@ class Held:
             held.lines.update(zip(each(entry.indices), entry.lines, strict=True))
         # At the end of all, so that the order on a lease is the order in `allocations`.
         self._adopt(held)
+        # Not where a template comes: in a replay nothing is known yet of the allocations that use it.
+        self._forget_templates(TEMPLATES_COUNT_MAX, TEMPLATES_BYTES_MAX)
 
     def _adopt(self, held: AllocationHeld) -> None:
         self.allocations[held.allocation] = held
@@ -319,7 +326,6 @@ class Held:
     def _keep_template(self, template: Template) -> None:
         key = (template.job, template.version)
         self._forget_template(key)
-        self._forget_templates(TEMPLATES_COUNT_MAX, TEMPLATES_BYTES_MAX)
         self.templates[key] = template
         if key not in self.template_uses:
             self._unused[key] = None

@@ -29,7 +29,8 @@ def recover(
     """Replays a journal, which may be empty, after every process of the node's tasks has ended.
 
     In the boot that the journal was made in, what waited goes on, and an intent or a start without
-    an end ends as AGENT_ERROR; of leases beyond `pools`, which the node has now, slots are freed. In
+    an end ends as AGENT_ERROR; of leases beyond `pools`, which the node has now, slots are freed. What
+    waits without a slot or a template is given back. In
     another boot a new journal is begun, named `journal_id`: it takes over the ends, drops and freed
     slots that the leader may not know; all else is held no longer.
     """
@@ -91,10 +92,14 @@ def _freed(held: Held, pools: Sequence[Pool]) -> Iterator[Entry]:
 
 
 def _drops(held: Held) -> Iterator[Entry]:
-    """What waits for a lease that has no slot any more."""
+    """What waits for a lease that has no slot any more, or has no template.
+
+    Earlier versions' snapshots forgot some that were in use.
+    """
     for allocation in held.allocations.values():
         lease = held.leases.get(allocation.lease)
-        if allocation.waiting and (lease is None or not lease.slots):
+        known = (allocation.job, allocation.version) in held.templates
+        if allocation.waiting and (lease is None or not lease.slots or not known):
             yield Drop(allocation.allocation, allocation.waiting.ranges())
 
 
