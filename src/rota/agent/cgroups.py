@@ -196,10 +196,20 @@ class Room:
         try:
             if os.pread(self._procs, 64, 0) != b"%d\n" % pid:
                 return False
-            # A directory has two links, and one more from each directory in it.
-            return os.stat(self.path).st_nlink == 2  # noqa: PTH116 - after each task
+            return self._has_none_below()
         except OSError:
             return False
+
+    def as_new(self) -> bool:
+        """Whether the next attempt may have it: it is not frozen, and has no cgroups below."""
+        try:
+            return b"frozen 1" not in os.pread(self._events, 256, 0) and self._has_none_below()
+        except OSError:
+            return False
+
+    def _has_none_below(self) -> bool:
+        # A directory has two links, and one more from each directory in it.
+        return os.stat(self.path).st_nlink == 2  # noqa: PTH116 - after each task
 
     def oom_kills(self) -> int:
         """How many processes in it were killed for want of memory, ever; 0 where nobody counts."""
@@ -287,10 +297,13 @@ class Rooms:
         room.used = False
         if room is self._inside:
             return
-        if len(self._free) < FREE_COUNT_MAX:
-            self._free.append(room)
-        else:
+        if not room.as_new():
             room.remove()
+            return
+        self._free.append(room)
+        if len(self._free) > FREE_COUNT_MAX:
+            # Perhaps of a shape that is not asked for any more.
+            self._free.pop(0).remove()
 
     def _limits(self, shape: Resources) -> Resources:
         """What of a shape rooms differ in."""
@@ -298,12 +311,15 @@ class Rooms:
 
     def _go_to_unused(self, shape: Resources) -> Room:
         wanted = self._limits(shape)
-        room = next((room for room in reversed(self._free) if room.shape == wanted), None)
-        if room is None:
-            self._count += 1
-            room = Room(self._folder / str(self._count), wanted, self._controllers)
-        else:
+        for room in [room for room in reversed(self._free) if room.shape == wanted]:
             self._free.remove(room)
+            # Whoever may write there can have made it unfit meanwhile.
+            with contextlib.suppress(OSError):
+                return self._go_to(room)
+        self._count += 1
+        return self._go_to(Room(self._folder / str(self._count), wanted, self._controllers))
+
+    def _go_to(self, room: Room) -> Room:
         try:
             room.enter()
         except OSError:
@@ -337,12 +353,15 @@ def remove(path: Path) -> None:
 def kill(path: Path) -> None:
     """Kills every process in it and below; it is empty a little later."""
     try:
-        (path / "cgroup.kill").write_text("1")
-    except FileNotFoundError:
+        # Not by a way that would make the file: that is refused otherwise than what is not there.
+        descriptor = os.open(path / "cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, b"1")
+        finally:
+            os.close(descriptor)
+    except OSError:
         # Before Linux 5.14, or gone.
         signal_all(path, signal.SIGKILL)
-    except OSError:
-        return
 
 
 def signal_all(path: Path, number: int) -> None:

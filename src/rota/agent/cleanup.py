@@ -49,8 +49,8 @@ def kill_journaled_trees(home: Path, *, holds_journal: bool = False) -> Killed:
     deadline_s = time.monotonic() + WAIT_S_MAX
     while time.monotonic() < deadline_s:
         if not holds_journal and journal.in_use(home):
-            left = set()
-            break
+            # The group is the new one's.
+            return Killed(len(killed))
         inside = _kill_group(group) if group is not None else set()
         found = search.find()
         for pid in found:

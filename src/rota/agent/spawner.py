@@ -409,7 +409,8 @@ class Spawner:
 
     def _tell_of(self, live: _Live) -> None:
         """Says that it was started, and has its output where it is looked for."""
-        self._lasting = live
+        if self._lasting is None or self._lasting.started_s <= live.started_s:
+            self._lasting = live
         self._give_spare()
         found = tree.process(live.task.pid)
         assert found is not None, live.task

@@ -440,6 +440,52 @@ def test_a_spawner_is_ahead_in_the_cgroup_of_the_next_task(
     assert len([path for path in (group / "rooms").iterdir() if path.is_dir()]) == 4
 
 
+def test_a_spawner_does_not_stay_with_a_retry_that_was_told_of_ahead_of_another_task(
+    spawner: Conversation, group: Path, tmp_path: Path
+) -> None:
+    retry = Launch((Part(11, 7, 1, 2, ((0, 0),)),), Resources(), ())
+    spawner.say(with_rooms(tmp_path, group), prepare("sleep", "1000"), launch(0), retry)
+    born = [told.pid for told in (spawner.hear(), spawner.hear()) if isinstance(told, Spawned)]
+    assert len(born) == 2
+    look_again(lambda: room(spawner.pid) not in map(room, born), "the spawner stays with a task")
+
+
+@pytest.mark.parametrize("how", ["frozen", "with a cgroup below"])
+def test_a_room_that_a_task_has_changed_is_not_used_again(
+    spawner: Conversation, group: Path, tmp_path: Path, how: str
+) -> None:
+    spawner.say(with_rooms(tmp_path, group), prepare("sleep", "1000"), launch(0))
+    born = spawner.hear()
+    assert isinstance(born, Spawned)
+    own = group / "rooms" / room(born.pid).split("/")[-1]
+    look_again(lambda: room(spawner.pid) != room(born.pid), "the spawner stays with a task")
+    if how == "frozen":
+        (own / "cgroup.freeze").write_text("1")
+        look_again(lambda: "frozen 1" in (own / "cgroup.events").read_text(), "it does not freeze")
+    else:
+        (own / "left").mkdir()
+    spawner.say(Kill((10, 0, 1), signal.SIGKILL, tree=True))
+    assert isinstance(spawner.hear(), Exited)
+    assert not own.exists()
+    spawner.say(launch(1))
+    assert isinstance(spawner.hear(), Spawned)
+
+
+def test_a_room_that_was_removed_by_others_costs_no_task(
+    spawner: Conversation, group: Path, tmp_path: Path
+) -> None:
+    spawner.say(with_rooms(tmp_path, group), prepare("sleep", "1000"), launch(0))
+    born = spawner.hear()
+    assert isinstance(born, Spawned)
+    own = group / "rooms" / room(born.pid).split("/")[-1]
+    look_again(lambda: room(spawner.pid) != room(born.pid), "the spawner stays with a task")
+    spawner.say(Kill((10, 0, 1), signal.SIGKILL, tree=True))
+    assert isinstance(spawner.hear(), Exited)
+    own.rmdir()
+    spawner.say(launch(1), launch(2))
+    assert all(isinstance(spawner.hear(), Spawned) for _ in range(2))
+
+
 def test_a_run_beside_a_task_that_lasts_stays_where_it_is(
     spawner: Conversation, group: Path, tmp_path: Path
 ) -> None:

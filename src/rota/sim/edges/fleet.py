@@ -23,6 +23,7 @@ import numpy as np
 from rota.agent.link import pause_s
 from rota.agent.link_identity import Identity
 from rota.core.model.protocol import Inventory, ReadOutput, Up
+from rota.core.model.states import Cause
 from rota.core.node.entries import End
 from rota.core.node.inputs import (
     CloseStream,
@@ -122,14 +123,17 @@ class Fleet:
         """Lives until every node has left, or is not wanted."""
         ticking = asyncio.create_task(self._tick(), name="timers")
         self._living = [asyncio.create_task(self._live(member)) for member in self._members]
+        lives = asyncio.ensure_future(asyncio.wait(self._living, return_when=asyncio.FIRST_EXCEPTION))
         try:
-            for ended in await asyncio.gather(*self._living, return_exceptions=True):
-                if isinstance(ended, Exception):
-                    raise ended
+            await asyncio.wait({ticking, lives}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (ticking, *self._living):
+                if task.done() and not task.cancelled():
+                    task.result()
         finally:
+            lives.cancel()
             for task in (ticking, *self._living):
                 task.cancel()
-            await asyncio.gather(ticking, *self._living, return_exceptions=True)
+            await asyncio.gather(lives, ticking, *self._living, return_exceptions=True)
 
     async def leave(self) -> None:
         """Stops what runs, and says goodbye for all that are connected; then `run` returns."""
@@ -183,8 +187,9 @@ class Fleet:
                 counts.failed += int(np.count_nonzero(happened.code))
                 counts.begun += 0 if happened.slot is None else len(happened.index)
             case End():
-                # Cut short: that is no failure of the task.
                 counts.ended += 1
+                # To be cut short is no failure of the task.
+                counts.failed += happened.ended.cause is Cause.TIME_LIMIT
 
     def _wake(self, member: _Member, at_ms: int | None) -> None:
         if at_ms is None or at_ms == member.wake_at_ms:
