@@ -17,3 +17,5 @@ async def first_of(*work: Coroutine[Any, Any, None]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # By its traceback an error keeps what is named here, and a task its error: a cycle.
+        del task, tasks

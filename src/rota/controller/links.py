@@ -283,6 +283,10 @@ class Links:
         except TimeoutError:
             says = f"no Hello came within {HELLO_S_MAX:g} s"
             stream.finish(_End(grpc.StatusCode.DEADLINE_EXCEEDED, says))
+        except asyncio.CancelledError:
+            # The stream's end has been decided. Were it told, this task would keep it, and by its traceback
+            # itself: a cycle that is too old to be found.
+            return
 
     async def _listen(self, stream: _Stream, context: Context, until_hello: asyncio.Timeout) -> None:
         while (data := await next_message(context)) is not None:

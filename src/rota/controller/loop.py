@@ -227,7 +227,11 @@ class Loop:
             return look(self._machine)
         found: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.reads.append((look, found))
-        return await found
+        try:
+            return await found
+        finally:
+            # An error keeps this by its traceback, and is kept by it: a cycle.
+            del found
 
     def users(self) -> Mapping[str, UserConfig]:
         """The users as of the last commit; unlike `read`, nobody waits for the turn under way.
@@ -416,14 +420,16 @@ class Loop:
                 waiting.set_result(reply.answer)
 
     def _answer_reads(self, machine: Machine) -> None:
-        reads, self._waiting.reads = self._waiting.reads, []
-        for look, found in reads:
-            if found.done():
-                continue
-            try:
-                found.set_result(look(machine))
-            except Exception as error:  # noqa: BLE001 (whatever it is, it is the reader's)
-                found.set_exception(error)
+        reads, self._waiting.reads = self._waiting.reads[::-1], []
+        while reads:
+            look, found = reads.pop()
+            if not found.done():
+                try:
+                    found.set_result(look(machine))
+                except Exception as error:  # noqa: BLE001 (whatever it is, it is the reader's)
+                    found.set_exception(error)
+            # By its traceback the error keeps what is named here: a cycle.
+            del look, found
 
     def _tell_watchers(self, cluster: Cluster, outcome: Outcome) -> None:
         if outcome.events:

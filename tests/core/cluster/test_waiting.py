@@ -224,6 +224,23 @@ def test_a_few_nodes_tell_what_all_would(seed: int) -> None:
         assert len(machine.placing.index.telling(cores(cpu), avoid)) <= 4 + len(machine.cluster.news.nodes)
 
 
+def test_the_roomiest_node_is_among_the_few_that_tell() -> None:
+    """One is full, two lack one thing each, and the last has half of both."""
+    scene = Scene()
+    shape = Resources(cpu=8_000, memory=8 << 30)
+    for name in "abcd":
+        scene.node(name, 0, Pool(resources=shape))
+    taken = {"a": shape, "b": Resources(memory=8 << 30), "c": Resources(cpu=8_000)}
+    for name, resources in {**taken, "d": Resources(cpu=4_000, memory=4 << 30)}.items():
+        scene.submit(node=name, resources=resources)
+    machine = scene.machine
+    wanted = Resources(cpu=2_000, memory=2 << 30)
+    assert "id-d" in machine.placing.index.telling(wanted, ())
+    assert Reasons(machine.cluster, machine.soft, machine.placing.index)._of_nodes(wanted, "", ()) == Reasons(
+        machine.cluster, machine.soft, All(scene)
+    )._of_nodes(wanted, "", ())
+
+
 def _unnamed(says: str) -> str:
     """Without which of several nodes has the most, and in no order."""
     return " ".join(sorted(re.sub(r"\(.*?\)", "", says).replace(",", "").split()))

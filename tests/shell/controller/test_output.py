@@ -15,7 +15,7 @@ from rota.controller.calls import send
 from rota.core.model import indexset
 from rota.store.memory import MemoryStore
 from rota.wire.gen.v1 import job_pb2, job_service_pb2, link_pb2
-from tests.shell.controller.harness import Audience, PlayedNode, Running, running, wall_ms
+from tests.shell.controller.harness import WAIT_S_MAX, Audience, PlayedNode, Running, running, wall_ms
 
 STDOUT = job_service_pb2.OUTPUT_STREAM_STDOUT
 PIECE = b"x" * 65536
@@ -557,3 +557,16 @@ async def test_of_attempts_of_which_there_is_no_record_it_is_said(tmp_path: Path
             (answer,) = [each async for each in jobs.ReadOutputs(request)]
             assert [(each.indices, each.why) for each in answer.unread] == unread
             assert (answer.sent_below, answer.attempt_count) == (1, 0)
+
+
+async def test_a_reader_of_both_streams_is_told_that_the_controller_cannot_serve_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as run:
+        node = await run.join("n1")
+        await task_that_runs(run, node)
+        loop = run.controller.loop
+        # As while the store takes no writes.
+        loop._leading, loop._why_not = False, "the controller's store failed; try again"
+        call = run.admin().jobs.ReadOutput(job_service_pb2.ReadOutputRequest(job=1))
+        async with asyncio.timeout(WAIT_S_MAX):
+            assert await call.code() == grpc.StatusCode.UNAVAILABLE
+        loop._leading = True

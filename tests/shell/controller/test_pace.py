@@ -3,12 +3,15 @@
 import asyncio
 import gc
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import grpc
 import pytest
 
 from rota.controller import pace
+from rota.controller.api.desk import Call
+from rota.controller.links import _Stream
 from rota.wire.gen.v1 import cluster_pb2, job_service_pb2
 from tests.shell.controller.harness import WAIT_S_MAX, running
 from tests.shell.controller.test_links import submit
@@ -55,6 +58,39 @@ async def test_no_cycle_outlives_the_round_that_made_it(tmp_path: Path, collecto
             await asyncio.sleep(0)
             looked += garbage.look((looked + 1) * 10**15)
         assert gc.collect() < CALLS
+
+
+async def test_old_streams_and_reads_that_end_badly_leave_no_cycle(tmp_path: Path, collector: None) -> None:
+    """What lived for long is looked at no more: it must be free by itself."""
+    looks = count(1)
+
+    async def grow_old() -> None:
+        for _ in range(4 * pace.LOOKS_MAX):
+            await asyncio.sleep(0)
+            garbage.look(next(looks) * 10**15)
+
+    async with running(tmp_path) as run, asyncio.timeout(WAIT_S_MAX):
+        admin, loop = run.admin(), run.controller.loop
+        garbage = pace.Garbage()
+        # As while a turn lasts.
+        loop._turning = True
+        calls = [admin.jobs.GetJob(job_service_pb2.GetJobRequest(id=99)) for _ in range(STREAMS)]
+        while len(loop._waiting.reads) < STREAMS:  # noqa: ASYNC110 (nobody else wants to know)
+            await asyncio.sleep(0)
+        await grow_old()
+        loop._turning = False
+        assert loop._machine is not None
+        loop._answer_reads(loop._machine)
+        assert [await call.code() for call in calls] == [grpc.StatusCode.NOT_FOUND] * STREAMS
+        nodes = [await run.join(f"n{number}") for number in range(STREAMS)]
+        for node in nodes:
+            await node.come_up()
+        await grow_old()
+        run.controller._links.close_all("they are closed")
+        while run.controller._links._streams:  # noqa: ASYNC110 (nobody else wants to know)
+            await asyncio.sleep(0)
+        await grow_old()
+        assert [each for each in gc.get_objects() if isinstance(each, _Stream | Call)] == []
 
 
 def test_it_is_looked_for_after_some_work_and_not_before(collector: None) -> None:

@@ -475,15 +475,15 @@ async def _in_order(
 
 async def _merged(sources: list[AsyncGenerator[Response]]) -> AsyncGenerator[Response]:
     """What any of the sources gives, as it comes; one that fails ends all."""
-    ready: asyncio.Queue[Response | ApiError | None] = asyncio.Queue(maxsize=1)
+    ready: asyncio.Queue[Response | Exception | None] = asyncio.Queue(maxsize=1)
 
     async def pump(source: AsyncGenerator[Response]) -> None:
-        last: ApiError | None = None
+        last: Exception | None = None
         try:
             async with aclosing(source):
                 async for response in source:
                     await ready.put(response)
-        except ApiError as failed:
+        except Exception as failed:  # noqa: BLE001 (whatever it is, it is the reader's)
             last = failed
         await ready.put(last)
 
@@ -494,7 +494,7 @@ async def _merged(sources: list[AsyncGenerator[Response]]) -> AsyncGenerator[Res
             match await ready.get():
                 case None:
                     left -= 1
-                case ApiError() as failed:
+                case Exception() as failed:
                     raise failed
                 case response:
                     yield response

@@ -328,7 +328,7 @@ class Index:
         open_ = open_[room.open(open_)]
         found = [*able[:1]]
         if len(open_):
-            found.append(open_[room.score(shape, open_)[0].argmax()])
+            found.append(open_[room.score(shape, open_).argmin()])
         for name, _ in shape.items():  # noqa: PERF102 (no dictionary)
             found += [room.most_whole(name, rows), room.most_free(name, open_)]
         units = [room.units[row] for row in found if row is not None]

@@ -15,7 +15,7 @@ import numpy as np
 from pyroaring import BitMap
 
 from rota.core.cluster.claims import Claims, share
-from rota.core.cluster.index import SLOTS_OF_LEASE_MAX, Group, Index, Kind
+from rota.core.cluster.index import PIECE_LEASES, SLOTS_OF_LEASE_MAX, Group, Index, Kind
 from rota.core.cluster.leases import devices_free, shrink, take_devices, tell_lease
 from rota.core.cluster.records import AllocationDesired, Key, LeaseDesired, allocation_key, lease_key
 from rota.core.cluster.soft import Average, Soft
@@ -64,6 +64,7 @@ class Placing:
     def place(self, work: Work) -> Iterator[None]:
         """One pass, for something may have changed; in pieces."""
         work.place_wanted = False
+        self.index.now_ms = work.now_ms
         yield from self.index.catch_up()
         yield from _Pass(work, self.index).run()
 
@@ -87,7 +88,6 @@ class _Pass:
 
     def run(self) -> Iterator[None]:
         index = self.index
-        index.now_ms = self.work.now_ms
         index.refresh()
         self.claims.give_up()
         left = self.work.settings.placed_at_once
@@ -103,7 +103,7 @@ class _Pass:
         if index.awake:
             # What there was no budget for, or what claims have made room for.
             self.work.soft.timers.arm("placing", "", self.work.now_ms)
-        self._give_back()
+        yield from self._give_back()
 
     # ------------------------------------------------------------ order
 
@@ -421,7 +421,7 @@ class _Pass:
             return waiting
         return recall_count(waiting, slots, known.mean_ms, limit_ms)
 
-    def _give_back(self) -> None:
+    def _give_back(self) -> Iterator[None]:
         """Idle slots: at once where other work waits for room, else after they have been idle for a while."""
         hungry = bool(self.index.parked)
         touched, self.index.touched = self.index.touched, {}
@@ -436,8 +436,10 @@ class _Pass:
                 timers.arm_earlier("linger", name, self.work.now_ms + self.work.settings.linger_ms)
         if hungry:
             for kind in [kind for kind in self.index.idle if not kind.groups]:
-                for number in list(kind.idle):
+                for done, number in enumerate(list(kind.idle), start=1):
                     shrink(self.work, kind.leases[number], kind.leases[number].load)
+                    if done % PIECE_LEASES == 0:
+                        yield
 
 
 def go_on(work: Work, name: str) -> None:
