@@ -19,6 +19,10 @@ _MODE = 0o600
 BLANKS_COUNT_MAX = 16
 
 
+class OutputLost(Exception):
+    """What a task has written cannot be given a name, and is gone with its end; the message says why."""
+
+
 class Keeper:
     """Makes the files of one home."""
 
@@ -108,14 +112,20 @@ class Kept:
             os.close(self._blank)
             self._blank = -1
 
+    def _show_or_lose(self) -> None:
+        try:
+            self.show()
+        except OSError as error:
+            raise OutputLost(f"its output is lost, {self.path} cannot be made: {error.strerror}") from None
+
     def settle(self) -> int:
-        """Nobody writes any more: an empty file goes. How large it is. Raises OSError."""
+        """Nobody writes any more: an empty file goes. How large it is. Raises OutputLost, OSError."""
         if self._blank < 0:
             return output.remove_empty(self.path)
         found = os.fstat(self._blank)
         try:
             if found.st_size:
-                self.show()
+                self._show_or_lose()
             elif self._own and _untouched(found) and self._keeper.take_back(self._blank):
                 self._blank = -1
         finally:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from rota.agent import gpus, output
-from rota.agent.kept import Keeper, Kept
+from rota.agent.kept import Keeper, Kept, OutputLost
 from rota.agent.obeyed import obeyed
 from rota.agent.spawn_frames import Prepare, Setup
 from rota.core.node.inputs import Part
@@ -54,16 +54,23 @@ class Task:
             with suppress(OSError):
                 kept.show()
 
-    def settle_output(self) -> None:
-        """It has ended: its empty files go, and what is too much."""
+    def settle_output(self) -> str:
+        """It has ended: its empty files go, and what is too much. What of its output is lost, and why."""
         largest = 0
+        lost = ""
         for kept in self.kept:
-            with suppress(OSError):
+            try:
                 largest = max(largest, kept.settle())
+            except OutputLost as error:
+                lost = lost or str(error)
+            except OSError:
+                # An empty file stays.
+                continue
         if largest > output.STREAM_BYTES_MIN:
             # Where holes cannot be punched, the agent's warnings say so from its start.
             with suppress(OSError):
                 output.hold_to_limit([kept.path for kept in self.kept], slack_bytes=0)
+        return lost
 
 
 class Files:
@@ -94,7 +101,7 @@ class Files:
         if self.feed >= 0:
             os.close(self.feed)
         for kept in self.kept:
-            with suppress(OSError):
+            with suppress(OSError, OutputLost):
                 kept.settle()
 
 

@@ -453,8 +453,8 @@ class Spawner:
             with suppress(OSError):
                 # It goes with the job's output.
                 files.unspool(self._input_path(live))
-        live.task.settle_output()
-        self._tell_end(live)
+        lost = live.task.settle_output()
+        self._tell_end(live, _printable(lost))
         if live.room is not None and self._rooms is not None:
             self._rooms.give_back(live.room)
         if not live.status:
@@ -467,7 +467,7 @@ class Spawner:
         """Whether nothing of a tree is left in its room. Raises OSError."""
         return room is not None and self._rooms is not None and self._rooms.empty(room)
 
-    def _tell_end(self, live: _Live) -> None:
+    def _tell_end(self, live: _Live, message: str) -> None:
         assert live.status is not None
         assert live.usage is not None
         cause, code = Cause.EXIT, os.waitstatus_to_exitcode(live.status)
@@ -487,7 +487,7 @@ class Spawner:
             # to stop each task at its exit (ptrace) costs more than the number is worth.
             live.usage.ru_maxrss if live.usage.ru_maxrss > live.floor_kib else 0,
         )
-        if cause is Cause.EXIT and not live.signalled:
+        if cause is Cause.EXIT and not live.signalled and not message:
             allocation, index, _ = live.attempt
             columns = self._ran.get(allocation)
             if columns is None:
@@ -503,6 +503,7 @@ class Spawner:
                 cause,
                 code,
                 *numbers,
+                message,
                 ended_before_signal=not live.signalled,
                 at_ms=live.at_ms,
             )

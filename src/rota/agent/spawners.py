@@ -245,6 +245,8 @@ class Spawners:
                 self._running.pop((allocation, index), None)
         if not known:
             raise Malformed("what it tells of was not given to it")
+        if isinstance(answer, Exited) and answer.message:
+            _log.error("task %d of allocation %d: %s", answer.attempt[1], answer.attempt[0], answer.message)
         if isinstance(answer, Stuck):
             _tell_stuck(answer)
         else:

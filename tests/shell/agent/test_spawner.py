@@ -348,6 +348,27 @@ def test_output_that_could_not_be_named_is_held_to_its_limit_and_named_when_it_c
     assert alive(born.pid)
 
 
+def test_output_that_is_lost_is_told_of(spawner: Conversation, tmp_path: Path) -> None:
+    """It may have no name before its end, and then there may be no room for one."""
+    in_the_way = tmp_path / "out" / "7"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    spawner.say(prepare("sh", "-c", "echo hello; exit $ROTA_TASK_INDEX"))
+    path = output.path(tmp_path, 7, 10, 0, 1, 1)
+    for index in (0, 3):
+        spawner.say(launch(index))
+        ended = spawner.hear()
+        while isinstance(ended, Spawned):
+            ended = spawner.hear()
+        assert isinstance(ended, Exited)
+        assert (ended.cause, ended.code) == (Cause.EXIT, index)
+        lost = path.with_name(f"{index}.1.out")
+        assert ended.message == f"its output is lost, {lost} cannot be made: Not a directory"
+    # Of one that wrote nothing there is nothing to lose.
+    spawner.say(prepare("true"), launch(4))
+    assert codes(spawner, 1) == {4: 0}
+
+
 def test_a_second_attempt_is_told_of_at_once(spawner: Conversation) -> None:
     """The first may have died with its spawner, too soon to be told of."""
     part = Part(10, 7, 1, 2, ((0, 2),))

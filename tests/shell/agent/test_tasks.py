@@ -249,6 +249,20 @@ def test_input_that_cannot_be_kept_ends_the_task(node: Agent) -> None:
     assert ended.message == "its standard input could not be kept on the node: File too large"
 
 
+def test_output_that_is_lost_is_said_of_the_task_and_in_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with agent(tmp_path / "home") as node:
+        (node.home / "out").mkdir(exist_ok=True)
+        (node.home / "out" / "10").touch()
+        node.grant(JobSpec(command=("echo", "hello")))
+        node.until(lambda: (10, 0) in node.succeeded)
+        (ended,) = node.reports[-1].ended
+    lost = f"its output is lost, {node.home}/out/10/10/0/0.1.out cannot be made: Not a directory"
+    assert ended.message == lost
+    assert f"task 0 of allocation 10: {lost}" in capfd.readouterr().err
+
+
 # ---------------------------------------------------------------- what cannot be started
 
 
