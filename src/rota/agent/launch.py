@@ -32,11 +32,17 @@ _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
 _SCRIPT_DESCRIPTOR = 3
 _PLACE = re.compile(r"\{(index|line)\}")
 _ALL_SIGNALS = sorted(set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP})
+# What the agent, or all of its machine, has run out of: no fault of the task that was next.
+_RUN_OUT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 DEV_NULL = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 
 class StartFailed(Exception):
     """The attempt cannot be started; the message says what is wrong, and where."""
+
+
+class NotKept(OSError):
+    """The agent can make no file for a task's output."""
 
 
 @dataclass(slots=True)
@@ -138,7 +144,7 @@ class Launcher:
         self._keeper = keeper
 
     def plan(self, job: Prepare, part: Part, devices: tuple[str, ...]) -> Plan:
-        """How a part's tasks are to be started. Raises StartFailed where none of them can be."""
+        """How a part's tasks are to be started. Raises StartFailed where none can be; OSError as `start`."""
         account = self._account(job)
         environment = self._environment(job, part, devices, account)
         cwd = job.cwd or environment.get("HOME", "/")
@@ -153,7 +159,7 @@ class Launcher:
         return plan
 
     def start(self, plan: Plan, index: int, line: str | None) -> Task:
-        """Starts a task. Raises StartFailed."""
+        """Starts a task. Raises StartFailed, and OSError where it is not the task that is to blame."""
         job, cwd, own = plan.job, plan.cwd, plan.account is None
         argv = [_put(word, index, line) for word in plan.argv] if plan.differs else plan.argv
         if own:
@@ -177,6 +183,8 @@ class Launcher:
                 pid = _fork(program, argv, environment, files, plan.account, cwd)
         except (OSError, ValueError) as error:
             files.give_up()
+            if isinstance(error, NotKept) or (isinstance(error, OSError) and error.errno in _RUN_OUT):
+                raise
             raise StartFailed(self._trouble(error, job, program, cwd)) from None
         files.close()
         return Task(pid, files.kept, files.feed)
@@ -191,7 +199,7 @@ class Launcher:
             if asked == "none":
                 continue
             if not asked:
-                kept, descriptor = self._keeper.open(self._path(plan, index, stream), own=own)
+                kept, descriptor = self._keep(self._path(plan, index, stream), own=own)
                 files.kept.append(kept)
                 files.add(stream, descriptor)
             elif own:
@@ -201,6 +209,12 @@ class Launcher:
         if job.script and not own:
             files.descriptors.append(-1)
             files.add(_SCRIPT_DESCRIPTOR, os.open(job.script, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _keep(self, path: str, *, own: bool) -> tuple[Kept, int]:
+        try:
+            return self._keeper.open(path, own=own)
+        except OSError as error:
+            raise NotKept(error.errno, f"its output cannot be kept: {error.strerror}") from None
 
     def _path(self, plan: Plan, index: int, stream: int) -> str:
         part = plan.part
@@ -341,13 +355,15 @@ class Launcher:
     # ------------------------------------------------------------ where, and as whom
 
     def _account(self, job: Prepare) -> pwd.struct_passwd | None:
-        """The account to run as; None for the agent's own."""
+        """The account to run as; None for the agent's own. Raises StartFailed, OSError."""
         if not job.account:
             return None
         name = self._map_user.get(job.account, job.account)
         try:
             account = pwd.getpwnam(name)
         except KeyError:
+            # It is said to be missing also where no descriptor is left to look for it.
+            os.close(os.dup(DEV_NULL))
             raise StartFailed(
                 f"no account {name!r} {self._where}; add it, or start its agent with --map-user {name}=WHOM"
             ) from None
@@ -418,11 +434,16 @@ def _fork(
 ) -> int:
     """For another user. Raises OSError, with the name of the file if one is to blame."""
     failed, failing = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(failed)
+        os.close(failing)
+        raise
     if pid == 0:
-        # Out of the way of the task's own descriptors.
-        failing = fcntl.fcntl(failing, fcntl.F_DUPFD_CLOEXEC, 64)
         try:
+            # Out of the way of the task's own descriptors.
+            failing = fcntl.fcntl(failing, fcntl.F_DUPFD_CLOEXEC, _SCRIPT_DESCRIPTOR + 1)
             _become(program, argv, environment, files, account, cwd)
         except OSError as error:
             os.write(failing, f"{error.errno} {error.filename or ''}".encode(errors="replace"))

@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -263,6 +264,46 @@ def test_without_descriptors_nothing_starts_and_then_it_goes_on(spawner: Convers
     resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE, (soft, hard))
     spawner.say(launch(2))
     assert isinstance(spawner.hear(), Spawned)
+
+
+@pytest.mark.parametrize(
+    "account",
+    ["", pytest.param("nobody", marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root"))],
+)
+def test_whatever_the_agent_cannot_open_is_no_fault_of_the_task(spawner: Conversation, account: str) -> None:
+    """One descriptor more each time: it is another one of those that a start takes that is not there."""
+    # It runs by then: it needs descriptors of its own to begin.
+    spawner.say(prepare("sleep", "1000", kept="none"), launch(0))
+    assert isinstance(spawner.hear(), Spawned)
+    spawner.say(replace(prepare("sleep", "1000", stdin=True), account=account))
+    soft, hard = resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE)
+    reasons = set()
+    for limit in range(3, 100):
+        resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE, (limit, hard))
+        spawner.say(launch(limit))
+        answer = spawner.hear()
+        if isinstance(answer, Spawned):
+            break
+        assert isinstance(answer, SpawnFailed)
+        assert answer.cause == Cause.AGENT_ERROR, (limit, answer)
+        reasons.add(answer.message)
+    resource.prlimit(spawner.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert reasons == {
+        "the agent cannot start it: Too many open files",
+        "the agent cannot start it: its output cannot be kept: Too many open files",
+    }
+
+
+def test_output_that_cannot_be_kept_is_no_fault_of_the_task(spawner: Conversation, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    spawner.say(prepare("true"), launch(0))
+    reason = "the agent cannot start it: its output cannot be kept: File exists"
+    assert spawner.hear() == SpawnFailed((10, 0, 1), reason, Cause.AGENT_ERROR)
+    # Where the job says itself where it is to go, it is.
+    spawner.say(prepare("true", kept=str(tmp_path / "out" / "x")), launch(1))
+    answer = spawner.hear()
+    assert isinstance(answer, SpawnFailed)
+    assert answer.cause == Cause.START_FAILED
 
 
 def test_output_has_its_name_when_there_is_some_or_may_be(spawner: Conversation, tmp_path: Path) -> None:
