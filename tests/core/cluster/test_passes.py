@@ -248,3 +248,14 @@ def test_asking_for_slots_wakes_nobody_who_could_use_none() -> None:
     assert scene.sent(Resize)
     assert not index_of(scene).awake
     assert scene.last.wake_at_ms is None or scene.last.wake_at_ms > scene.now_ms
+
+
+def test_work_that_waits_for_one_node_takes_no_idle_slots_on_others() -> None:
+    scene = scene_of(2, 1)
+    scene.submit(node="n1", resources=Resources(cpu=1_000))
+    scene.submit(node="n1", resources=Resources(cpu=900))
+    scene.submit(node="n0", resources=Resources(cpu=1_000))
+    (grant,) = scene.sent(Grant)
+    end(scene, grant)
+    leases = scene.machine.cluster.nodes["id-n0"].leases.values()
+    assert [(lease.desired.target, lease.load) for lease in leases] == [(1, 0)]

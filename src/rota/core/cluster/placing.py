@@ -51,6 +51,8 @@ PACE_FACTOR = 1.5
 
 # Of a parked group so many jobs are looked at, at once.
 PARKED_JOBS_MAX = 8
+# Of a queue's parked groups, before idle slots are given back.
+PARKED_LOOKED_AT_MAX = 16
 
 _NO_AVERAGE = Average()
 
@@ -423,7 +425,6 @@ class _Pass:
 
     def _give_back(self) -> Iterator[None]:
         """Idle slots: at once where other work waits for room, else after they have been idle for a while."""
-        hungry = bool(self.index.parked)
         touched, self.index.touched = self.index.touched, {}
         timers = self.work.soft.timers
         for node_id, number in touched:
@@ -434,12 +435,24 @@ class _Pass:
                 timers.disarm("linger", name)
             else:
                 timers.arm_earlier("linger", name, self.work.now_ms + self.work.settings.linger_ms)
-        if hungry:
-            for kind in [kind for kind in self.index.idle if not kind.groups]:
-                for done, number in enumerate(list(kind.idle), start=1):
-                    shrink(self.work, kind.leases[number], kind.leases[number].load)
-                    if done % PIECE_LEASES == 0:
-                        yield
+        if self.index.parked:
+            yield from self._give_to_parked()
+
+    def _give_to_parked(self) -> Iterator[None]:
+        """Idle slots go back that parked work may wait for: room on a node, or in its queue's quota."""
+        parked = self.index.parked.values()
+        looked_at = [group for groups in parked for group in groups.firsts(PARKED_LOOKED_AT_MAX)]
+        limited = {group.kind.queue for group in looked_at if self.index.limited(group)}
+        waiting = [group for group in looked_at if not self.index.limited(group)]
+        of_all = any(len(groups) > PARKED_LOOKED_AT_MAX for groups in parked)
+        for kind in [kind for kind in self.index.idle if not kind.groups]:
+            for done, number in enumerate(list(kind.idle), start=1):
+                lease = kind.leases[number]
+                wanted = of_all or kind.queue in limited
+                if wanted or any(group.may_go_to(lease.node) for group in waiting):
+                    shrink(self.work, lease, lease.load)
+                if done % PIECE_LEASES == 0:
+                    yield
 
 
 def go_on(work: Work, name: str) -> None:
