@@ -23,9 +23,9 @@ STANDING: Mapping[tuple[str, str], Bar] = {
     ("agent", "CPU, idle, over 5 s"): Bar(at_most=1),  # 0.5, over five minutes
     ("processes", "array, output files on"): Bar(at_least=0.5, of="bare loop"),  # 0.65, and disks differ
     ("processes", "jobs of one task"): Bar(at_least=0.3, of="bare loop"),  # 0.5
-    ("processes", "longest pause of the controller, processes"): Bar(at_most=60),  # 20
-    ("placement", "placements, 1000 nodes, 2000 tasks, 1000 shapes"): Bar(at_least=2_000),  # 10,000
-    ("placement", "placements, 1000 nodes, 2000 tasks, 2000 shapes"): Bar(at_least=1_500),  # 10,000
+    ("processes", "longest pause of the controller, processes"): Bar(at_most=50),  # 20
+    ("placement", "placements, 1000 nodes, 2000 tasks, 1000 shapes"): Bar(at_least=5_000),  # 10,000
+    ("placement", "placements, 1000 nodes, 2000 tasks, 2000 shapes"): Bar(at_least=4_000),  # 10,000
     ("submission", "separate jobs, 8 clients"): Bar(at_least=1_000),  # 2,000
     ("submission", "separate jobs, 32 clients"): Bar(at_least=1_000),  # 2,000
     ("submission", "jobs in one call"): Bar(at_least=10_000),  # 20,000
