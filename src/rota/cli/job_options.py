@@ -19,7 +19,7 @@ from rota.cli.session import Dependency, NodeName, QueueName
 from rota.cli.states import choices, value
 from rota.client.errors import InvalidRequest
 from rota.client.messages import DependencyWhen, JobSpec, OnNodeLoss
-from rota.client.texts import RESOURCES, FieldPath, problems_of, set_named, set_text
+from rota.client.texts import RESOURCES, FieldPath, pair, problems_of, set_named, set_text
 from rota.client.units import UnitError
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ class _Made:
         set_text(self.spec, path, text)
 
     def _resource(self, text: str) -> None:
-        name, number = _pair(text, "power=10")
+        name, number = pair(text, "power=10")
         if name in RESOURCES:
             raise UnitError(f"'{text}' has an option of its own: --{name} {number}")
         set_named(self.spec.resources, name, number)
@@ -314,7 +314,7 @@ class _Made:
             dependency.when = value(DependencyWhen, when)
 
     def _label(self, text: str) -> None:
-        key, text = _pair(text, "team=video")
+        key, text = pair(text, "team=video")
         self.spec.labels[key] = text
 
     def _lines(self, name: str) -> None:
@@ -331,13 +331,6 @@ def refuse_empty(text: str) -> None:
     """An empty text is a shell's variable that is not set, and never meant. Raises UnitError."""
     if not text.strip():
         raise UnitError("is empty; give a value, or leave the option out")
-
-
-def _pair(text: str, example: str) -> tuple[str, str]:
-    key, equals, rest = text.partition("=")
-    if not equals or not key:
-        raise UnitError(f"'{text}' has no name and value; try {example}")
-    return key, rest
 
 
 def _read_text(name: str, bytes_max: int) -> str:

@@ -37,6 +37,14 @@ def set_named(resources: Resources, name: str, text: str) -> None:
     resources.named[name] = value_of(text, amount, rules_of(field).unit)
 
 
+def pair(text: str, example: str) -> tuple[str, str]:
+    """Name and value of `NAME=VALUE`. Raises UnitError."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise units.UnitError(f"'{text}' has no name and value; try {example}")
+    return name, value
+
+
 def resources_from_texts(texts: Mapping[str, str], label: str) -> Resources:
     """`{"cpu": "64", "memory": "1TiB", "power": "10"}`. Raises InvalidRequest, each problem with `label`."""
     made = Resources()

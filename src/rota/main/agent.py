@@ -16,12 +16,12 @@ from rota.cli.app import say
 from rota.cli.session import not_empty
 from rota.client.context import expanded
 from rota.client.errors import InvalidRequest, Refused, RotaError, Unreachable
-from rota.client.texts import set_text
+from rota.client.texts import pair, set_text
 from rota.client.units import UnitError, parse_milliseconds
 from rota.main.controller import Address
 from rota.main.daemon import say_ready
 from rota.main.home import Home
-from rota.main.machine_texts import add_label, add_named, pair
+from rota.main.machine_texts import add_label, add_named
 from rota.main.options import home_option, ready_option
 from rota.wire.gen.v1.node_pb2 import Inventory, Pool
 from rota.wire.units import quoted

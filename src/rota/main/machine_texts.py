@@ -3,7 +3,7 @@
 from collections.abc import MutableMapping
 
 from rota.client.messages import Resources
-from rota.client.texts import RESOURCES, set_named
+from rota.client.texts import RESOURCES, pair, set_named
 from rota.client.units import UnitError
 
 
@@ -25,11 +25,3 @@ def add_label(labels: MutableMapping[str, str], text: str) -> str:
         raise UnitError(f"'{name}' is given twice")
     labels[name] = value
     return name
-
-
-def pair(text: str, example: str) -> tuple[str, str]:
-    """Name and value of `NAME=VALUE`. Raises UnitError."""
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise UnitError(f"'{text}' has no name and value; try {example}")
-    return name, value

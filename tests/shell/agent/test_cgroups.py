@@ -3,13 +3,10 @@
 import pwd
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rota.agent import cgroups
 from tests.support.files import WAIT_S_MAX
 
 NOBODY = "nobody"
@@ -22,22 +19,6 @@ Path(sys.argv[1], "cgroup.procs").write_text("0")
 os.setresuid(*[int(sys.argv[2])] * 3)
 print(cgroups.writable())
 """
-
-
-@pytest.fixture
-def group() -> Iterator[Path]:
-    """A cgroup of the test's own."""
-    own = cgroups._own()
-    made = None if own is None else own[1] / f"rota-test-{uuid.uuid4().hex}"
-    try:
-        if made is not None:
-            made.mkdir()
-    except OSError:
-        made = None
-    if made is None:
-        pytest.skip("this machine does not let the test have a cgroup")
-    yield made
-    made.rmdir()
 
 
 def test_cgroups_that_processes_cannot_be_moved_in_are_none(group: Path) -> None:

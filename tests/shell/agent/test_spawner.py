@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -430,23 +429,12 @@ def test_a_second_attempt_is_told_of_at_once(spawner: Conversation) -> None:
 
 
 @pytest.fixture
-def group() -> Iterator[Path]:
-    """A cgroup of the test's own."""
-    own = cgroups._own()
-    made = None if own is None else own[1] / f"rota-test-{uuid.uuid4().hex}"
-    try:
-        if made is not None:
-            made.mkdir()
-    except OSError:
-        made = None
-    if made is None or not cgroups.writable():
-        pytest.skip("this machine does not let the test have a cgroup")
-    (made / "rest").mkdir()
-    yield made
-    cgroups.kill(made)
-    look_again(lambda: cgroups.empty(made), "what was killed is still there")
-    cgroups.remove(made)
-    assert not made.exists()
+def group(group: Path) -> Path:
+    """A cgroup for spawners' rooms, and one for the agent's other processes."""
+    if not cgroups.writable():
+        pytest.skip("this machine does not let the test move processes between cgroups")
+    (group / "rest").mkdir()
+    return group
 
 
 @pytest.mark.parametrize("missing", ["rest", "rooms"])
@@ -512,15 +500,20 @@ def test_a_spawner_does_not_stay_with_a_retry_that_was_told_of_ahead_of_another_
     look_again(lambda: room(spawner.pid) not in map(room, born), "the spawner stays with a task")
 
 
+def room_of_a_task_that_lasts(spawner: Conversation, group: Path, home: Path) -> Path:
+    """The cgroup of the first task, once its spawner has left it."""
+    spawner.say(with_rooms(home, group), prepare("sleep", "1000"), launch(0))
+    born = spawner.hear()
+    assert isinstance(born, Spawned)
+    look_again(lambda: room(spawner.pid) != room(born.pid), "the spawner stays with a task")
+    return group / "rooms" / room(born.pid).split("/")[-1]
+
+
 @pytest.mark.parametrize("how", ["frozen", "with a cgroup below"])
 def test_a_room_that_a_task_has_changed_is_not_used_again(
     spawner: Conversation, group: Path, tmp_path: Path, how: str
 ) -> None:
-    spawner.say(with_rooms(tmp_path, group), prepare("sleep", "1000"), launch(0))
-    born = spawner.hear()
-    assert isinstance(born, Spawned)
-    own = group / "rooms" / room(born.pid).split("/")[-1]
-    look_again(lambda: room(spawner.pid) != room(born.pid), "the spawner stays with a task")
+    own = room_of_a_task_that_lasts(spawner, group, tmp_path)
     if how == "frozen":
         (own / "cgroup.freeze").write_text("1")
         look_again(lambda: "frozen 1" in (own / "cgroup.events").read_text(), "it does not freeze")
@@ -536,11 +529,7 @@ def test_a_room_that_a_task_has_changed_is_not_used_again(
 def test_a_room_that_was_removed_by_others_costs_no_task(
     spawner: Conversation, group: Path, tmp_path: Path
 ) -> None:
-    spawner.say(with_rooms(tmp_path, group), prepare("sleep", "1000"), launch(0))
-    born = spawner.hear()
-    assert isinstance(born, Spawned)
-    own = group / "rooms" / room(born.pid).split("/")[-1]
-    look_again(lambda: room(spawner.pid) != room(born.pid), "the spawner stays with a task")
+    own = room_of_a_task_that_lasts(spawner, group, tmp_path)
     spawner.say(Kill((10, 0, 1), signal.SIGKILL, tree=True))
     assert isinstance(spawner.hear(), Exited)
     own.rmdir()
